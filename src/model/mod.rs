@@ -1,0 +1,16 @@
+//! The vocabulary: types that every room shares. PURE: no I/O, no clock, no task.
+//!
+//! Values are parsed at the edge into types that cannot be wrong; names are LVS's own.
+
+mod ids;
+mod ipvs;
+mod time;
+pub mod wire;
+
+pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
+pub use ipvs::{
+    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod, NotAWeight,
+    Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
+    ServiceKeyError, ServiceState, Stats, Table, Tunnel, TunnelType, Weight,
+};
+pub use time::{MonoTime, WallMillis};
