@@ -2,15 +2,18 @@
 //!
 //! Values are parsed at the edge into types that cannot be wrong; names are LVS's own.
 
+mod check;
 mod ids;
+pub mod inventory;
 mod ipvs;
 mod time;
 pub mod wire;
 
+pub use check::{CheckKind, CheckSpec, CheckTiming, FailReason, Outcome, Phase};
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
-    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod, NotAWeight,
-    Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
+    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod,
+    NotAWeight, Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
     ServiceKeyError, ServiceState, Stats, Table, Tunnel, TunnelType, Weight,
 };
 pub use time::{MonoTime, WallMillis};

@@ -1,0 +1,305 @@
+//! Messages between director and provisioner: JSON bodies of the HTTP API.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `PUT /v1/directors/{name}` | [`Registration`] | 200 [`RegistrationAnswer`] |
+//! | `GET /v1/directors/{name}/members?after=V&wait=S` | | 200 [`Members`] |
+//! | `POST /v1/directors/{name}/members/{replacement}` | [`Confirmation`] | 204 |
+//! | `POST /v1/replacements`, header `Idempotency-Key` | [`ReplacementRequest`] | 202 [`Replacement`], `Location` |
+//! | `GET /v1/replacements` | | 200 list of [`Replacement`] |
+//! | `GET /v1/replacements/{id}?after=V&wait=S` | | 200 [`Replacement`] |
+//! | `POST /v1/replacements/{id}/cancel` | | 200 [`Replacement`] |
+//! | `PUT /v1/inventory?dry_run=true` | [`super::inventory::Inventory`] | 200 [`super::inventory::InventoryAnswer`] |
+//! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
+//!
+//! Errors are problem documents (RFC 9457): [`Problem`].
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CheckSpec, DirectorName, ForwardMethod, ReplacementId, Scheduler, ServiceKey, Weight};
+
+/// The configuration request of R3: three addresses, and the director's name. Its idempotency key
+/// (an [`super::IncidentKey`]'s text) travels in the header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplacementRequest {
+    /// The failed server's device identifier.
+    pub failed: IpAddr,
+    /// The director's address (source).
+    pub director: IpAddr,
+    /// The provisioner's address (destination); another than its own is refused as `wrong_centre`.
+    pub centre: IpAddr,
+    /// The director's name.
+    pub name: DirectorName,
+}
+
+/// Where a replacement stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplacementState {
+    /// Accepted; `reason` says what it waits for, for example a spare.
+    Pending,
+    /// Choosing a spare.
+    Claiming,
+    /// Steps 1 to 3 run on the spare.
+    Configuring,
+    /// Step 4 runs.
+    Testing,
+    /// The spare is configured and offered; a director puts it into service.
+    Attaching,
+    /// Every director concerned confirmed the attachment.
+    Succeeded,
+    /// Given up, `reason` says why.
+    Failed,
+    /// Cancelled by the director or an operator before it was attached.
+    Cancelled,
+    /// Its spare failed in its turn and was replaced.
+    Superseded,
+    /// Refused, `reason` says why.
+    Refused,
+}
+
+impl ReplacementState {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 10] = [
+        Self::Pending,
+        Self::Claiming,
+        Self::Configuring,
+        Self::Testing,
+        Self::Attaching,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Superseded,
+        Self::Refused,
+    ];
+
+    /// The word in the store, the API and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Claiming => "claiming",
+            Self::Configuring => "configuring",
+            Self::Testing => "testing",
+            Self::Attaching => "attaching",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Superseded => "superseded",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// The state of a word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str() == word)
+    }
+
+    /// Whether work is still to be done: no second one may begin for the same server.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        match self {
+            Self::Pending
+            | Self::Claiming
+            | Self::Configuring
+            | Self::Testing
+            | Self::Attaching => true,
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::Superseded | Self::Refused => {
+                false
+            }
+        }
+    }
+}
+
+/// A spare as it is offered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spare {
+    /// Its name in the inventory.
+    pub name: String,
+    /// All its service addresses; a service takes the first of its family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// One journaled step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepView {
+    /// Name of the server it runs on.
+    pub server: String,
+    /// `fence`, `os`, `install:nginx`, `configure:nginx`, `test`.
+    pub step: String,
+    /// `running`, `done` or `failed`.
+    pub state: String,
+    /// Start, milliseconds since 1970.
+    pub started_ms: i64,
+    /// End, if it ended.
+    pub ended_ms: Option<i64>,
+    /// What it found, or why it failed.
+    pub detail: String,
+}
+
+/// A replacement as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replacement {
+    /// Its id.
+    pub id: ReplacementId,
+    /// The idempotency key it was asked for with.
+    pub key: String,
+    /// Who asked.
+    pub director: DirectorName,
+    /// The failed server's device identifier.
+    pub failed: IpAddr,
+    /// The server whose place in the configuration is to be taken: `failed`, or, where `failed` was
+    /// itself a stand-in, the configured server at the chain's start.
+    pub origin: IpAddr,
+    /// Where it stands.
+    pub state: ReplacementState,
+    /// Why it stands there, where that needs a word: `no_spare: …`.
+    pub reason: Option<String>,
+    /// The spare, only once it is configured and tested (R13).
+    pub spare: Option<Spare>,
+    /// Servers that were passed over or failed, each with the reason.
+    pub passed_over: Vec<PassedOver>,
+    /// Its steps so far.
+    pub steps: Vec<StepView>,
+    /// Grows with every change of this replacement.
+    pub version: u64,
+}
+
+/// A server that was not used, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// Its name.
+    pub server: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What the provisioner wants of a director for one stand-in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Want {
+    /// Be in service.
+    Attach,
+    /// Not be in service.
+    Withdraw,
+}
+
+/// A stand-in of a director.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The replacement that made it.
+    pub replacement: ReplacementId,
+    /// The configured server whose place it takes.
+    pub origin: IpAddr,
+    /// Who it is.
+    pub spare: Spare,
+    /// What is wanted.
+    pub want: Want,
+    /// What the director has confirmed last.
+    pub confirmed: Option<Want>,
+}
+
+/// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// Grows with every change.
+    pub version: u64,
+    /// Ordered by replacement.
+    pub members: Vec<Member>,
+}
+
+/// A director says that a stand-in is in (or out of) the kernel's table of every service concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    /// What is now the case.
+    pub is: Want,
+}
+
+/// What a director tells at start and on reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its virtual services.
+    pub services: Vec<RegisteredService>,
+}
+
+/// A virtual service as a provisioner must know it: for templates and the service test.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredService {
+    /// Which.
+    pub key: ServiceKey,
+    /// Its scheduler.
+    pub scheduler: Scheduler,
+    /// Its forwarding method.
+    pub forward: ForwardMethod,
+    /// Its check.
+    pub check: CheckSpec,
+    /// Its configured real servers.
+    pub servers: Vec<RegisteredServer>,
+}
+
+/// A real server of a registered service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredServer {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Weight.
+    pub weight: Weight,
+}
+
+/// Answer to a registration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrationAnswer {
+    /// Servers that could not be replaced if they failed now.
+    pub warnings: Vec<ServerWarning>,
+}
+
+/// Why a server could not be replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerWarning {
+    /// The server.
+    pub server: IpAddr,
+    /// `role_unknown`, `role_undefined`, `catalogue_empty`, `script_missing`, `config_missing`, `no_spare`.
+    pub code: String,
+    /// In words, with the remedy.
+    pub detail: String,
+}
+
+/// A problem document (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `urn:understudy:problem:<code>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status in words.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// What happened and what to do.
+    pub detail: String,
+    /// Machine word.
+    pub code: String,
+}
+
+impl Problem {
+    /// A problem of a code.
+    #[must_use]
+    pub fn new(status: u16, title: &str, code: &str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("urn:understudy:problem:{code}"),
+            title: title.to_owned(),
+            status,
+            detail: detail.into(),
+            code: code.to_owned(),
+        }
+    }
+}

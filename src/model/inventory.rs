@@ -1,0 +1,202 @@
+//! The provisioner's tables as values: what the inventory folder says, what the store holds.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// A role: what a server is in the cluster (requirements: role code), with its operating system and
+/// the software it needs, in order (R8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Role {
+    /// Role code, for example `web.shop.example`.
+    pub code: String,
+    /// Domain identifier: selects service configuration files.
+    pub domain: String,
+    /// Operating system as `ID-VERSION_ID` of os-release(5), for example `debian-12`.
+    pub os: String,
+    /// Software names in the order of installation.
+    pub software: Vec<String>,
+}
+
+/// A piece of software and how it is installed (R9). Commands run as `sh -c` on the spare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Software {
+    /// Name.
+    pub name: String,
+    /// Only for this operating system; any where it is none.
+    pub os: Option<String>,
+    /// The text of the script that installs it.
+    pub script: String,
+    /// The script ends within this.
+    pub timeout: Duration,
+    /// Exit status 0: it is installed.
+    pub check: Option<String>,
+    /// Exit status 0: it runs.
+    pub running: Option<String>,
+    /// Starts it.
+    pub start: Option<String>,
+    /// Makes it read its configuration again.
+    pub reload: Option<String>,
+}
+
+/// A service configuration file (R10): (domain, software, path) -> text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceFile {
+    /// Domain identifier.
+    pub domain: String,
+    /// Software name.
+    pub software: String,
+    /// Absolute path on the server.
+    pub path: String,
+    /// Text, a minijinja template where `template` is set.
+    pub body: String,
+    /// Whether `body` is a template.
+    pub template: bool,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner's name.
+    pub owner: String,
+    /// Group's name.
+    pub group: String,
+}
+
+/// A server as the files enrol it: a spare where it has no role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Name.
+    pub name: String,
+    /// Service addresses; each is a device identifier that finds this server.
+    pub addresses: Vec<IpAddr>,
+    /// Where its sshd listens.
+    pub ssh_address: IpAddr,
+    /// Port of its sshd.
+    pub ssh_port: u16,
+    /// Accepted host keys in OpenSSH's one-line form.
+    pub host_keys: Vec<String>,
+    /// Role code it serves from the start, none for a spare.
+    pub role: Option<String>,
+}
+
+/// All that an inventory folder says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// By code.
+    pub roles: BTreeMap<String, Role>,
+    /// In the order of the file; a name may stand once for each operating system.
+    pub software: Vec<Software>,
+    /// In the order of the file.
+    pub files: Vec<ServiceFile>,
+    /// By name.
+    pub servers: BTreeMap<String, Server>,
+}
+
+/// Where a server of the pool stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerState {
+    /// Known from the files.
+    Enrolled,
+    /// Free to be claimed.
+    Ready,
+    /// Claimed for a replacement.
+    Claimed,
+    /// Being configured.
+    Configuring,
+    /// Being tested.
+    Testing,
+    /// Holds a role.
+    Serving,
+    /// Held a role and failed.
+    Failed,
+    /// Failed a step: not used until released, with a reason.
+    Quarantined,
+}
+
+impl ServerState {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 8] = [
+        Self::Enrolled,
+        Self::Ready,
+        Self::Claimed,
+        Self::Configuring,
+        Self::Testing,
+        Self::Serving,
+        Self::Failed,
+        Self::Quarantined,
+    ];
+
+    /// The word in the store, the API and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::Ready => "ready",
+            Self::Claimed => "claimed",
+            Self::Configuring => "configuring",
+            Self::Testing => "testing",
+            Self::Serving => "serving",
+            Self::Failed => "failed",
+            Self::Quarantined => "quarantined",
+        }
+    }
+
+    /// The state of a word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str() == word)
+    }
+}
+
+/// A server as `inventory list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// As enrolled by the files.
+    pub server: Server,
+    /// Where it stands.
+    pub state: ServerState,
+    /// The role it holds now, by the files or by a replacement.
+    pub role: Option<String>,
+    /// The replacement that gave it this role, if one did.
+    pub by_replacement: Option<String>,
+    /// The operating system it was last seen with.
+    pub os_seen: Option<String>,
+    /// Why it stands where it stands: the quarantine's reason, the replacement it is claimed for.
+    pub reason: Option<String>,
+}
+
+/// One thing that `inventory apply` did, would do, or leaves alone because a replacement holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryChange {
+    /// `add`, `change`, `remove`, or `held`.
+    pub action: ChangeAction,
+    /// What it is about: `role web.shop.example`, `server spare1`, `software nginx`, `file …`.
+    pub object: String,
+    /// What differs, or which replacement holds it.
+    pub detail: String,
+}
+
+/// What becomes of an object of the inventory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeAction {
+    /// New in the files.
+    Add,
+    /// Differs from the files.
+    Change,
+    /// Gone from the files.
+    Remove,
+    /// Differs from the files because a replacement gave it: left as it is.
+    Held,
+}
+
+/// Answer to `inventory apply`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryAnswer {
+    /// Whether anything was written.
+    pub applied: bool,
+    /// In order of object.
+    pub changes: Vec<InventoryChange>,
+}
+
+/// Variables of a template and environment of a script.
+pub type Variables = BTreeMap<String, String>;

@@ -1,0 +1,3 @@
+//! The provisioner: takes a failed server's address, finds its role, configures a spare for it.
+
+pub mod order;

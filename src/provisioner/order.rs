@@ -1,0 +1,163 @@
+//! What the workflow orders done on a spare, and what comes back: plain data, PURE. The workflow
+//! (store, journal, decisions) and the hands (SSH) meet here and nowhere else.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::model::{
+    CheckKind,
+    inventory::{Server, Variables},
+};
+
+/// An order for one server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The server to work on.
+    pub server: Server,
+    /// The fence of whoever orders: the spare refuses a lower one than it has seen.
+    pub fence: u64,
+    /// What to do.
+    pub step: Step,
+}
+
+/// One step. Each may be ordered again after a crash and must then neither harm nor repeat itself:
+/// `Install` finds its job directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write the fence on the spare. First order of every run, also after a restart.
+    Fence,
+    /// Step 1: read the running operating system back and compare it.
+    Os {
+        /// `ID-VERSION_ID` of os-release(5).
+        wanted: String,
+    },
+    /// Step 2: run a software's script as a job.
+    Install {
+        /// Names the job directory: `<replacement>-<position>`, the same after a restart.
+        job: String,
+        /// Software.
+        software: String,
+        /// The script's text.
+        script: String,
+        /// Its time limit.
+        timeout: Duration,
+        /// Environment.
+        variables: Variables,
+        /// Exit status 0 afterwards: it is installed.
+        check: Option<String>,
+    },
+    /// Step 3: place files, then start the software or make it read them again.
+    Configure {
+        /// Software.
+        software: String,
+        /// The files, rendered.
+        files: Vec<RenderedFile>,
+        /// Exit status 0: it runs.
+        running: Option<String>,
+        /// Starts it.
+        start: Option<String>,
+        /// Makes it read its configuration again.
+        reload: Option<String>,
+    },
+    /// Step 4: everything read back, and the service answers the provisioner.
+    Test {
+        /// Operating system wanted.
+        os: String,
+        /// (software, check command).
+        installed: Vec<(String, String)>,
+        /// (path, SHA-256 in hex).
+        digests: Vec<(String, String)>,
+        /// Where the service must answer, and how it is asked.
+        answers: Vec<ServiceTest>,
+    },
+}
+
+impl Step {
+    /// The step's name in the journal and in metrics' `step` label up to the colon.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Fence => "fence".to_owned(),
+            Self::Os { .. } => "os".to_owned(),
+            Self::Install { software, .. } => format!("install:{software}"),
+            Self::Configure { software, .. } => format!("configure:{software}"),
+            Self::Test { .. } => "test".to_owned(),
+        }
+    }
+}
+
+/// A probe of step 4; repeated until it passes or `limit` is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceTest {
+    /// The spare's service address and the virtual service's port.
+    pub at: SocketAddr,
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Time limit of one probe.
+    pub timeout: Duration,
+    /// Time limit of all.
+    pub limit: Duration,
+}
+
+/// A file ready to be placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenderedFile {
+    /// Absolute path.
+    pub path: String,
+    /// Content.
+    pub body: Vec<u8>,
+    /// SHA-256 of `body` in hex.
+    pub sha256: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner's name.
+    pub owner: String,
+    /// Group's name.
+    pub group: String,
+}
+
+/// A step that succeeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// What was found or done, one line.
+    pub detail: String,
+    /// Output of scripts and commands, bounded.
+    pub output: String,
+    /// The operating system, where the step read it.
+    pub os: Option<String>,
+}
+
+/// Whether trying the same again may help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Perhaps: a connection refused or lost, a time-out.
+    Transient,
+    /// No: next spare.
+    Permanent,
+    /// The spare is sound but not what is wanted (another operating system): next spare, no quarantine.
+    Unsuitable,
+    /// A newer provisioner run owns the spare: stop at once.
+    Fenced,
+}
+
+/// A step that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {detail}")]
+pub struct StepError {
+    /// What to do about it.
+    pub class: Class,
+    /// Machine word: `unreachable`, `host_key_mismatch`, `auth_refused`, `script_failed`,
+    /// `script_timed_out`, `not_installed`, `os_mismatch`, `start_failed`, `digest_mismatch`,
+    /// `service_silent`, `fenced`, `link_lost`, …
+    pub code: &'static str,
+    /// One line for an operator: what happened, where, what to do.
+    pub detail: String,
+    /// Output so far, bounded.
+    pub output: String,
+}
+
+/// Whoever carries out orders.
+pub trait Hands: Send + Sync + 'static {
+    /// Carries out one order.
+    fn perform(&self, order: &Order) -> impl Future<Output = Result<Done, StepError>> + Send;
+}
