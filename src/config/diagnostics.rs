@@ -47,12 +47,19 @@ impl Diagnostics {
     /// # Errors
     ///
     /// These mistakes, where there is one.
-    pub fn or<T>(mut self, value: T) -> Result<T, Self> {
+    pub fn or<T>(self, value: T) -> Result<T, Self> {
         if self.list.is_empty() {
-            return Ok(value);
+            Ok(value)
+        } else {
+            Err(self.sorted())
         }
+    }
+
+    /// The same mistakes in the file's order.
+    #[must_use]
+    pub fn sorted(mut self) -> Self {
         self.list.sort_by_key(|d| d.span.start);
-        Err(self)
+        self
     }
 
     /// The line and column (both from 1, the column in characters) of a byte of the source.

@@ -2,5 +2,15 @@
 //! `file:line:column`, all of them at once.
 
 mod diagnostics;
+pub mod director;
+pub mod duration;
+pub mod provisioner;
+
+#[cfg(test)]
+mod tests;
 
 pub use diagnostics::Diagnostics;
+pub use director::{
+    Director, Endpoint, FailingIn, ProvisionerLink, ReplacementPolicy, VirtualService,
+};
+pub use provisioner::{Provisioner, Ssh};

@@ -1,0 +1,639 @@
+//! `director.toml`.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::{Range, RangeInclusive},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{Diagnostics, duration};
+use crate::model::{
+    CheckKind, CheckSpec, CheckTiming, DestAttrs, DestKey, DirectorName, Family, ForwardMethod,
+    Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Tunnel, Weight,
+};
+
+/// A director's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Director {
+    /// Its name at the provisioner.
+    pub name: DirectorName,
+    /// Its identity: the source address of configuration requests.
+    pub address: IpAddr,
+    /// Folder of its state file.
+    pub state_dir: PathBuf,
+    /// Operator socket.
+    pub socket: PathBuf,
+    /// Whether services in the kernel that stand in no configuration are removed.
+    pub exclusive: bool,
+    /// How often the whole table is read to heal drift.
+    pub resync: Duration,
+    /// Where `/metrics` listens.
+    pub metrics: Option<SocketAddr>,
+    /// The provisioner, if servers are to be replaced.
+    pub provisioner: Option<ProvisionerLink>,
+    /// When a failed server is replaced.
+    pub replacement: ReplacementPolicy,
+    /// Virtual services.
+    pub services: BTreeMap<ServiceKey, VirtualService>,
+}
+
+/// How the provisioner is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvisionerLink {
+    /// Its identity: the destination address of configuration requests.
+    pub address: IpAddr,
+    /// Where it listens.
+    pub at: Endpoint,
+}
+
+/// Where an HTTP API listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP port on loopback.
+    Tcp(SocketAddr),
+}
+
+/// When a failed server is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplacementPolicy {
+    /// How long it must have failed.
+    pub replace_after: Duration,
+    /// In which of its services it must fail.
+    pub failing_in: FailingIn,
+}
+
+/// In which of its services a server must fail to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailingIn {
+    /// In all.
+    All,
+    /// In one or more.
+    Any,
+}
+
+/// A virtual service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualService {
+    /// What the kernel is told of it.
+    pub attrs: ServiceAttrs,
+    /// Forwarding method of its destinations.
+    pub forward: ForwardMethod,
+    /// Its check.
+    pub check: CheckSpec,
+    /// Its real servers, with what the kernel is told of each in service.
+    pub servers: BTreeMap<DestKey, DestAttrs>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    director: RawDirector,
+    provisioner: Option<RawProvisioner>,
+    metrics: Option<RawMetrics>,
+    replacement: Option<RawReplacement>,
+    #[serde(default)]
+    virtual_service: Vec<Spanned<RawService>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDirector {
+    name: Spanned<String>,
+    address: Spanned<String>,
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    #[serde(default)]
+    exclusive: bool,
+    resync: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProvisioner {
+    address: Spanned<String>,
+    socket: Option<Spanned<PathBuf>>,
+    tcp: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReplacement {
+    replace_after: Option<Spanned<String>>,
+    failing_in: Option<FailingIn>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    address: Option<Spanned<String>>,
+    protocol: Option<Spanned<String>>,
+    fwmark: Option<Spanned<i64>>,
+    family: Option<Spanned<String>>,
+    scheduler: Spanned<String>,
+    #[serde(default)]
+    scheduler_flags: Vec<Spanned<String>>,
+    #[serde(default)]
+    one_packet: bool,
+    forward: Spanned<String>,
+    persistence_timeout: Option<Spanned<String>>,
+    persistence_prefix: Option<Spanned<i64>>,
+    persistence_engine: Option<Spanned<String>>,
+    check: Option<Spanned<RawCheck>>,
+    #[serde(default)]
+    real_server: Vec<RawServer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCheck {
+    interval: Option<Spanned<String>>,
+    timeout: Option<Spanned<String>>,
+    rise: Option<Spanned<i64>>,
+    fall: Option<Spanned<i64>>,
+    tcp: Option<RawTcp>,
+    http: Option<RawHttp>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTcp {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHttp {
+    path: Option<Spanned<String>>,
+    host: Option<Spanned<String>>,
+    status: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServer {
+    address: Spanned<String>,
+    weight: Option<Spanned<i64>>,
+    upper_threshold: Option<Spanned<i64>>,
+    lower_threshold: Option<Spanned<i64>>,
+}
+
+/// Reads the text of `director.toml`.
+///
+/// # Errors
+///
+/// Every mistake found, each at its place.
+pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
+    let raw: Raw = Diagnostics::parse(path, source)?;
+    let mut r = Reader {
+        bad: Diagnostics::new(path, source),
+    };
+    let unspecified = IpAddr::from([0, 0, 0, 0]);
+    let name = r.value(&raw.director.name, |t| t.parse::<DirectorName>());
+    let address = r
+        .value(&raw.director.address, address)
+        .unwrap_or(unspecified);
+    let resync = r.duration(raw.director.resync.as_ref(), Duration::from_secs(10));
+    r.at_least(
+        raw.director.resync.as_ref(),
+        resync,
+        Duration::from_millis(100),
+        "resync",
+    );
+    let provisioner = raw.provisioner.as_ref().map(|p| r.provisioner(p));
+    let metrics = raw
+        .metrics
+        .as_ref()
+        .and_then(|m| r.value(&m.listen, socket_address));
+    let policy = raw.replacement.as_ref();
+    let replacement = ReplacementPolicy {
+        replace_after: r.duration(
+            policy.and_then(|p| p.replace_after.as_ref()),
+            Duration::from_secs(60),
+        ),
+        failing_in: policy.and_then(|p| p.failing_in).unwrap_or(FailingIn::All),
+    };
+    let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
+    let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
+    for raw in &raw.virtual_service {
+        let Some((key, span)) = r.service_key(raw) else {
+            continue;
+        };
+        let service = r.service(key, raw.get_ref());
+        if let Some(first) = places.insert(key, span.start) {
+            let (line, _) = r.bad.position(first);
+            r.bad.push(span, format!("virtual service {key} stands here a second time, first in line {line}: merge the two"));
+        }
+        services.insert(key, service);
+    }
+    let Some(name) = name else {
+        return Err(r.bad.sorted());
+    };
+    let state_dir = raw
+        .director
+        .state_dir
+        .unwrap_or_else(|| PathBuf::from("/var/lib/understudy/director"));
+    let socket = raw
+        .director
+        .socket
+        .unwrap_or_else(|| PathBuf::from("/run/understudy/director.sock"));
+    let exclusive = raw.director.exclusive;
+    r.bad.or(Director {
+        name,
+        address,
+        state_dir,
+        socket,
+        exclusive,
+        resync,
+        metrics,
+        provisioner,
+        replacement,
+        services,
+    })
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_e| format!("{text:?} is no IP address"))
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_e| {
+        format!("{text:?} is no address and port: write \"192.0.2.1:80\" or \"[2001:db8::1]:80\"")
+    })
+}
+
+fn statuses(text: &str) -> Result<(u16, u16), String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    match (from.trim().parse(), to.trim().parse()) {
+        (Ok(from), Ok(to)) if 100 <= from && from <= to && to <= 599 => Ok((from, to)),
+        _ => Err(format!(
+            "{text:?} is no range of HTTP statuses: write \"200-299\" or \"200\""
+        )),
+    }
+}
+
+/// Reads values, and notes each mistake at its place.
+struct Reader {
+    bad: Diagnostics,
+}
+
+impl Reader {
+    fn value<T, E: ToString>(
+        &mut self,
+        text: &Spanned<String>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        parse(text.get_ref())
+            .map_err(|e| self.bad.push(text.span(), e.to_string()))
+            .ok()
+    }
+
+    fn number<T: TryFrom<i64>>(
+        &mut self,
+        number: Option<&Spanned<i64>>,
+        default: T,
+        what: &str,
+        range: RangeInclusive<i64>,
+    ) -> T {
+        let Some(n) = number else { return default };
+        match T::try_from(*n.get_ref()) {
+            Ok(value) if range.contains(n.get_ref()) => value,
+            _ => {
+                let (low, high) = (range.start(), range.end());
+                self.bad.push(
+                    n.span(),
+                    format!("{what} is {low} to {high}, not {}", n.get_ref()),
+                );
+                default
+            }
+        }
+    }
+
+    fn duration(&mut self, text: Option<&Spanned<String>>, default: Duration) -> Duration {
+        text.and_then(|t| self.value(t, duration::parse))
+            .unwrap_or(default)
+    }
+
+    fn at_least(&mut self, at: Option<&Spanned<String>>, d: Duration, min: Duration, what: &str) {
+        if let Some(at) = at
+            && d < min
+        {
+            self.bad
+                .push(at.span(), format!("{what} is at least {min:?}"));
+        }
+    }
+
+    fn provisioner(&mut self, raw: &RawProvisioner) -> ProvisionerLink {
+        let at = match (&raw.socket, &raw.tcp) {
+            (Some(s), None) => Endpoint::Unix(s.get_ref().clone()),
+            (None, Some(t)) => {
+                let at = self
+                    .value(t, socket_address)
+                    .unwrap_or(([127, 0, 0, 1], 0).into());
+                if !at.ip().is_loopback() {
+                    self.bad.push(t.span(), "tcp must be a loopback address: a provisioner on another host needs mutual TLS, which this version does not have");
+                }
+                Endpoint::Tcp(at)
+            }
+            (None, None) => Endpoint::Unix(PathBuf::from("/run/understudy/provisioner.sock")),
+            (Some(_), Some(t)) => {
+                self.bad
+                    .push(t.span(), "[provisioner] has both socket and tcp: keep one");
+                Endpoint::Unix(PathBuf::new())
+            }
+        };
+        let address = self
+            .value(&raw.address, address)
+            .unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        ProvisionerLink { address, at }
+    }
+
+    fn service_key(&mut self, raw: &Spanned<RawService>) -> Option<(ServiceKey, Range<usize>)> {
+        let s = raw.get_ref();
+        match (&s.address, &s.fwmark) {
+            (Some(at), None) => {
+                let protocol = match &s.protocol {
+                    None => Some(Protocol::Tcp),
+                    Some(p) => self.value(p, |t| match t {
+                        "tcp" => Ok(Protocol::Tcp),
+                        "udp" => Ok(Protocol::Udp),
+                        "sctp" => Ok(Protocol::Sctp),
+                        _ => Err(format!("{t:?} is no protocol: write tcp, udp or sctp")),
+                    }),
+                };
+                if let Some(f) = &s.family {
+                    self.bad
+                        .push(f.span(), "family belongs to services by fwmark");
+                }
+                let addr = self.value(at, socket_address)?;
+                Some((ServiceKey::Addr(protocol?, addr), at.span()))
+            }
+            (None, Some(mark)) => {
+                let family = match &s.family {
+                    None => Some(Family::V4),
+                    Some(f) => self.value(f, |t| match t {
+                        "ipv4" => Ok(Family::V4),
+                        "ipv6" => Ok(Family::V6),
+                        _ => Err(format!("{t:?} is no family: write ipv4 or ipv6")),
+                    }),
+                };
+                if let Some(p) = &s.protocol {
+                    self.bad
+                        .push(p.span(), "a service by fwmark has no protocol");
+                }
+                let n = self.number(Some(mark), 1, "fwmark", 1..=i64::from(u32::MAX));
+                Some((ServiceKey::Fwmark(family?, n), mark.span()))
+            }
+            (Some(_), Some(mark)) => {
+                self.bad.push(
+                    mark.span(),
+                    "a virtual service has an address or a fwmark, not both",
+                );
+                None
+            }
+            (None, None) => {
+                self.bad.push(
+                    raw.span(),
+                    "a virtual service needs an address (\"192.0.2.1:80\") or a fwmark",
+                );
+                None
+            }
+        }
+    }
+
+    fn service(&mut self, key: ServiceKey, s: &RawService) -> VirtualService {
+        let scheduler = s.scheduler.get_ref().clone();
+        if !Scheduler::KNOWN.contains(&scheduler.as_str()) {
+            self.bad.push(
+                s.scheduler.span(),
+                format!(
+                    "unknown scheduler {scheduler:?}: the kernel has {}",
+                    Scheduler::KNOWN.join(", ")
+                ),
+            );
+        }
+        let forward = self
+            .value(&s.forward, str::parse::<ForwardMethod>)
+            .unwrap_or(ForwardMethod::Nat);
+        let mut flags = if s.one_packet {
+            ServiceFlags::ONE_PACKET
+        } else {
+            0
+        };
+        for f in &s.scheduler_flags {
+            flags |= self
+                .value(f, |t| match t {
+                    "flag-1" | "sh-fallback" | "mh-fallback" => Ok(ServiceFlags::SCHED1),
+                    "flag-2" | "sh-port" | "mh-port" => Ok(ServiceFlags::SCHED2),
+                    "flag-3" => Ok(ServiceFlags::SCHED3),
+                    _ => Err(format!("{t:?} is no scheduler flag: write flag-1, flag-2, flag-3, sh-fallback, sh-port, mh-fallback or mh-port")),
+                })
+                .unwrap_or(0);
+        }
+        if s.one_packet
+            && !matches!(
+                key,
+                ServiceKey::Addr(Protocol::Udp, _) | ServiceKey::Fwmark(..)
+            )
+        {
+            self.bad
+                .push(s.scheduler.span(), "one_packet is for UDP services");
+        }
+        let attrs = ServiceAttrs {
+            scheduler: Scheduler(scheduler),
+            flags: ServiceFlags(flags),
+            persistence: self.persistence(key, s),
+        };
+        let check = self.check(s.check.as_ref(), key);
+        let mut servers = BTreeMap::new();
+        for raw in &s.real_server {
+            if let Some((dest, attrs)) = self.server(key, forward, raw)
+                && servers.insert(dest, attrs).is_some()
+            {
+                self.bad.push(
+                    raw.address.span(),
+                    format!("real server {dest} stands a second time in {key}"),
+                );
+            }
+        }
+        VirtualService {
+            attrs,
+            forward,
+            check,
+            servers,
+        }
+    }
+
+    fn persistence(&mut self, key: ServiceKey, s: &RawService) -> Option<Persistence> {
+        let whole: u8 = match key.family() {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        };
+        let prefix = self.number(
+            s.persistence_prefix.as_ref(),
+            whole,
+            "persistence_prefix",
+            1..=i64::from(whole),
+        );
+        let Some(timeout) = &s.persistence_timeout else {
+            let orphan = s.persistence_prefix.as_ref().map(Spanned::span);
+            if let Some(span) = orphan.or(s.persistence_engine.as_ref().map(Spanned::span)) {
+                self.bad.push(span, "persistence needs persistence_timeout");
+            }
+            return None;
+        };
+        let d = self.value(timeout, duration::parse)?;
+        let seconds = u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
+        if d.subsec_nanos() != 0 || !(1..=2_678_400).contains(&seconds) {
+            self.bad.push(
+                timeout.span(),
+                "persistence_timeout is 1 s to 31 days in whole seconds",
+            );
+        }
+        let engine = s.persistence_engine.as_ref().map(|e| e.get_ref().clone());
+        Some(Persistence {
+            timeout_s: seconds,
+            prefix,
+            engine,
+        })
+    }
+
+    fn check(&mut self, raw: Option<&Spanned<RawCheck>>, key: ServiceKey) -> CheckSpec {
+        let c = raw.map(Spanned::get_ref);
+        let interval = self.duration(c.and_then(|c| c.interval.as_ref()), Duration::from_secs(1));
+        let timeout = self.duration(c.and_then(|c| c.timeout.as_ref()), interval);
+        let shortest = Duration::from_millis(10);
+        self.at_least(
+            c.and_then(|c| c.interval.as_ref()),
+            interval,
+            shortest,
+            "interval",
+        );
+        self.at_least(
+            c.and_then(|c| c.timeout.as_ref()),
+            timeout,
+            shortest,
+            "timeout",
+        );
+        let rise = self.number(c.and_then(|c| c.rise.as_ref()), 2, "rise", 1..=1000);
+        let fall = self.number(c.and_then(|c| c.fall.as_ref()), 2, "fall", 1..=1000);
+        let kind = match c.map(|c| (&c.tcp, &c.http)) {
+            Some((None, Some(http))) => self.http(http),
+            Some((Some(_), Some(_))) => {
+                let span = raw.map_or(0..0, Spanned::span);
+                self.bad.push(
+                    span,
+                    format!("the check of {key} has both tcp and http: keep one"),
+                );
+                CheckKind::Tcp
+            }
+            Some((_, None)) | None => CheckKind::Tcp,
+        };
+        CheckSpec {
+            kind,
+            timing: CheckTiming {
+                interval,
+                timeout,
+                rise,
+                fall,
+            },
+        }
+    }
+
+    fn http(&mut self, raw: &RawHttp) -> CheckKind {
+        let path = raw.path.as_ref().and_then(|p| {
+            self.value(p, |t| {
+                match t.starts_with('/') && t.chars().all(|c| c.is_ascii_graphic()) {
+                    true => Ok(t.to_owned()),
+                    false => Err(format!(
+                        "{t:?} is no path: it begins with / and has no blanks"
+                    )),
+                }
+            })
+        });
+        let host = raw.host.as_ref().and_then(|h| {
+            self.value(h, |t| {
+                match !t.is_empty() && t.chars().all(|c| c.is_ascii_graphic()) {
+                    true => Ok(t.to_owned()),
+                    false => Err(format!("{t:?} is no host name")),
+                }
+            })
+        });
+        let status = raw.status.as_ref().and_then(|s| self.value(s, statuses));
+        let (status_from, status_to) = status.unwrap_or((200, 299));
+        CheckKind::Http {
+            path: path.unwrap_or_else(|| "/".to_owned()),
+            host,
+            status_from,
+            status_to,
+        }
+    }
+
+    fn server(
+        &mut self,
+        key: ServiceKey,
+        forward: ForwardMethod,
+        raw: &RawServer,
+    ) -> Option<(DestKey, DestAttrs)> {
+        let weight = match &raw.weight {
+            None => Weight::ONE,
+            Some(w) => Weight::try_from(*w.get_ref()).unwrap_or_else(|e| {
+                self.bad.push(w.span(), format!("{e}, not {}", w.get_ref()));
+                Weight::ONE
+            }),
+        };
+        let most = i64::from(u32::MAX);
+        let upper = self.number(raw.upper_threshold.as_ref(), 0, "upper_threshold", 0..=most);
+        let lower = self.number(raw.lower_threshold.as_ref(), 0, "lower_threshold", 0..=most);
+        if let Some(l) = &raw.lower_threshold
+            && lower > upper
+        {
+            self.bad
+                .push(l.span(), "lower_threshold is above upper_threshold");
+        }
+        let at = self.value(&raw.address, socket_address)?;
+        let dest = DestKey {
+            addr: at.ip(),
+            port: at.port(),
+        };
+        if Family::of(dest.addr) != key.family() && forward != ForwardMethod::Tun {
+            self.bad.push(
+                raw.address.span(),
+                format!("{dest} and {key} are of different families: only forward = \"tun\" can mix them"),
+            );
+        }
+        if let ServiceKey::Addr(_, vip) = key
+            && forward != ForwardMethod::Nat
+            && vip.port() != dest.port
+        {
+            self.bad.push(
+                raw.address.span(),
+                format!(
+                    "{dest} has another port than {key}: only forward = \"nat\" translates ports"
+                ),
+            );
+        }
+        Some((
+            dest,
+            DestAttrs {
+                weight,
+                forward,
+                upper,
+                lower,
+                tunnel: Tunnel::default(),
+            },
+        ))
+    }
+}
