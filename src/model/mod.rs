@@ -6,6 +6,7 @@ mod check;
 mod ids;
 pub mod inventory;
 mod ipvs;
+mod step;
 mod time;
 pub mod wire;
 
@@ -16,4 +17,5 @@ pub use ipvs::{
     NotAWeight, Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
     ServiceKeyError, ServiceState, Stats, Table, Tunnel, TunnelType, Weight,
 };
+pub use step::Step;
 pub use time::{MonoTime, WallMillis};

@@ -193,8 +193,8 @@ pub enum Want {
 pub struct Member {
     /// The replacement that made it.
     pub replacement: ReplacementId,
-    /// The configured server whose place it takes.
-    pub origin: IpAddr,
+    /// All addresses of the configured server whose place it takes.
+    pub origins: Vec<IpAddr>,
     /// Who it is.
     pub spare: Spare,
     /// What is wanted.

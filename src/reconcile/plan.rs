@@ -1,0 +1,113 @@
+//! What is wanted against what is there: a plan as data. PURE. Its order is part of it, so that
+//! tests can see it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::model::{DestAttrs, DestKey, Service, ServiceKey, ServiceState, Step};
+
+/// What is wanted of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Attributes and destinations.
+    pub service: Service,
+    /// Destinations whose server failed: they are taken out first, and nothing holds that back.
+    pub out: BTreeSet<DestKey>,
+}
+
+/// What is wanted of the kernel, numbered so that one can wait for it. Unchanged services share
+/// their part with the one before.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// Grows with every change.
+    pub generation: u64,
+    /// The services.
+    pub services: BTreeMap<ServiceKey, Arc<Want>>,
+    /// Whether services that stand in no configuration are ours to remove.
+    pub exclusive: bool,
+}
+
+/// What the kernel holds of the wanted services after a pass.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The generation last reached in full.
+    pub generation: u64,
+    /// Destinations by service, as last read and written.
+    pub kernel: BTreeMap<ServiceKey, Arc<BTreeMap<DestKey, DestAttrs>>>,
+    /// Services in the kernel that stand in no configuration.
+    pub foreign: usize,
+    /// Services that did not get all their steps, and why; or the reading that failed.
+    pub failed: BTreeMap<ServiceKey, String>,
+    /// Why the kernel could not be read, if it could not.
+    pub unreadable: Option<String>,
+}
+
+/// The steps for one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Destinations of failed servers leave: first of all services, and each by itself.
+    pub take_out: Vec<Step>,
+    /// Everything else, capacity added before any is taken away. One that fails ends these.
+    pub rest: Vec<Step>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.take_out.is_empty() && self.rest.is_empty()
+    }
+}
+
+/// The steps from `actual` to `want` for one owned service; `None` is absent.
+#[must_use]
+pub fn plan(key: ServiceKey, want: Option<&Want>, actual: Option<&ServiceState>) -> Plan {
+    let Some(want) = want else {
+        let gone = actual.map(|_| Step::DelService(key));
+        return Plan {
+            take_out: Vec::new(),
+            rest: gone.into_iter().collect(),
+        };
+    };
+    let (mut take_out, mut grow, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
+    match actual {
+        None => grow.push(Step::NewService(key, want.service.attrs.clone())),
+        Some(have) if have.attrs != want.service.attrs => {
+            grow.push(Step::SetService(key, want.service.attrs.clone()));
+        }
+        Some(_) => {}
+    }
+    let have = |dest: &DestKey| actual.and_then(|a| a.dests.get(dest)).map(|d| d.attrs);
+    for (dest, attrs) in &want.service.dests {
+        match have(dest) {
+            None => grow.push(Step::NewDest(key, *dest, *attrs)),
+            Some(old) if old == *attrs => {}
+            Some(old) if attrs.weight < old.weight => {
+                shrink.push(Step::SetDest(key, *dest, *attrs));
+            }
+            Some(_) => grow.push(Step::SetDest(key, *dest, *attrs)),
+        }
+    }
+    // Found by walking what is there, not what is wanted.
+    for dest in actual.into_iter().flat_map(|a| a.dests.keys()) {
+        if want.service.dests.contains_key(dest) {
+            continue;
+        }
+        let side = if want.out.contains(dest) {
+            &mut take_out
+        } else {
+            &mut shrink
+        };
+        side.push(Step::DelDest(key, *dest));
+    }
+    grow.append(&mut shrink);
+    Plan {
+        take_out,
+        rest: grow,
+    }
+}
+
+#[cfg(test)]
+mod tests;
