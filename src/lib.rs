@@ -1,4 +1,5 @@
 pub mod config;
+pub mod director;
 pub mod health;
 pub mod model;
 pub mod provisioner;

@@ -1,0 +1,300 @@
+//! From a failed server to the request for its spare, and what comes of it.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use super::{Core, Effects, Guard, Note, RememberedIncident};
+use crate::{
+    config::{FailingIn, ReplacementPolicy},
+    model::{
+        IncidentKey, MonoTime, ReplacementId,
+        wire::{Replacement, ReplacementState, Want},
+    },
+};
+
+/// After a replacement that came to nothing the next is not asked for sooner than this.
+const REST: Duration = Duration::from_secs(30);
+
+/// One failed server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incident {
+    /// Numbers this director's incidents; meaningful from the request on.
+    pub number: u64,
+    /// When the server failed, or when the last attempt came to nothing.
+    pub since: MonoTime,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The guard that was told of last.
+    pub(super) told: Option<Guard>,
+}
+
+/// How far an incident has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Not yet asked for.
+    Open,
+    /// Asked for.
+    Requested {
+        /// Its replacement, once the provisioner has answered.
+        replacement: Option<ReplacementId>,
+        /// Where that stands, and why.
+        standing: Option<(ReplacementState, Option<String>)>,
+    },
+    /// The server answers again, the spare is called off.
+    Cancelling {
+        /// Its replacement.
+        replacement: ReplacementId,
+    },
+}
+
+impl Incident {
+    pub(super) fn remembered(&self, failed: IpAddr) -> Option<RememberedIncident> {
+        let replacement = match &self.stage {
+            Stage::Open => return None,
+            Stage::Requested { replacement, .. } => replacement.clone(),
+            Stage::Cancelling { replacement } => Some(replacement.clone()),
+        };
+        Some(RememberedIncident {
+            failed,
+            number: self.number,
+            since: self.since,
+            replacement,
+        })
+    }
+
+    pub(super) fn deadline(&self, policy: &ReplacementPolicy) -> Option<MonoTime> {
+        (self.stage == Stage::Open).then(|| self.since.after(policy.replace_after))
+    }
+
+    /// Whether a spare is being made for it: the next incident waits. One that itself waits, for a
+    /// spare or for the remedy of its refusal, holds up nobody.
+    fn is_running(&self) -> bool {
+        match &self.stage {
+            Stage::Open => false,
+            Stage::Requested {
+                standing: Some((ReplacementState::Pending, Some(_))),
+                ..
+            } => false,
+            Stage::Requested { .. } | Stage::Cancelling { .. } => true,
+        }
+    }
+}
+
+impl Core {
+    /// Whether a server has failed so that its replacement is due, and since when.
+    fn failing(&self, server: IpAddr) -> Option<MonoTime> {
+        let down: Vec<_> = self.verdicts(server).map(|h| h.down_since()).collect();
+        match self.config.replacement.failing_in {
+            FailingIn::Any => down.into_iter().flatten().min(),
+            FailingIn::All if down.is_empty() => None,
+            FailingIn::All => down
+                .into_iter()
+                .collect::<Option<Vec<_>>>()?
+                .into_iter()
+                .max(),
+        }
+    }
+
+    fn recovered(&self, server: IpAddr) -> bool {
+        self.failing(server).is_none() && !self.verdicts(server).any(|h| h.is_unknown())
+    }
+
+    /// Whether a stand-in has the place of this server.
+    fn covered(&self, server: IpAddr) -> bool {
+        let stands_in = |m: &&super::Member| m.want == Want::Attach;
+        self.members
+            .values()
+            .filter(stands_in)
+            .any(|m| m.origins.contains(&server) && !m.spare.addresses.contains(&server))
+    }
+
+    /// Opens, requests, calls off and closes incidents.
+    pub(super) fn review(&mut self, now: MonoTime, fx: &mut Effects) {
+        if self.config.provisioner.is_none() {
+            return;
+        }
+        let watched = self.health.keys().map(|(_, d)| d.addr);
+        let servers: BTreeSet<IpAddr> = watched.chain(self.incidents.keys().copied()).collect();
+        for server in servers {
+            self.review_server(server, now, fx);
+        }
+    }
+
+    fn review_server(&mut self, server: IpAddr, now: MonoTime, fx: &mut Effects) {
+        let (failing, covered) = (self.failing(server), self.covered(server));
+        let Some(incident) = self.incidents.get(&server) else {
+            if let (Some(since), false) = (failing, covered) {
+                let open = Incident {
+                    number: 0,
+                    since,
+                    stage: Stage::Open,
+                    told: None,
+                };
+                self.incidents.insert(server, open);
+                self.review_server(server, now, fx);
+            }
+            return;
+        };
+        let number = incident.number;
+        match incident.stage.clone() {
+            Stage::Open if failing.is_none() || covered => drop(self.incidents.remove(&server)),
+            Stage::Open => self.request_or_hold(server, now, fx),
+            Stage::Requested { replacement, .. } => {
+                if covered || replacement.as_ref().is_some_and(|r| self.attaches(r)) {
+                    self.incidents.remove(&server);
+                } else if let Some(replacement) = replacement
+                    && self.recovered(server)
+                {
+                    fx.notes.push(Note::Recovered(self.key(server, number)));
+                    self.stage(server, Stage::Cancelling { replacement });
+                }
+            }
+            Stage::Cancelling { replacement } => {
+                if covered || self.attaches(&replacement) {
+                    self.incidents.remove(&server);
+                }
+            }
+        }
+    }
+
+    /// Whether a replacement has come to its stand-in.
+    fn attaches(&self, replacement: &ReplacementId) -> bool {
+        self.members
+            .get(replacement)
+            .is_some_and(|m| m.want == Want::Attach)
+    }
+
+    fn stage(&mut self, server: IpAddr, stage: Stage) {
+        if let Some(i) = self.incidents.get_mut(&server) {
+            i.stage = stage;
+        }
+    }
+
+    fn request_or_hold(&mut self, server: IpAddr, now: MonoTime, fx: &mut Effects) {
+        let held = self.guard(server, now);
+        let number = self.next_incident;
+        let key = self.key(server, number);
+        let Some(incident) = self.incidents.get_mut(&server) else {
+            return;
+        };
+        if let Some(guard) = held {
+            if incident.told.as_ref() != Some(&guard) {
+                incident.told = Some(guard.clone());
+                fx.notes.push(Note::Held(server, guard));
+            }
+            return;
+        }
+        incident.number = number;
+        incident.stage = Stage::Requested {
+            replacement: None,
+            standing: None,
+        };
+        self.next_incident += 1;
+        fx.notes.push(Note::Requested(key));
+    }
+
+    /// What holds the request for a failed server back, if anything does.
+    #[must_use]
+    pub fn guard(&self, server: IpAddr, now: MonoTime) -> Option<Guard> {
+        let incident = self.incidents.get(&server)?;
+        let until = incident.since.after(self.config.replacement.replace_after);
+        if now < until {
+            return Some(Guard::ReplaceAfter { until });
+        }
+        if !self.listed {
+            return Some(Guard::ProvisionerUnheard);
+        }
+        let running = self
+            .incidents
+            .iter()
+            .find(|(_, i)| i.is_running())
+            .map(|(a, _)| *a);
+        if let Some(other) = running.or_else(|| self.attaching()) {
+            return Some(Guard::OneAtATime { other });
+        }
+        if !self.health.values().any(|h| h.is_up()) {
+            return Some(Guard::AllServersDown);
+        }
+        None
+    }
+
+    /// The server whose stand-in is offered, not yet in service, and not found failing.
+    fn attaching(&self) -> Option<IpAddr> {
+        let pending = |m: &&super::Member| {
+            let failing = m.spare.addresses.iter().any(|a| self.failing(*a).is_some());
+            m.want == Want::Attach && m.confirmed != Some(Want::Attach) && !failing
+        };
+        self.members
+            .values()
+            .find(pending)
+            .and_then(|m| m.origins.first().copied())
+    }
+
+    fn incident_of(&mut self, key: &IncidentKey) -> Option<&mut Incident> {
+        let i = self.incidents.get_mut(&key.failed)?;
+        (i.number == key.number && i.stage != Stage::Open).then_some(i)
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        key: &IncidentKey,
+        answer: &Replacement,
+        now: MonoTime,
+        fx: &mut Effects,
+    ) {
+        let Some(incident) = self.incident_of(key) else {
+            return;
+        };
+        match answer.state {
+            // Its spare is on its way through the list of stand-ins, which closes the incident.
+            ReplacementState::Attaching | ReplacementState::Succeeded => {}
+            ReplacementState::Pending
+            | ReplacementState::Claiming
+            | ReplacementState::Configuring
+            | ReplacementState::Testing => {}
+            ReplacementState::Failed
+            | ReplacementState::Cancelled
+            | ReplacementState::Superseded
+            | ReplacementState::Refused => {
+                let why = answer
+                    .reason
+                    .clone()
+                    .unwrap_or_else(|| answer.state.as_str().to_owned());
+                return self.gave_up(key, why, now, fx);
+            }
+        }
+        let stands = Some((answer.state, answer.reason.clone()));
+        if let Stage::Requested {
+            replacement,
+            standing,
+        } = &mut incident.stage
+        {
+            *replacement = Some(answer.id.clone());
+            if *standing != stands {
+                standing.clone_from(&stands);
+                fx.notes.push(Note::Progress(
+                    key.clone(),
+                    answer.state,
+                    answer.reason.clone(),
+                ));
+            }
+        }
+    }
+
+    pub(super) fn gave_up(
+        &mut self,
+        key: &IncidentKey,
+        why: String,
+        now: MonoTime,
+        fx: &mut Effects,
+    ) {
+        let rest = REST.saturating_sub(self.config.replacement.replace_after);
+        let Some(incident) = self.incident_of(key) else {
+            return;
+        };
+        // Should it still fail, it is asked for anew, not at once.
+        incident.stage = Stage::Open;
+        incident.since = now.after(rest);
+        incident.told = None;
+        fx.notes.push(Note::Gave(key.clone(), why));
+    }
+}

@@ -1,0 +1,100 @@
+//! The state file as text and value: the director's own memory, a cache of what the provisioner
+//! knows too.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{DirectorName, MonoTime, ReplacementId, wire::Member};
+
+/// The version this program writes and reads.
+const VERSION: u32 = 1;
+
+/// What outlives the director's process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    version: u32,
+    /// The boot in which `since` has its meaning.
+    pub boot_id: String,
+    /// Whose memory it is.
+    pub director: DirectorName,
+    /// The next incident's number.
+    pub next_incident: u64,
+    /// Incidents whose replacement was asked for.
+    pub incidents: Vec<RememberedIncident>,
+    /// Stand-ins.
+    pub members: Vec<Member>,
+}
+
+/// An incident whose replacement was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedIncident {
+    /// The failed server.
+    pub failed: IpAddr,
+    /// The incident's number.
+    pub number: u64,
+    /// When the server failed.
+    pub since: MonoTime,
+    /// Its replacement, if the provisioner answered.
+    pub replacement: Option<ReplacementId>,
+}
+
+impl Memory {
+    /// A memory of this program's version.
+    #[must_use]
+    pub const fn new(
+        boot_id: String,
+        director: DirectorName,
+        next_incident: u64,
+        incidents: Vec<RememberedIncident>,
+        members: Vec<Member>,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            boot_id,
+            director,
+            next_incident,
+            incidents,
+            members,
+        }
+    }
+}
+
+/// What the state file said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recall {
+    /// This.
+    Known(Memory),
+    /// Nothing that can be used, and why.
+    Forgot(String),
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// Reads a state file's bytes; `None` where there is no file.
+#[must_use]
+pub fn recall(bytes: Option<&[u8]>, director: &DirectorName) -> Recall {
+    let Some(bytes) = bytes else {
+        return Recall::Forgot("there is no state file".to_owned());
+    };
+    match serde_json::from_slice::<Versioned>(bytes) {
+        Ok(v) if v.version > VERSION => {
+            return Recall::Forgot(format!(
+                "the state file is of version {}, this program knows up to {VERSION}",
+                v.version
+            ));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    match serde_json::from_slice::<Memory>(bytes) {
+        Ok(m) if m.director != *director => Recall::Forgot(format!(
+            "the state file is that of director {}, not of {director}",
+            m.director
+        )),
+        Ok(m) => Recall::Known(m),
+        Err(e) => Recall::Forgot(format!("the state file is damaged: {e}")),
+    }
+}

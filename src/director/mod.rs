@@ -1,0 +1,432 @@
+//! The director's core: what to do on which event. PURE, and sole owner of the director's state.
+//!
+//! Events go in through [`Core::handle`]; what is wanted of the world comes out as values that the
+//! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
+//! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
+
+mod guard;
+mod incident;
+mod memory;
+mod service;
+pub mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    config,
+    health::{Health, Transition},
+    model::{
+        DestAttrs, DestKey, FailReason, IncidentKey, MonoTime, Outcome, ReplacementId, ServiceKey,
+        WallMillis,
+        wire::{Member, Members, Replacement, ReplacementState, Want},
+    },
+    reconcile::plan::Applied,
+};
+
+pub use guard::Guard;
+pub use incident::{Incident, Stage};
+pub use memory::{Memory, Recall, RememberedIncident, recall};
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A probe ended.
+    Probe {
+        /// Virtual service.
+        service: ServiceKey,
+        /// Who was probed.
+        dest: DestKey,
+        /// What it found.
+        outcome: Outcome,
+    },
+    /// The provisioner listed our stand-ins.
+    Members(Members),
+    /// The provisioner answered about the replacement asked for with a key.
+    Replacement(IncidentKey, Box<Replacement>),
+    /// The provisioner refused a request for good, in its words.
+    Refused(IncidentKey, String),
+    /// The provisioner could not be asked, in words.
+    ProvisionerSilent(String),
+    /// The provisioner took note of a confirmation.
+    Confirmed(ReplacementId, Want),
+    /// A pass over the kernel's table ended.
+    Applied(Applied),
+    /// Time went on.
+    Tick,
+}
+
+/// Something worth a log line and a count: the shell writes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A server became fit.
+    WentUp(ServiceKey, DestKey),
+    /// A server became unfit.
+    WentDown(ServiceKey, DestKey, FailReason),
+    /// A failed server is to be replaced.
+    Requested(IncidentKey),
+    /// A request waits for a guard; told once per guard.
+    Held(IpAddr, Guard),
+    /// A server answers again before its spare came.
+    Recovered(IncidentKey),
+    /// The provisioner's answer moved on: state and reason.
+    Progress(IncidentKey, ReplacementState, Option<String>),
+    /// A request ended without a spare, in words.
+    Gave(IncidentKey, String),
+    /// A stand-in was announced by the provisioner.
+    Joined(Member),
+    /// A stand-in is to leave.
+    Leaving(Member),
+    /// The provisioner no longer knows a stand-in that serves: it stays.
+    Unlisted(ReplacementId),
+    /// The provisioner answered for the first time, or again.
+    ProvisionerBack,
+    /// The provisioner does not answer, in words; told once.
+    ProvisionerSilent(String),
+}
+
+/// What an event changed, beside the notes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Services whose desired part may differ.
+    pub dirty: BTreeSet<ServiceKey>,
+    /// Notes in order.
+    pub notes: Vec<Note>,
+}
+
+/// What the provisioner is to be told, until it has answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbox {
+    /// Ask for these replacements, or how they stand.
+    pub requests: BTreeSet<IncidentKey>,
+    /// Cancel these.
+    pub cancels: BTreeSet<(IncidentKey, ReplacementId)>,
+    /// Confirm these.
+    pub confirms: BTreeSet<(ReplacementId, Want)>,
+}
+
+/// What the director knows at its start.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Now.
+    pub now: MonoTime,
+    /// Now, for people, and to number incidents when the memory is lost.
+    pub wall: WallMillis,
+    /// This boot.
+    pub boot_id: String,
+    /// The state file.
+    pub recall: Recall,
+    /// What the kernel holds of the configured services: it is adopted.
+    pub kernel: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+}
+
+/// How the provisioner was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Link {
+    /// Not heard of since the start.
+    Unheard(Option<String>),
+    /// Answers.
+    Up,
+    /// Answered once, does not now.
+    Silent(String),
+}
+
+/// When a target came to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// At the director's start: one that is missing in the kernel's table was taken out.
+    Start,
+    /// Later: a stand-in, tested by the provisioner.
+    Later,
+}
+
+/// The director's state.
+#[derive(Debug)]
+pub struct Core {
+    config: Arc<config::Director>,
+    boot_id: String,
+    health: BTreeMap<(ServiceKey, DestKey), Health>,
+    adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+    /// Why the state file said nothing, if it did; ends when the provisioner has answered.
+    forgot: Option<String>,
+    members: BTreeMap<ReplacementId, Member>,
+    incidents: BTreeMap<IpAddr, Incident>,
+    next_incident: u64,
+    link: Link,
+    /// Whether the provisioner has listed the stand-ins since the start.
+    listed: bool,
+    applied: Applied,
+}
+
+impl Core {
+    /// Takes over where the kernel and the state file stand.
+    #[must_use]
+    pub fn new(config: Arc<config::Director>, start: Start) -> Self {
+        let numbers_from = u64::try_from(start.wall.0).unwrap_or(0);
+        let mut core = Self {
+            config,
+            boot_id: start.boot_id,
+            health: BTreeMap::new(),
+            adopted: start.kernel,
+            forgot: None,
+            members: BTreeMap::new(),
+            incidents: BTreeMap::new(),
+            next_incident: numbers_from,
+            link: Link::Unheard(None),
+            listed: false,
+            applied: Applied::default(),
+        };
+        match start.recall {
+            Recall::Known(memory) => core.remember(memory, start.now),
+            Recall::Forgot(why) => core.forgot = Some(why),
+        }
+        core.refresh_targets(Arrival::Start);
+        core
+    }
+
+    fn remember(&mut self, memory: Memory, now: MonoTime) {
+        self.next_incident = self.next_incident.max(memory.next_incident);
+        self.members = memory
+            .members
+            .into_iter()
+            .map(|m| (m.replacement.clone(), m))
+            .collect();
+        let same_boot = memory.boot_id == self.boot_id;
+        for i in memory.incidents {
+            let since = if same_boot { i.since } else { now };
+            let stage = Stage::Requested {
+                replacement: i.replacement,
+                standing: None,
+            };
+            self.incidents.insert(
+                i.failed,
+                Incident {
+                    number: i.number,
+                    since,
+                    stage,
+                    told: None,
+                },
+            );
+        }
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, event: Event, now: MonoTime) -> Effects {
+        let mut fx = Effects::default();
+        match event {
+            Event::Probe {
+                service,
+                dest,
+                outcome,
+            } => {
+                self.probed(service, dest, outcome, now, &mut fx);
+            }
+            Event::Members(list) => self.listed(list, &mut fx),
+            Event::Replacement(key, answer) => {
+                self.heard(&mut fx);
+                self.answered(&key, &answer, now, &mut fx);
+            }
+            Event::Refused(key, why) => {
+                self.heard(&mut fx);
+                self.gave_up(&key, why, now, &mut fx);
+            }
+            Event::ProvisionerSilent(why) => self.silent(why, &mut fx),
+            Event::Confirmed(id, is) => self.confirmed(&id, is, &mut fx),
+            Event::Applied(applied) => self.applied = applied,
+            Event::Tick => {}
+        }
+        self.review(now, &mut fx);
+        fx
+    }
+
+    fn probed(
+        &mut self,
+        service: ServiceKey,
+        dest: DestKey,
+        outcome: Outcome,
+        now: MonoTime,
+        fx: &mut Effects,
+    ) {
+        let Some(config) = self.config.services.get(&service) else {
+            return;
+        };
+        // A report about a target that is gone.
+        let Some(health) = self.health.get_mut(&(service, dest)) else {
+            return;
+        };
+        let before = *health;
+        let (after, transition) = before.observe(outcome, config.check.timing, now);
+        *health = after;
+        if before.is_unknown() != after.is_unknown() || transition.is_some() {
+            fx.dirty.insert(service);
+        }
+        match transition {
+            Some(Transition::WentUp) => fx.notes.push(Note::WentUp(service, dest)),
+            Some(Transition::WentDown(why)) => fx.notes.push(Note::WentDown(service, dest, why)),
+            None => {}
+        }
+    }
+
+    fn listed(&mut self, list: Members, fx: &mut Effects) {
+        self.heard(fx);
+        self.listed = true;
+        let mut unlisted: BTreeSet<_> = self.members.keys().cloned().collect();
+        for member in list.members {
+            unlisted.remove(&member.replacement);
+            let old = self
+                .members
+                .insert(member.replacement.clone(), member.clone());
+            if old.as_ref().map(|o| o.want) != Some(member.want) {
+                self.dirty_slots(&member, fx);
+                fx.notes.push(match member.want {
+                    Want::Attach => Note::Joined(member),
+                    Want::Withdraw => Note::Leaving(member),
+                });
+            }
+        }
+        for id in unlisted {
+            match self.members.get(&id).map(|m| m.want) {
+                // It knew of our confirmation before we knew that it knows.
+                Some(Want::Withdraw) => drop(self.members.remove(&id)),
+                Some(Want::Attach) => fx.notes.push(Note::Unlisted(id)),
+                None => {}
+            }
+        }
+        if self.forgot.take().is_some() {
+            fx.dirty.extend(self.config.services.keys());
+        }
+        self.refresh_targets(Arrival::Later);
+    }
+
+    fn heard(&mut self, fx: &mut Effects) {
+        if self.link != Link::Up {
+            self.link = Link::Up;
+            fx.notes.push(Note::ProvisionerBack);
+        }
+    }
+
+    fn silent(&mut self, why: String, fx: &mut Effects) {
+        let told = match &self.link {
+            Link::Unheard(told) => told.as_ref() == Some(&why),
+            Link::Silent(_) => true,
+            Link::Up => false,
+        };
+        if !told {
+            fx.notes.push(Note::ProvisionerSilent(why.clone()));
+        }
+        self.link = match self.link {
+            Link::Unheard(_) => Link::Unheard(Some(why)),
+            Link::Up | Link::Silent(_) => Link::Silent(why),
+        };
+    }
+
+    fn confirmed(&mut self, id: &ReplacementId, is: Want, fx: &mut Effects) {
+        let Some(member) = self.members.get_mut(id) else {
+            return;
+        };
+        member.confirmed = Some(is);
+        if is == Want::Withdraw && member.want == Want::Withdraw {
+            if let Some(member) = self.members.remove(id) {
+                self.dirty_slots(&member, fx);
+            }
+            self.refresh_targets(Arrival::Later);
+        }
+    }
+
+    fn dirty_slots(&self, member: &Member, fx: &mut Effects) {
+        fx.dirty
+            .extend(self.slots(member).map(|(service, _)| service));
+    }
+
+    /// What the state file is to hold.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory::new(
+            self.boot_id.clone(),
+            self.config.name.clone(),
+            self.next_incident,
+            self.incidents
+                .iter()
+                .filter_map(|(failed, i)| i.remembered(*failed))
+                .collect(),
+            self.members.values().cloned().collect(),
+        )
+    }
+
+    /// Whether the state file may be written: not while an unread one is all that tells of stand-ins.
+    #[must_use]
+    pub fn may_write_memory(&self) -> bool {
+        self.forgot.is_none() || self.config.provisioner.is_none()
+    }
+
+    /// What the provisioner is to be told.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        let mut out = Outbox::default();
+        for (failed, incident) in &self.incidents {
+            let key = self.key(*failed, incident.number);
+            match &incident.stage {
+                Stage::Open => {}
+                Stage::Requested { .. } => drop(out.requests.insert(key)),
+                Stage::Cancelling { replacement } => {
+                    out.cancels.insert((key, replacement.clone()));
+                }
+            }
+        }
+        for member in self.members.values() {
+            if member.confirmed != Some(member.want) && self.stands(member) {
+                out.confirms
+                    .insert((member.replacement.clone(), member.want));
+            }
+        }
+        out
+    }
+
+    fn key(&self, failed: IpAddr, number: u64) -> IncidentKey {
+        IncidentKey {
+            director: self.config.name.clone(),
+            failed,
+            number,
+        }
+    }
+
+    /// Whether the kernel is, in every service concerned, as the provisioner wants this stand-in.
+    fn stands(&self, member: &Member) -> bool {
+        let mut slots = self.slots(member).peekable();
+        let holds = |service: &ServiceKey, dest: &DestKey| {
+            let kernel = self.applied.kernel.get(service);
+            kernel
+                .and_then(|k| k.get(dest))
+                .is_some_and(|a| a.weight.get() > 0)
+        };
+        let read = |service: &ServiceKey| self.applied.kernel.contains_key(service);
+        match member.want {
+            Want::Attach => slots.peek().is_some() && slots.all(|(s, d)| holds(&s, &d)),
+            Want::Withdraw => slots.all(|(s, d)| {
+                let configured = self
+                    .config
+                    .services
+                    .get(&s)
+                    .is_some_and(|c| c.servers.contains_key(&d));
+                read(&s) && (configured || !holds(&s, &d))
+            }),
+        }
+    }
+
+    /// When [`Event::Tick`] is due, if ever.
+    #[must_use]
+    pub fn next_deadline(&self, now: MonoTime) -> Option<MonoTime> {
+        let policy = &self.config.replacement;
+        self.incidents
+            .values()
+            .filter_map(|i| i.deadline(policy))
+            .filter(|d| *d > now)
+            .min()
+    }
+}

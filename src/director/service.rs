@@ -1,0 +1,170 @@
+//! What is wanted of one virtual service, computed alone; and who is to be checked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{Arrival, Core};
+use crate::{
+    health::Health,
+    model::{
+        CheckSpec, DestAttrs, DestKey, Family, Service, ServiceKey,
+        wire::{Member, Want},
+    },
+    reconcile::plan,
+};
+
+impl Core {
+    /// What is wanted of a configured service; `None` for another.
+    #[must_use]
+    pub fn desired(&self, key: ServiceKey) -> Option<plan::Want> {
+        let config = self.config.services.get(&key)?;
+        let mut dests = BTreeMap::new();
+        let mut out = BTreeSet::new();
+        let mut known = BTreeSet::new();
+        for (dest, attrs) in &config.servers {
+            let mut replaced = false;
+            for stand_in in self
+                .stand_ins(dest)
+                .filter(|d| !config.servers.contains_key(d))
+            {
+                known.insert(stand_in);
+                match self.place(key, stand_in, *attrs) {
+                    Place::In(attrs) => {
+                        replaced = true;
+                        dests.insert(stand_in, attrs);
+                    }
+                    Place::Failed => drop(out.insert(stand_in)),
+                    Place::Waiting => {}
+                }
+            }
+            known.insert(*dest);
+            match self.place(key, *dest, *attrs) {
+                // The role has passed to the stand-in: while that serves, the old one stays out.
+                Place::In(_) if replaced => {}
+                Place::In(attrs) => drop(dests.insert(*dest, attrs)),
+                Place::Failed => drop(out.insert(*dest)),
+                Place::Waiting => {}
+            }
+        }
+        if self.forgot.is_some() && self.config.provisioner.is_some() {
+            // Perhaps a stand-in that only the provisioner remembers: it keeps its place.
+            let strangers = self.adopted.get(&key).into_iter().flatten();
+            dests.extend(
+                strangers
+                    .filter(|(d, _)| !known.contains(d))
+                    .map(|(d, a)| (*d, *a)),
+            );
+        }
+        out.retain(|d| !dests.contains_key(d));
+        Some(plan::Want {
+            service: Service {
+                attrs: config.attrs.clone(),
+                dests,
+            },
+            out,
+        })
+    }
+
+    fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
+        match self.health.get(&(key, dest)) {
+            Some(Health::Up { .. }) => Place::In(attrs),
+            Some(Health::Down { .. }) => Place::Failed,
+            // Of unknown health: it keeps the weight that it has.
+            Some(Health::Unknown { .. }) | None => match self.adopted_as(key, dest) {
+                Some(found) => Place::In(DestAttrs {
+                    weight: found.weight,
+                    ..attrs
+                }),
+                None => Place::Waiting,
+            },
+        }
+    }
+
+    fn adopted_as(&self, key: ServiceKey, dest: DestKey) -> Option<&DestAttrs> {
+        self.adopted.get(&key).and_then(|s| s.get(&dest))
+    }
+
+    /// Who is to stand in for a configured destination, with its port.
+    fn stand_ins(&self, dest: &DestKey) -> impl Iterator<Item = DestKey> {
+        let members = self.members.values().filter(|m| m.want == Want::Attach);
+        members
+            .filter(|m| m.origins.contains(&dest.addr))
+            .filter_map(|m| in_place_of(m, *dest))
+    }
+
+    /// The services a stand-in belongs to, and as which destination.
+    pub(super) fn slots(&self, member: &Member) -> impl Iterator<Item = (ServiceKey, DestKey)> {
+        let services = self.config.services.iter();
+        services.flat_map(move |(key, config)| {
+            let origins = config
+                .servers
+                .keys()
+                .filter(|d| member.origins.contains(&d.addr));
+            origins.filter_map(|d| Some((*key, in_place_of(member, *d)?)))
+        })
+    }
+
+    /// Brings the set of watched destinations up to date; verdicts of those that stay are kept.
+    pub(super) fn refresh_targets(&mut self, arrival: Arrival) {
+        let mut wanted = BTreeMap::new();
+        for (key, config) in &self.config.services {
+            let found = self.adopted.get(key);
+            let mut want = |dest: DestKey| {
+                let was_out = arrival == Arrival::Start
+                    && found.is_some_and(|dests| !dests.contains_key(&dest));
+                let need = if was_out { config.check.timing.rise } else { 1 };
+                wanted.insert((*key, dest), need);
+            };
+            for dest in config.servers.keys() {
+                self.stand_ins(dest).for_each(&mut want);
+            }
+            config.servers.keys().copied().for_each(want);
+        }
+        self.health.retain(|target, _| wanted.contains_key(target));
+        for (target, need) in wanted {
+            self.health
+                .entry(target)
+                .or_insert_with(|| Health::unknown(need));
+        }
+    }
+
+    /// Who is to be checked, and how.
+    #[must_use]
+    pub fn targets(&self) -> BTreeMap<(ServiceKey, DestKey), CheckSpec> {
+        let spec = |key: &ServiceKey| self.config.services.get(key).map(|s| s.check.clone());
+        self.health
+            .keys()
+            .filter_map(|t| Some((*t, spec(&t.0)?)))
+            .collect()
+    }
+
+    /// The verdicts on one server, in all services that it is checked for.
+    pub(super) fn verdicts(&self, addr: IpAddr) -> impl Iterator<Item = Health> {
+        self.health
+            .iter()
+            .filter(move |((_, d), _)| d.addr == addr)
+            .map(|(_, h)| *h)
+    }
+}
+
+enum Place {
+    In(DestAttrs),
+    Failed,
+    Waiting,
+}
+
+/// The spare's address of the destination's family, with its port.
+fn in_place_of(member: &Member, dest: DestKey) -> Option<DestKey> {
+    let family = Family::of(dest.addr);
+    let addr = member
+        .spare
+        .addresses
+        .iter()
+        .find(|a| Family::of(**a) == family)?;
+    Some(DestKey {
+        addr: *addr,
+        port: dest.port,
+    })
+}

@@ -1,0 +1,257 @@
+//! What `understudy status` shows, as a value.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Core, Link, Stage};
+use crate::{
+    health::Health,
+    model::{DirectorName, MonoTime, ServiceKey, wire::Want},
+};
+
+/// All that an operator asks first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The director's name.
+    pub director: DirectorName,
+    /// Services in order.
+    pub services: Vec<ServiceStatus>,
+    /// Failed servers that are to be replaced.
+    pub incidents: Vec<IncidentStatus>,
+    /// Servers from the pool.
+    pub stand_ins: Vec<StandInStatus>,
+    /// Everything that is not as it should be, in words.
+    pub warnings: Vec<String>,
+}
+
+/// A virtual service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Which.
+    pub service: ServiceKey,
+    /// Scheduler.
+    pub scheduler: String,
+    /// Forwarding method.
+    pub forward: String,
+    /// Its servers, stand-ins and strangers included.
+    pub servers: Vec<ServerStatus>,
+}
+
+/// A server in a virtual service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Address and port.
+    pub server: String,
+    /// `configured`, `stand-in` or `unclaimed` (in the kernel, but known to nobody yet).
+    pub kind: String,
+    /// `up`, `down`, `unknown`; `-` where it is not checked.
+    pub health: String,
+    /// What the last failed probe found.
+    pub reason: Option<String>,
+    /// Seconds since the verdict.
+    pub since_s: Option<u64>,
+    /// Weight in the kernel; none where it is not there.
+    pub weight: Option<u32>,
+}
+
+/// A failed server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncidentStatus {
+    /// Which.
+    pub failed: IpAddr,
+    /// `open`, `requested` or `cancelling`.
+    pub stage: String,
+    /// The replacement's id, once known.
+    pub replacement: Option<String>,
+    /// What it waits for, or how far it has come.
+    pub detail: String,
+}
+
+/// A server from the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandInStatus {
+    /// Its name.
+    pub name: String,
+    /// The servers' addresses whose place it has.
+    pub in_place_of: Vec<IpAddr>,
+    /// The replacement that made it.
+    pub replacement: String,
+    /// `attached`, `attaching` or `withdrawing`.
+    pub state: String,
+}
+
+impl Core {
+    /// The whole of it.
+    #[must_use]
+    pub fn status(&self, now: MonoTime) -> Status {
+        Status {
+            director: self.config.name.clone(),
+            services: self
+                .config
+                .services
+                .keys()
+                .map(|k| self.service_status(*k, now))
+                .collect(),
+            incidents: self.incident_status(now),
+            stand_ins: self.stand_in_status(),
+            warnings: self.warnings(),
+        }
+    }
+
+    fn service_status(&self, key: ServiceKey, now: MonoTime) -> ServiceStatus {
+        let config = self.config.services.get(&key);
+        let kernel = self.applied.kernel.get(&key);
+        let mut dests: std::collections::BTreeSet<_> = self
+            .health
+            .keys()
+            .filter(|(k, _)| *k == key)
+            .map(|(_, d)| *d)
+            .collect();
+        dests.extend(kernel.iter().flat_map(|k| k.keys()));
+        let server = |dest| {
+            let health = self.health.get(&(key, dest)).copied();
+            let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
+            let since = |at: MonoTime| Some(now.since(at).as_secs());
+            let (reason, since_s) = match health {
+                Some(Health::Down {
+                    reason, since: at, ..
+                }) => (Some(reason.to_string()), since(at)),
+                Some(Health::Up { since: at, .. }) => (None, since(at)),
+                Some(Health::Unknown { .. }) | None => (None, None),
+            };
+            ServerStatus {
+                server: dest.to_string(),
+                kind: match (configured, health) {
+                    (true, _) => "configured",
+                    (false, Some(_)) => "stand-in",
+                    (false, None) => "unclaimed",
+                }
+                .to_owned(),
+                health: health.map_or("-", Health::label).to_owned(),
+                reason,
+                since_s,
+                weight: kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get()),
+            }
+        };
+        ServiceStatus {
+            service: key,
+            scheduler: config
+                .map(|c| c.attrs.scheduler.to_string())
+                .unwrap_or_default(),
+            forward: config.map(|c| c.forward.to_string()).unwrap_or_default(),
+            servers: dests.into_iter().map(server).collect(),
+        }
+    }
+
+    fn incident_status(&self, now: MonoTime) -> Vec<IncidentStatus> {
+        let one = |(failed, incident): (&IpAddr, &super::Incident)| {
+            let (stage, replacement, detail) = match &incident.stage {
+                Stage::Open => {
+                    let held = self.guard(*failed, now).map(|g| g.to_string());
+                    ("open", None, held.unwrap_or_default())
+                }
+                Stage::Requested {
+                    replacement,
+                    standing,
+                } => {
+                    let detail = match standing {
+                        None => "the provisioner has not answered yet".to_owned(),
+                        Some((state, None)) => state.as_str().to_owned(),
+                        Some((state, Some(why))) => format!("{}: {why}", state.as_str()),
+                    };
+                    ("requested", replacement.as_ref(), detail)
+                }
+                Stage::Cancelling { replacement } => (
+                    "cancelling",
+                    Some(replacement),
+                    "the server answers again".to_owned(),
+                ),
+            };
+            IncidentStatus {
+                failed: *failed,
+                stage: stage.to_owned(),
+                replacement: replacement.map(ToString::to_string),
+                detail,
+            }
+        };
+        self.incidents.iter().map(one).collect()
+    }
+
+    fn stand_in_status(&self) -> Vec<StandInStatus> {
+        let state = |m: &super::Member| match (m.want, m.confirmed) {
+            (Want::Attach, Some(Want::Attach)) => "attached",
+            (Want::Attach, _) => "attaching",
+            (Want::Withdraw, _) => "withdrawing",
+        };
+        let members = self.members.values();
+        members
+            .map(|m| StandInStatus {
+                name: m.spare.name.clone(),
+                in_place_of: m.origins.clone(),
+                replacement: m.replacement.to_string(),
+                state: state(m).to_owned(),
+            })
+            .collect()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        if let (Some(why), Some(_)) = (&self.forgot, &self.config.provisioner) {
+            all.push(format!(
+                "{why}: destinations that the configuration does not name keep their place until the provisioner has said which are stand-ins"
+            ));
+        }
+        match (&self.link, &self.config.provisioner) {
+            (Link::Silent(why) | Link::Unheard(Some(why)), Some(_)) => {
+                all.push(format!("the provisioner does not answer ({why}): failed servers are taken out, but not replaced"));
+            }
+            (Link::Unheard(None), Some(_)) => {
+                all.push("the provisioner has not been heard yet".to_owned());
+            }
+            (Link::Up, _) | (_, None) => {}
+        }
+        if let Some(why) = &self.applied.unreadable {
+            all.push(format!("the kernel's table cannot be read: {why}"));
+        }
+        for (service, why) in &self.applied.failed {
+            all.push(format!("{service} is not as wanted: {why}"));
+        }
+        all
+    }
+
+    /// Failed servers by stage, and held requests by guard: for metrics.
+    #[must_use]
+    pub fn held(&self, now: MonoTime) -> Vec<&'static str> {
+        let open = self
+            .incidents
+            .iter()
+            .filter(|(_, i)| i.stage == Stage::Open);
+        open.filter_map(|(a, _)| self.guard(*a, now).map(|g| g.label()))
+            .collect()
+    }
+
+    /// How many stand-ins there are.
+    #[must_use]
+    pub fn stand_in_count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether the provisioner answers.
+    #[must_use]
+    pub fn provisioner_answers(&self) -> bool {
+        self.link == Link::Up
+    }
+
+    /// Whether the state file could be used, or its loss no longer matters.
+    #[must_use]
+    pub const fn remembers(&self) -> bool {
+        self.forgot.is_none()
+    }
+
+    /// How many failed servers are to be replaced.
+    #[must_use]
+    pub fn incident_count(&self) -> usize {
+        self.incidents.len()
+    }
+}
