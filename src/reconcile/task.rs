@@ -35,6 +35,8 @@ pub enum Fact {
     Step(&'static str, bool),
     /// A periodic reading found so many services changed by others.
     Drift(usize),
+    /// A periodic reading found so many services that stand in no configuration.
+    Foreign(usize),
 }
 
 /// Runs until `stop`; leaves the kernel's table as it is.
@@ -131,6 +133,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
         } else {
             self.applied.foreign = foreign.count();
         }
+        (self.observe)(Fact::Foreign(self.applied.foreign));
         scope
     }
 

@@ -1,0 +1,246 @@
+//! The core's shell: turns what happens into events, and what the core wants into calls. One task,
+//! in which the core lives.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::state_file::StateFile;
+use crate::{
+    check::schedule::{Report, Target, Targets},
+    clock,
+    director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
+    model::{MonoTime, ServiceKey},
+    reconcile::plan::{Applied, Desired},
+    telemetry::{
+        Chain,
+        metrics::{DirectorMetrics, StandInState, To},
+    },
+};
+
+/// The longest sleep: the watchdog wants a sign of life.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// What comes in.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From the checks.
+    pub reports: mpsc::Receiver<Report>,
+    /// From the provisioner.
+    pub events: mpsc::Receiver<Event>,
+    /// From the reconciler.
+    pub applied: watch::Receiver<Applied>,
+    /// From operators.
+    pub questions: mpsc::Receiver<oneshot::Sender<Status>>,
+}
+
+/// What goes out.
+#[derive(Debug)]
+pub struct Outputs {
+    /// To the reconciler.
+    pub desired: watch::Sender<Desired>,
+    /// To the checks.
+    pub targets: watch::Sender<Arc<Targets>>,
+    /// To the provisioner.
+    pub outbox: watch::Sender<Outbox>,
+    /// To the watchdog.
+    pub heartbeat: watch::Sender<MonoTime>,
+}
+
+/// The core and its hands.
+#[derive(Debug)]
+pub struct Shell {
+    /// Decides.
+    pub core: Core,
+    /// Its memory.
+    pub file: StateFile,
+    /// What is counted.
+    pub metrics: DirectorMetrics,
+    /// What goes out.
+    pub out: Outputs,
+}
+
+impl Shell {
+    /// Runs until `stop`.
+    pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
+        loop {
+            let now = clock::now();
+            self.out.heartbeat.send_replace(now);
+            let wait = self.core.next_deadline(now).map_or(BEAT, |d| d.since(now).min(BEAT));
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                // Cancel-safe, all of them: nothing is taken unless the branch wins.
+                Some(r) = inputs.reports.recv() => {
+                    Event::Probe { service: r.service, dest: r.dest, outcome: r.outcome }
+                }
+                Some(event) = inputs.events.recv() => event,
+                Ok(()) = inputs.applied.changed() => {
+                    Event::Applied(inputs.applied.borrow_and_update().clone())
+                }
+                Some(answer) = inputs.questions.recv() => {
+                    if answer.send(self.core.status(now)).is_err() {
+                        tracing::debug!("operator went away before the answer");
+                    }
+                    continue;
+                }
+                () = time::sleep(wait) => Event::Tick,
+            };
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let quiet = matches!(event, Event::Probe { .. } | Event::Tick);
+        let now = clock::now();
+        let fx = self.core.handle(event, now);
+        if quiet && fx == Effects::default() {
+            return;
+        }
+        for note in &fx.notes {
+            self.tell(note);
+        }
+        self.remember();
+        self.publish(&fx, now);
+    }
+
+    /// Memory first: what is told to others must not be forgotten.
+    fn remember(&mut self) {
+        let ok = !self.core.may_write_memory()
+            || match self.file.keep(self.core.memory()) {
+                Ok(_) => true,
+                Err(e) => {
+                    error!(error = %Chain(&e), "state was not kept: after a restart the provisioner must be asked for the stand-ins; free space or mend permissions");
+                    false
+                }
+            };
+        self.metrics.state_file_ok.set((ok && self.core.remembers()).into());
+    }
+
+    fn publish(&mut self, fx: &Effects, now: MonoTime) {
+        if !fx.dirty.is_empty() {
+            self.out.desired.send_modify(|d| {
+                let mut changed = false;
+                for key in &fx.dirty {
+                    changed |= renew(d, *key, &self.core);
+                }
+                d.generation += u64::from(changed);
+            });
+        }
+        let outbox = self.core.outbox();
+        self.out.outbox.send_if_modified(|o| {
+            let differs = *o != outbox;
+            *o = outbox;
+            differs
+        });
+        let targets = targets(&self.core);
+        self.out.targets.send_if_modified(|t| {
+            let differs = **t != *targets;
+            *t = targets;
+            differs
+        });
+        self.count(now);
+    }
+
+    fn count(&self, now: MonoTime) {
+        let m = &self.metrics;
+        m.incidents_open.set(i64::try_from(self.core.incident_count()).unwrap_or(i64::MAX));
+        m.provisioner_up.set(self.core.provisioner_answers().into());
+        let held = self.core.held(now);
+        for guard in Guard::LABELS {
+            let n = held.iter().filter(|h| **h == guard).count();
+            m.set_held(guard, u32::try_from(n).unwrap_or(u32::MAX));
+        }
+        let status = self.core.status(now);
+        let mut stand_ins = BTreeMap::new();
+        for s in &status.stand_ins {
+            let state = StandInState::ALL.iter().find(|w| w.as_str() == s.state);
+            if let Some(state) = state {
+                *stand_ins.entry(*state).or_default() += 1;
+            }
+        }
+        m.set_stand_ins(&stand_ins);
+        let watched = self.core.targets();
+        m.keep_servers(|id| watched.contains_key(id));
+    }
+
+    fn tell(&self, note: &Note) {
+        let m = &self.metrics;
+        match note {
+            Note::WentUp(service, dest) => {
+                info!(%service, server = %dest, "real server passed its checks, it goes into service");
+                m.transition(To::Up, "passed");
+                m.set_server_up(*service, *dest, true);
+            }
+            Note::WentDown(service, dest, why) => {
+                warn!(%service, server = %dest, reason = %why, "real server failed its checks, it is taken out");
+                m.transition(To::Down, why.label());
+                m.set_server_up(*service, *dest, false);
+            }
+            Note::Requested(key) => {
+                warn!(server = %key.failed, incident = %key, "replacement of a failed server was requested");
+                m.replacements_requested.inc();
+            }
+            Note::Held(server, guard) => {
+                info!(%server, guard = guard.label(), reason = %guard, "replacement of a failed server is held back");
+            }
+            Note::Recovered(key) => {
+                info!(server = %key.failed, incident = %key, "failed server answers again, its replacement is called off");
+            }
+            Note::Progress(key, state, reason) => {
+                let reason = reason.as_deref().unwrap_or_default();
+                info!(server = %key.failed, incident = %key, state = state.as_str(), reason, "replacement moved on");
+            }
+            Note::Gave(key, why) => {
+                error!(server = %key.failed, incident = %key, reason = %why, "replacement came to nothing; it is asked for again later if the server still fails");
+            }
+            Note::Joined(m) => {
+                info!(spare = %m.spare.name, addresses = ?m.spare.addresses, in_place_of = ?m.origins, replacement = %m.replacement, "stand-in was announced, it enters as soon as it passes its checks");
+            }
+            Note::Leaving(m) => {
+                info!(spare = %m.spare.name, replacement = %m.replacement, "stand-in is withdrawn");
+            }
+            Note::Unlisted(id) => {
+                warn!(replacement = %id, "provisioner does not list a stand-in that serves: it keeps its place; was the provisioner's store lost?");
+            }
+            Note::ProvisionerBack => info!("provisioner answers"),
+            Note::ProvisionerSilent(why) => {
+                warn!(error = %why, "provisioner does not answer: failed servers are taken out, but not replaced");
+            }
+        }
+    }
+}
+
+/// Brings one service's part up to date; an equal part stays the shared one.
+fn renew(desired: &mut Desired, key: ServiceKey, core: &Core) -> bool {
+    let part = core.desired(key).map(Arc::new);
+    match (part, desired.services.get(&key)) {
+        (Some(new), Some(old)) if new == *old => false,
+        (Some(new), _) => {
+            desired.services.insert(key, new);
+            true
+        }
+        (None, _) => desired.services.remove(&key).is_some(),
+    }
+}
+
+/// Everything the core wants of the kernel, at the start.
+#[must_use]
+pub fn desired(core: &Core, services: impl Iterator<Item = ServiceKey>, exclusive: bool) -> Desired {
+    let mut desired = Desired { generation: 1, services: BTreeMap::new(), exclusive };
+    for key in services {
+        renew(&mut desired, key, core);
+    }
+    desired
+}
+
+/// Everybody whom the core wants checked.
+#[must_use]
+pub fn targets(core: &Core) -> Arc<Targets> {
+    let target = |(id, spec)| Target { id, spec, fast: false };
+    Arc::new(core.targets().into_iter().map(target).collect())
+}

@@ -1,0 +1,208 @@
+//! Puts the director's tasks and channels together.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, watch},
+};
+use tracing::{info, warn};
+
+use super::{
+    core::{self, Inputs, Outputs, Shell},
+    link, shutdown_signal,
+    state_file::{self, StateFile},
+};
+use crate::{
+    api::operator,
+    check::schedule,
+    clock, config,
+    director::{Core, Recall, Start},
+    ipvs::{self, Ipvs},
+    model::ServiceKey,
+    reconcile::{
+        plan::Applied,
+        task::{self, Fact, Timing},
+    },
+    rtnl,
+    supervise::{Exit, Supervisor},
+    systemd,
+    telemetry::{
+        self, Chain,
+        metrics::{BUILD, DirectorMetrics, PassResult, RequestResult, StepResult},
+    },
+};
+
+/// Reports of checks that wait for the core: some milliseconds' worth at ten thousand a second.
+const REPORTS: usize = 1024;
+
+/// Answers of the provisioner that wait for the core.
+const EVENTS: usize = 64;
+
+/// A pass that failed is repeated after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Tasks end within this after the stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why the director does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state file.
+    #[error("the director's memory could not be opened")]
+    State(#[source] state_file::Error),
+    /// The kernel.
+    #[error("IPVS could not be read at the start; nothing was changed")]
+    Kernel(#[source] ipvs::Error),
+    /// A socket.
+    #[error("{what} cannot listen on {at}")]
+    Listen {
+        /// For whom.
+        what: &'static str,
+        /// Where.
+        at: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// This host says no boot id.
+    #[error("this boot cannot be told from others")]
+    Boot(#[source] clock::NoBootId),
+    /// A task ended.
+    #[error("the director stopped out of order")]
+    Ended(#[source] Exit),
+    /// Signals.
+    #[error("signals cannot be waited for")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs a director until it is told to stop. IPVS stays as it is.
+///
+/// # Errors
+///
+/// What kept it from starting, or the task that ended.
+pub async fn run(config: config::Director) -> Result<(), Error> {
+    let config = Arc::new(config);
+    let signal = shutdown_signal().map_err(Error::Signals)?;
+    let (file, recall) = StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
+    if let (Recall::Forgot(why), Some(_)) = (&recall, &config.provisioner) {
+        warn!(reason = %why, "state file says nothing: destinations that the configuration does not name keep their place until the provisioner has answered");
+    }
+    let mut registry = Registry::default();
+    let metrics = DirectorMetrics::register(&mut registry, &BUILD);
+    let counted = metrics.clone();
+    let mut kernel = Ipvs::connect().await.map_err(Error::Kernel)?.with_observer(Arc::new(
+        move |operation, result| counted.netlink_request(operation, RequestResult::of(result)),
+    ));
+    let keys: Vec<ServiceKey> = config.services.keys().copied().collect();
+    let found = kernel.read(&keys).await.map_err(Error::Kernel)?;
+    warn_of_missing_addresses(&keys);
+    let adopted = found
+        .into_iter()
+        .map(|(k, s)| (k, s.dests.into_iter().map(|(d, s)| (d, s.attrs)).collect()))
+        .collect();
+    let start = Start {
+        now: clock::now(),
+        wall: clock::wall(),
+        boot_id: clock::boot_id().map_err(Error::Boot)?,
+        recall,
+        kernel: adopted,
+    };
+    let core = Core::new(Arc::clone(&config), start);
+
+    let (desired, desired_rx) =
+        watch::channel(core::desired(&core, keys.iter().copied(), config.exclusive));
+    let (targets, targets_rx) = watch::channel(core::targets(&core));
+    let (outbox, outbox_rx) = watch::channel(core.outbox());
+    let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
+    let (applied_tx, applied) = watch::channel(Applied::default());
+    let (reports_tx, reports) = mpsc::channel(REPORTS);
+    let (events_tx, events) = mpsc::channel(EVENTS);
+    let (questions_tx, questions) = mpsc::channel(16);
+
+    let operator_listener = listen_unix(&config.socket, "the operator socket")?;
+    let metrics_listener = match config.metrics {
+        None => None,
+        Some(at) => Some(TcpListener::bind(at).await.map_err(|source| Error::Listen {
+            what: "/metrics",
+            at: at.to_string(),
+            source,
+        })?),
+    };
+
+    let mut tasks = Supervisor::default();
+    let observe = facts_to(metrics.clone());
+    let timing = Timing { resync: config.resync, retry: RETRY };
+    tasks.start("reconcile", |stop| {
+        task::run(kernel, desired_rx, applied_tx, timing, observe, stop)
+    });
+    let observer = metrics.clone();
+    tasks.start("checks", |stop| schedule::run(targets_rx, reports_tx, observer, stop));
+    if let Some(to) = config.provisioner.clone() {
+        let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());
+        tasks.start("stand-ins", |stop| link::follow(c, l, e, stop));
+        let c = Arc::clone(&config);
+        tasks.start("requests", |stop| link::deliver(c, to, outbox_rx, events_tx, stop));
+    }
+    let registry = Arc::new(registry);
+    if let Some(listener) = metrics_listener {
+        let beat = heartbeat_rx.clone();
+        tasks.start("metrics", |stop| telemetry::serve::serve(listener, registry, beat, stop));
+    }
+    tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
+    tasks.start("operator", |stop| operator::serve(operator_listener, questions_tx, stop));
+    let mut first_pass = applied.clone();
+    tasks.start("ready", |stop| async move {
+        if first_pass.changed().await.is_ok() {
+            systemd::ready();
+            info!("director is ready");
+        }
+        stop.cancelled().await;
+    });
+    let out = Outputs { desired, targets, outbox, heartbeat };
+    let shell = Shell { core, file, metrics, out };
+    tasks.start("core", |stop| {
+        shell.run(Inputs { reports, events, applied, questions }, stop)
+    });
+    info!(director = %config.name, services = keys.len(), "director started");
+    let ended = tasks.run(signal, GRACE).await;
+    systemd::stopping();
+    info!("director stopped, IPVS stays as it is");
+    ended.map_err(Error::Ended)
+}
+
+fn listen_unix(path: &PathBuf, what: &'static str) -> Result<UnixListener, Error> {
+    let fail = |source| Error::Listen { what, at: path.display().to_string(), source };
+    super::listen_unix(path).map_err(fail)
+}
+
+fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
+    move |fact| match fact {
+        Fact::Pass(ok) => metrics.pass(if ok { PassResult::Done } else { PassResult::Failed }),
+        Fact::Step(step, ok) => {
+            metrics.step(step, if ok { StepResult::Done } else { StepResult::Failed });
+        }
+        Fact::Drift(services) => {
+            metrics.drift.inc_by(u64::try_from(services).unwrap_or(u64::MAX));
+        }
+        Fact::Foreign(services) => {
+            metrics.foreign_services.set(i64::try_from(services).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+/// IPVS sees only packets that are for this host.
+fn warn_of_missing_addresses(keys: &[ServiceKey]) {
+    let here = match rtnl::local_addresses() {
+        Ok(here) => here,
+        Err(e) => return warn!(error = %Chain(&e), "addresses of this host could not be read"),
+    };
+    for key in keys {
+        if let ServiceKey::Addr(_, at) = key
+            && !here.contains(&at.ip())
+        {
+            warn!(service = %key, "no interface of this host has the virtual address: packets for it do not reach IPVS; add it, for example: ip address add {}/{} dev lo", at.ip(), if at.is_ipv4() { 32 } else { 128 });
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The director's side of the provisioner's API: what the core wants told is told until it is
+//! answered, and the list of stand-ins is asked for again and again.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::Method;
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    api::client::{Client, Error, NOTHING},
+    config::{Director, ProvisionerLink},
+    director::{Event, Outbox},
+    model::{
+        IncidentKey, ReplacementId,
+        wire::{
+            Confirmation, Members, RegisteredServer, RegisteredService, Registration,
+            RegistrationAnswer, Replacement, ReplacementRequest, Want,
+        },
+    },
+    telemetry::Chain,
+};
+
+/// An answer that needs no waiting.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the provisioner may hold the list of stand-ins back until it changes.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// Between two attempts, and between two looks at a running replacement.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Registers, then follows the list of stand-ins, until `stop`.
+pub async fn follow(
+    config: Arc<Director>,
+    link: ProvisionerLink,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    let client = Client::new(link.at.clone());
+    let work = async {
+        loop {
+            if let Err(e) = follow_once(&config, &client, &events).await
+                && events.send(Event::ProvisionerSilent(Chain(&e).to_string())).await.is_err()
+            {
+                return;
+            }
+            time::sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        // Cancel-safe: a request that was cut off is made again.
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn follow_once(
+    config: &Director,
+    client: &Client,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Error> {
+    let name = &config.name;
+    let body = registration(config);
+    let path = format!("/v1/directors/{name}");
+    let answer: RegistrationAnswer =
+        client.ask(Method::PUT, &path, None, Some(&body), LIMIT).await?;
+    info!(services = body.services.len(), "virtual services were registered with the provisioner");
+    for w in answer.warnings {
+        warn!(server = %w.server, reason = %w.code, detail = %w.detail, "real server could not be replaced if it failed now");
+    }
+    let mut after: Option<u64> = None;
+    loop {
+        let version = after.map(|v| format!("?after={v}&wait={}", WAIT.as_secs()));
+        let path = format!("/v1/directors/{name}/members{}", version.unwrap_or_default());
+        let list: Members = client.ask(Method::GET, &path, None, NOTHING, WAIT + LIMIT).await?;
+        if after == Some(list.version) {
+            continue;
+        }
+        after = Some(list.version);
+        debug!(version = list.version, members = list.members.len(), "stand-ins were listed");
+        if events.send(Event::Members(list)).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn registration(config: &Director) -> Registration {
+    let services = config.services.iter().map(|(key, s)| RegisteredService {
+        key: *key,
+        scheduler: s.attrs.scheduler.clone(),
+        forward: s.forward,
+        check: s.check.clone(),
+        servers: s
+            .servers
+            .iter()
+            .map(|(d, a)| RegisteredServer { address: d.addr, port: d.port, weight: a.weight })
+            .collect(),
+    });
+    Registration { address: config.address, services: services.collect() }
+}
+
+/// Tells what the outbox holds, again and again while it holds it, until `stop`.
+pub async fn deliver(
+    config: Arc<Director>,
+    link: ProvisionerLink,
+    mut outbox: watch::Receiver<Outbox>,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    let courier = Courier { client: Client::new(link.at.clone()), config, link, events };
+    let work = async {
+        loop {
+            let now = outbox.borrow_and_update().clone();
+            let empty = now == Outbox::default();
+            if courier.round(now).await.is_err() {
+                return;
+            }
+            let pause = async {
+                if empty { std::future::pending().await } else { time::sleep(PAUSE).await }
+            };
+            tokio::select! {
+                // Cancel-safe: `changed` only marks the value seen when it returns.
+                changed = outbox.changed() => if changed.is_err() { return },
+                () = pause => {}
+            }
+        }
+    };
+    tokio::select! {
+        // Cancel-safe: what was not answered stands in the outbox still.
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+struct Courier {
+    client: Client,
+    config: Arc<Director>,
+    link: ProvisionerLink,
+    events: mpsc::Sender<Event>,
+}
+
+/// The core is gone.
+struct Gone;
+
+impl Courier {
+    async fn round(&self, outbox: Outbox) -> Result<(), Gone> {
+        for (id, is) in outbox.confirms {
+            self.confirm(id, is).await?;
+        }
+        for (key, id) in outbox.cancels {
+            let path = format!("/v1/replacements/{id}/cancel");
+            let answer = self.client.ask(Method::POST, &path, None, NOTHING, LIMIT).await;
+            self.tell(key, answer).await?;
+        }
+        for key in outbox.requests {
+            let body = ReplacementRequest {
+                failed: key.failed,
+                director: self.config.address,
+                centre: self.link.address,
+                name: self.config.name.clone(),
+            };
+            let (path, text) = ("/v1/replacements", key.to_string());
+            let answer =
+                self.client.ask(Method::POST, path, Some(&text), Some(&body), LIMIT).await;
+            self.tell(key, answer).await?;
+        }
+        Ok(())
+    }
+
+    async fn confirm(&self, id: ReplacementId, is: Want) -> Result<(), Gone> {
+        let path = format!("/v1/directors/{}/members/{id}", self.config.name);
+        let body = Confirmation { is };
+        match self.client.ask::<()>(Method::POST, &path, None, Some(&body), LIMIT).await {
+            Ok(()) => self.send(Event::Confirmed(id, is)).await,
+            Err(e) if e.problem().is_some() => {
+                warn!(replacement = %id, error = %Chain(&e), "provisioner refused a confirmation");
+                Ok(())
+            }
+            Err(e) => self.send(Event::ProvisionerSilent(Chain(&e).to_string())).await,
+        }
+    }
+
+    async fn tell(&self, key: IncidentKey, answer: Result<Replacement, Error>) -> Result<(), Gone> {
+        match answer {
+            Ok(answer) => self.send(Event::Replacement(key, Box::new(answer))).await,
+            Err(e) => match e.problem() {
+                // It will know this director again as soon as that has registered.
+                Some(p) if p.code == "not_registered" => Ok(()),
+                Some(p) if p.status < 500 && p.status != 429 => {
+                    let why = format!("{}: {}", p.code, p.detail);
+                    self.send(Event::Refused(key, why)).await
+                }
+                Some(_) | None => self.send(Event::ProvisionerSilent(Chain(&e).to_string())).await,
+            },
+        }
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Gone> {
+        self.events.send(event).await.map_err(|_closed| Gone)
+    }
+}

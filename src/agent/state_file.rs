@@ -1,0 +1,131 @@
+//! The director's state file: read once, replaced whole.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    director::{Memory, Recall, recall},
+    model::DirectorName,
+};
+
+/// What can go wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("the state file {} could not be {action}", path.display())]
+pub struct Error {
+    path: PathBuf,
+    action: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// The file, and what it held last.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    /// Set while the file on disk is one that could not be used: it is kept aside, not overwritten.
+    set_aside: bool,
+    written: Option<Memory>,
+}
+
+impl StateFile {
+    /// Reads `state.json` in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be made, or the file is there and cannot be read.
+    pub fn open(dir: &Path, director: &DirectorName) -> Result<(Self, Recall), Error> {
+        let path = dir.join("state.json");
+        let fail = |action| {
+            let path = path.clone();
+            move |source| Error { path, action, source }
+        };
+        fs::create_dir_all(dir).map_err(fail("given its folder"))?;
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(fail("read")(e)),
+        };
+        let found = recall(bytes.as_deref(), director);
+        let set_aside = bytes.is_some() && matches!(found, Recall::Forgot(_));
+        let written = match &found {
+            Recall::Known(m) => Some(m.clone()),
+            Recall::Forgot(_) => None,
+        };
+        Ok((Self { path, set_aside, written }, found))
+    }
+
+    /// Writes `memory` if it is not what the file holds; true where it was written.
+    ///
+    /// # Errors
+    ///
+    /// The file keeps its old content.
+    pub fn keep(&mut self, memory: Memory) -> Result<bool, Error> {
+        if self.written.as_ref() == Some(&memory) {
+            return Ok(false);
+        }
+        let fail = |action| {
+            let path = self.path.clone();
+            move |source| Error { path, action, source }
+        };
+        if self.set_aside {
+            let aside = self.path.with_extension("json.unreadable");
+            fs::rename(&self.path, aside).map_err(fail("set aside"))?;
+            self.set_aside = false;
+        }
+        let bytes = serde_json::to_vec_pretty(&memory).map_err(io::Error::other);
+        let bytes = bytes.map_err(fail("written"))?;
+        replace(&self.path, &bytes).map_err(fail("written"))?;
+        self.written = Some(memory);
+        Ok(true)
+    }
+}
+
+/// The old content or the new one, whatever dies when.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temp = path.with_extension("json.new");
+    let mut file = File::create(&temp)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temp, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> DirectorName {
+        "lb1".parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again_and_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut file, found) = StateFile::open(dir.path(), &name()).unwrap();
+        assert!(matches!(found, Recall::Forgot(_)));
+        let memory = Memory::new("b".into(), name(), 7, vec![], vec![]);
+        assert!(file.keep(memory.clone()).unwrap());
+        assert!(!file.keep(memory.clone()).unwrap());
+        let (_, found) = StateFile::open(dir.path(), &name()).unwrap();
+        assert_eq!(found, Recall::Known(memory));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("state.json"), b"{\"version\":9}").unwrap();
+        let (mut file, found) = StateFile::open(dir.path(), &name()).unwrap();
+        let Recall::Forgot(why) = found else { panic!("{found:?}") };
+        assert!(why.contains("version 9"), "{why}");
+        file.keep(Memory::new("b".into(), name(), 1, vec![], vec![])).unwrap();
+        let aside = fs::read(dir.path().join("state.json.unreadable")).unwrap();
+        assert_eq!(aside, b"{\"version\":9}");
+    }
+}

@@ -1,0 +1,4 @@
+//! HTTP on local sockets: the client of both APIs, and the director's operator socket.
+
+pub mod client;
+pub mod operator;
