@@ -1,1 +1,7 @@
-fn main() {}
+//! `understudy`: command line in, exit code out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    understudy::cli::main()
+}

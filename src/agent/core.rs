@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::state_file::StateFile;
 use crate::{
-    check::schedule::{Report, Target, Targets},
+    check::{Report, Target, Targets},
     clock,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
     model::{MonoTime, ServiceKey},

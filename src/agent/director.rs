@@ -16,21 +16,21 @@ use super::{
 };
 use crate::{
     api::operator,
-    check::schedule,
+    check,
     clock, config,
     director::{Core, Recall, Start},
     ipvs::{self, Ipvs},
     model::ServiceKey,
     reconcile::{
         plan::Applied,
-        task::{self, Fact, Timing},
+        task::{self, Fact, PassEnd, Timing},
     },
     rtnl,
     supervise::{Exit, Supervisor},
     systemd,
     telemetry::{
         self, Chain,
-        metrics::{BUILD, DirectorMetrics, PassResult, RequestResult, StepResult},
+        metrics::{DirectorMetrics, PassResult, StepResult},
     },
 };
 
@@ -90,10 +90,10 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
         warn!(reason = %why, "state file says nothing: destinations that the configuration does not name keep their place until the provisioner has answered");
     }
     let mut registry = Registry::default();
-    let metrics = DirectorMetrics::register(&mut registry, &BUILD);
+    let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
     let counted = metrics.clone();
     let mut kernel = Ipvs::connect().await.map_err(Error::Kernel)?.with_observer(Arc::new(
-        move |operation, result| counted.netlink_request(operation, RequestResult::of(result)),
+        move |operation, result| counted.netlink_request(operation, result),
     ));
     let keys: Vec<ServiceKey> = config.services.keys().copied().collect();
     let found = kernel.read(&keys).await.map_err(Error::Kernel)?;
@@ -138,7 +138,7 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
         task::run(kernel, desired_rx, applied_tx, timing, observe, stop)
     });
     let observer = metrics.clone();
-    tasks.start("checks", |stop| schedule::run(targets_rx, reports_tx, observer, stop));
+    tasks.start("checks", |stop| check::run(targets_rx, reports_tx, observer, stop));
     if let Some(to) = config.provisioner.clone() {
         let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());
         tasks.start("stand-ins", |stop| link::follow(c, l, e, stop));
@@ -148,7 +148,7 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
     let registry = Arc::new(registry);
     if let Some(listener) = metrics_listener {
         let beat = heartbeat_rx.clone();
-        tasks.start("metrics", |stop| telemetry::serve::serve(listener, registry, beat, stop));
+        tasks.start("metrics", |stop| telemetry::serve(listener, registry, beat, stop));
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
     tasks.start("operator", |stop| operator::serve(operator_listener, questions_tx, stop));
@@ -178,17 +178,20 @@ fn listen_unix(path: &PathBuf, what: &'static str) -> Result<UnixListener, Error
 }
 
 fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
+    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     move |fact| match fact {
-        Fact::Pass(ok) => metrics.pass(if ok { PassResult::Done } else { PassResult::Failed }),
-        Fact::Step(step, ok) => {
-            metrics.step(step, if ok { StepResult::Done } else { StepResult::Failed });
-        }
+        Fact::Pass(end) => metrics.pass(match end {
+            PassEnd::Unchanged => PassResult::Unchanged,
+            PassEnd::Applied => PassResult::Applied,
+            PassEnd::Partial => PassResult::Partial,
+            PassEnd::Unread => PassResult::Unread,
+        }),
+        Fact::Step(step, true) => metrics.step(step, StepResult::Ok),
+        Fact::Step(step, false) => metrics.step(step, StepResult::Refused),
         Fact::Drift(services) => {
             metrics.drift.inc_by(u64::try_from(services).unwrap_or(u64::MAX));
         }
-        Fact::Foreign(services) => {
-            metrics.foreign_services.set(i64::try_from(services).unwrap_or(i64::MAX));
-        }
+        Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
     }
 }
 

@@ -45,7 +45,7 @@ pub async fn follow(
     let work = async {
         loop {
             if let Err(e) = follow_once(&config, &client, &events).await
-                && events.send(Event::ProvisionerSilent(Chain(&e).to_string())).await.is_err()
+                && events.send(silent(&e)).await.is_err()
             {
                 return;
             }
@@ -87,6 +87,10 @@ async fn follow_once(
             return Ok(());
         }
     }
+}
+
+fn silent(e: &Error) -> Event {
+    Event::ProvisionerSilent(Chain(e).to_string())
 }
 
 fn registration(config: &Director) -> Registration {
@@ -181,7 +185,7 @@ impl Courier {
                 warn!(replacement = %id, error = %Chain(&e), "provisioner refused a confirmation");
                 Ok(())
             }
-            Err(e) => self.send(Event::ProvisionerSilent(Chain(&e).to_string())).await,
+            Err(e) => self.send(silent(&e)).await,
         }
     }
 
@@ -195,7 +199,7 @@ impl Courier {
                     let why = format!("{}: {}", p.code, p.detail);
                     self.send(Event::Refused(key, why)).await
                 }
-                Some(_) | None => self.send(Event::ProvisionerSilent(Chain(&e).to_string())).await,
+                Some(_) | None => self.send(silent(&e)).await,
             },
         }
     }

@@ -77,7 +77,7 @@ pub struct StandInStatus {
     pub in_place_of: Vec<IpAddr>,
     /// The replacement that made it.
     pub replacement: String,
-    /// `attached`, `attaching` or `withdrawing`.
+    /// `joining`, `serving` or `leaving`.
     pub state: String,
 }
 
@@ -180,9 +180,9 @@ impl Core {
 
     fn stand_in_status(&self) -> Vec<StandInStatus> {
         let state = |m: &super::Member| match (m.want, m.confirmed) {
-            (Want::Attach, Some(Want::Attach)) => "attached",
-            (Want::Attach, _) => "attaching",
-            (Want::Withdraw, _) => "withdrawing",
+            (Want::Attach, Some(Want::Attach)) => "serving",
+            (Want::Attach, _) => "joining",
+            (Want::Withdraw, _) => "leaving",
         };
         let members = self.members.values();
         members

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::plan::{Applied, Desired, Plan, plan};
 use crate::{
-    ipvs::{Error, Kernel},
+    ipvs::Kernel,
     model::{DestAttrs, DestKey, KernelTable, ServiceKey, ServiceState, Step},
     telemetry::Chain,
 };
@@ -29,14 +29,27 @@ pub struct Timing {
 /// What a pass did, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
-    /// A pass ended, with everything as wanted or not.
-    Pass(bool),
+    /// A pass ended.
+    Pass(PassEnd),
     /// A step was applied, or refused.
     Step(&'static str, bool),
     /// A periodic reading found so many services changed by others.
     Drift(usize),
     /// A periodic reading found so many services that stand in no configuration.
     Foreign(usize),
+}
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassEnd {
+    /// Nothing was to be done.
+    Unchanged,
+    /// Every step was done.
+    Applied,
+    /// Some steps were refused.
+    Partial,
+    /// The table could not be read.
+    Unread,
 }
 
 /// Runs until `stop`; leaves the kernel's table as it is.
@@ -73,17 +86,20 @@ struct Reconciler<O> {
     applied: Applied,
     /// What was wanted of each service when it was last brought to it in full.
     reached: BTreeMap<ServiceKey, Arc<super::plan::Want>>,
+    /// Steps applied since the start.
+    steps: u64,
     observe: O,
 }
 
 impl<O: Fn(Fact)> Reconciler<O> {
     fn new(observe: O) -> Self {
-        Self { applied: Applied::default(), reached: BTreeMap::new(), observe }
+        Self { applied: Applied::default(), reached: BTreeMap::new(), steps: 0, observe }
     }
 
     /// One pass on one reading: of the whole table, or only of the services whose part changed or
     /// is not reached yet. Says whether everything is as wanted.
     async fn pass(&mut self, kernel: &mut impl Kernel, want: &Desired, whole: bool) -> bool {
+        let steps_before = self.steps;
         let changed: BTreeSet<ServiceKey> = want
             .services
             .iter()
@@ -102,7 +118,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             Err(e) => {
                 warn!(error = %Chain(&e), "kernel table could not be read, nothing was changed");
                 self.applied.unreadable = Some(Chain(&e).to_string());
-                (self.observe)(Fact::Pass(false));
+                (self.observe)(Fact::Pass(PassEnd::Unread));
                 return false;
             }
         };
@@ -119,7 +135,11 @@ impl<O: Fn(Fact)> Reconciler<O> {
         if ok {
             self.applied.generation = want.generation;
         }
-        (self.observe)(Fact::Pass(ok));
+        (self.observe)(Fact::Pass(match (ok, self.steps == steps_before) {
+            (true, true) => PassEnd::Unchanged,
+            (true, false) => PassEnd::Applied,
+            (false, _) => PassEnd::Partial,
+        }));
         ok
     }
 
@@ -211,18 +231,19 @@ impl<O: Fn(Fact)> Reconciler<O> {
         contradicted
     }
 
-    async fn apply(&self, kernel: &mut impl Kernel, work: &mut Work, step: Step) -> bool {
+    async fn apply(&mut self, kernel: &mut impl Kernel, work: &mut Work, step: Step) -> bool {
         match kernel.apply(&step).await {
             Ok(()) => {
                 info!(service = %work.key, step = %step, "kernel table changed");
                 (self.observe)(Fact::Step(step.label(), true));
+                self.steps += 1;
                 work.did(step);
                 true
             }
             Err(e) => {
                 warn!(service = %work.key, step = %step, error = %Chain(&e), "kernel refused a step, it will be tried again");
                 (self.observe)(Fact::Step(step.label(), false));
-                work.contradicted |= contradicts_reading(&e);
+                work.contradicted |= e.contradicts_reading();
                 work.failed = Some(format!("{step}: {}", Chain(&e)));
                 false
             }
@@ -254,11 +275,6 @@ impl Work {
             Step::NewService(..) | Step::SetService(..) => {}
         }
     }
-}
-
-/// Whether an error says that the table is not what was read.
-const fn contradicts_reading(e: &Error) -> bool {
-    matches!(e, Error::NoSuchService { .. } | Error::NoSuchDest { .. } | Error::AlreadyThere { .. })
 }
 
 #[cfg(test)]

@@ -1,0 +1,126 @@
+//! `understudy inventory`.
+
+use std::{path::PathBuf, time::Duration};
+
+use hyper::Method;
+
+use super::{Failure, Socket, block_on, say, table};
+use crate::{
+    api::client::{Client, NOTHING},
+    model::inventory::{ChangeAction, InventoryAnswer, ServerView},
+    provisioner::folder,
+};
+
+const SOCKET: &str = "/run/understudy/provisioner.sock";
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What to do with the inventory.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Verb {
+    /// Makes the provisioner's tables those of a folder; what a replacement gave is never reverted
+    Apply {
+        /// Folder with roles.toml, software.toml, service_config.toml, servers.toml
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Shows the servers: state, role, operating system, and why
+    List {
+        #[command(flatten)]
+        socket: Socket,
+        /// Print the answer as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Puts a quarantined or failed server back into the pool of spares
+    Release {
+        /// Its name
+        #[arg(value_name = "SERVER")]
+        server: String,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Apply { folder, dry_run, socket } => apply(folder, *dry_run, socket),
+        Verb::List { socket, json } => list(socket, *json),
+        Verb::Release { server, socket } => release(server, socket),
+    }
+}
+
+fn apply(folder: &PathBuf, dry_run: bool, socket: &Socket) -> Result<(), Failure> {
+    let inventory = folder::load(folder).map_err(|e| Failure::Wrong(e.to_string()))?;
+    let client = Client::unix(socket.or(SOCKET));
+    let path = if dry_run { "/v1/inventory?dry_run=true" } else { "/v1/inventory" };
+    let ask = client.ask(Method::PUT, path, None, Some(&inventory), LIMIT);
+    let answer: InventoryAnswer = block_on(async {
+        ask.await.map_err(|e| match e.problem() {
+            Some(p) if p.status == 422 => Failure::Wrong(format!("{}: {}", folder.display(), p.detail)),
+            Some(_) | None => Failure::failed(&e),
+        })
+    })?;
+    say(&show(&answer, dry_run))
+}
+
+fn show(answer: &InventoryAnswer, dry_run: bool) -> String {
+    let word = |action| match action {
+        ChangeAction::Add => "add",
+        ChangeAction::Change => "change",
+        ChangeAction::Remove => "remove",
+        ChangeAction::Held => "held",
+    };
+    let rows: Vec<_> = answer
+        .changes
+        .iter()
+        .map(|c| vec![word(c.action).to_owned(), c.object.clone(), c.detail.clone()])
+        .collect();
+    let changes = answer.changes.iter().filter(|c| c.action != ChangeAction::Held).count();
+    let end = match (changes, dry_run) {
+        (0, _) => "nothing to change".to_owned(),
+        (n, true) => format!("{n} to change, nothing was done (dry run)"),
+        (n, false) => format!("{n} changed"),
+    };
+    format!("{}{end}\n", table(&rows))
+}
+
+fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
+    let client = Client::unix(socket.or(SOCKET));
+    let ask = client.ask(Method::GET, "/v1/inventory/servers", None, NOTHING, LIMIT);
+    let servers: Vec<ServerView> =
+        block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
+    if json {
+        let text = serde_json::to_string_pretty(&servers).map_err(|e| Failure::failed(&e))?;
+        return say(&format!("{text}\n"));
+    }
+    let head = ["SERVER", "STATE", "ROLE", "OS", "ADDRESSES", "REASON"].map(str::to_owned).to_vec();
+    let row = |v: &ServerView| {
+        let or_dash = |t: &Option<String>| t.clone().unwrap_or_else(|| "-".to_owned());
+        let addresses: Vec<_> = v.server.addresses.iter().map(ToString::to_string).collect();
+        let by = v.by_replacement.as_ref().map(|r| format!("by replacement {r}"));
+        let reason = v.reason.clone().or(by).unwrap_or_default();
+        vec![
+            v.server.name.clone(),
+            v.state.as_str().to_owned(),
+            or_dash(&v.role),
+            or_dash(&v.os_seen),
+            addresses.join(","),
+            reason,
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(head).chain(servers.iter().map(row)).collect();
+    say(&table(&rows))
+}
+
+fn release(server: &str, socket: &Socket) -> Result<(), Failure> {
+    let client = Client::unix(socket.or(SOCKET));
+    let path = format!("/v1/servers/{server}/release");
+    let ask = client.ask::<serde_json::Value>(Method::POST, &path, None, NOTHING, LIMIT);
+    block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
+    say(&format!("{server} is a spare again\n"))
+}

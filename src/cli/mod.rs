@@ -1,0 +1,149 @@
+//! The command line: one file a subcommand. Exit codes: 0 done, 1 it failed, 2 the command line or
+//! a configuration is wrong.
+
+mod check_config;
+mod inventory;
+mod run;
+mod status;
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    config::Diagnostics,
+    telemetry::{Chain, LogFormat},
+};
+
+/// Keeps an LVS cluster at full strength: takes a failed real server out of IPVS, and puts a freshly
+/// configured spare in its place.
+#[derive(Debug, Parser)]
+#[command(name = "understudy", version = VERSION, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("UNDERSTUDY_COMMIT"), ")");
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks real servers, owns IPVS, asks for spares. Runs until SIGTERM; IPVS stays as it is
+    Director(run::Arguments),
+    /// Configures spares over SSH. Runs until SIGTERM
+    Provisioner(run::Arguments),
+    /// Says every mistake in configuration files and inventory folders; exit status 2 if there is one
+    CheckConfig(check_config::Arguments),
+    /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
+    Status(status::Arguments),
+    /// The provisioner's tables: servers, roles, software, scripts, service configuration
+    #[command(subcommand)]
+    Inventory(inventory::Verb),
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+enum Failure {
+    /// The command line or a configuration is wrong: exit status 2.
+    Wrong(String),
+    /// It could not be done: exit status 1.
+    Failed(String),
+}
+
+impl Failure {
+    fn failed(e: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Failed(Chain(e).to_string())
+    }
+}
+
+impl From<Diagnostics> for Failure {
+    fn from(d: Diagnostics) -> Self {
+        Self::Wrong(d.to_string())
+    }
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Director(a) => run::director(&a),
+        Command::Provisioner(a) => run::provisioner(&a),
+        Command::CheckConfig(a) => check_config::run(&a),
+        Command::Status(a) => status::run(&a),
+        Command::Inventory(verb) => inventory::run(&verb),
+    };
+    let (text, code) = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Wrong(text)) => (text, 2),
+        Err(Failure::Failed(text)) => (text, 1),
+    };
+    // Nobody left to tell where standard error is gone.
+    drop(writeln!(io::stderr(), "{text}"));
+    ExitCode::from(code)
+}
+
+/// Writes to standard output; a reader that went away is no error.
+fn say(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(e) => Err(Failure::failed(&e)),
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    fs::read_to_string(path)
+        .map_err(|e| Failure::Wrong(format!("{}: cannot be read: {e}", path.display())))
+}
+
+/// Runs one short task.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::failed(&e))?.block_on(work)
+}
+
+/// Columns, as wide as their widest cell, two blanks apart.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A socket's path.
+#[derive(Debug, clap::Args)]
+struct Socket {
+    /// The service's socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Socket {
+    fn or(&self, default: &str) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| PathBuf::from(default))
+    }
+}
+
+/// How logs are written.
+#[derive(Debug, clap::Args)]
+struct Logs {
+    /// How logs are written
+    #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
+    log_format: LogFormat,
+}

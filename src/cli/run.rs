@@ -1,0 +1,32 @@
+//! `understudy director` and `understudy provisioner`.
+
+use std::path::PathBuf;
+
+use super::{Failure, Logs, read};
+use crate::{agent, config, telemetry};
+
+/// Of a daemon.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    #[command(flatten)]
+    logs: Logs,
+}
+
+pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
+    let config = config::director::parse(&a.config, &read(&a.config)?)?;
+    daemon(a, async { agent::director::run(config).await.map_err(|e| Failure::failed(&e)) })
+}
+
+pub(super) fn provisioner(a: &Arguments) -> Result<(), Failure> {
+    let config = config::provisioner::parse(&a.config, &read(&a.config)?)?;
+    daemon(a, async { agent::provisioner::run(config).await.map_err(|e| Failure::failed(&e)) })
+}
+
+fn daemon(a: &Arguments, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    telemetry::init_logs(a.logs.log_format).map_err(|e| Failure::failed(&e))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|e| Failure::failed(&e))?.block_on(work)
+}
