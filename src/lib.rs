@@ -1,3 +1,9 @@
+pub mod check;
+pub mod clock;
 pub mod config;
 pub mod model;
 pub mod provisioner;
+pub mod rtnl;
+pub mod supervise;
+pub mod systemd;
+pub mod telemetry;

@@ -1,0 +1,402 @@
+//! The schedule under the runtime's paused clock, with a prober that is told what to find.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    task::JoinHandle,
+    time::{advance, sleep, timeout},
+};
+
+use super::*;
+use crate::model::{CheckKind, CheckTiming, Phase, Protocol};
+
+const SECOND: Duration = Duration::from_secs(1);
+const REFUSED: Outcome = Outcome::Fail(FailReason::Refused);
+
+/// What the prober finds, how long it takes, and what it did.
+#[derive(Default)]
+struct World {
+    found: Mutex<HashMap<SocketAddr, (Outcome, Duration)>>,
+    starts: Mutex<Vec<(Instant, SocketAddr)>>,
+    running: AtomicUsize,
+    most_running: AtomicUsize,
+    probed: AtomicUsize,
+    dropped: AtomicUsize,
+    latest: Mutex<Duration>,
+}
+
+impl World {
+    fn find(&self, n: u32, outcome: Outcome, after: Duration) {
+        let at = SocketAddr::new(dest(n).addr, dest(n).port);
+        self.found.lock().unwrap().insert(at, (outcome, after));
+    }
+
+    fn starts_of(&self, n: u32) -> Vec<Instant> {
+        let starts = self.starts.lock().unwrap();
+        starts
+            .iter()
+            .filter(|(_, at)| at.ip() == dest(n).addr)
+            .map(|(when, _)| *when)
+            .collect()
+    }
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<World>);
+
+/// Counts a probe as running until it ends or is dropped.
+struct Running<'a>(&'a World);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Prober for Fake {
+    async fn probe(&self, at: SocketAddr, _spec: &CheckSpec) -> Outcome {
+        self.0.starts.lock().unwrap().push((Instant::now(), at));
+        let running = self.0.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most_running.fetch_max(running, Ordering::SeqCst);
+        let _running = Running(&self.0);
+        let found = self.0.found.lock().unwrap().get(&at).copied();
+        let (outcome, after) = found.unwrap_or((Outcome::Pass, Duration::from_millis(1)));
+        sleep(after).await;
+        outcome
+    }
+}
+
+impl Observer for Fake {
+    fn probed(&self, _outcome: Outcome, _elapsed: Duration) {
+        self.0.probed.fetch_add(1, Ordering::SeqCst);
+    }
+    fn begun_late(&self, by: Duration) {
+        let mut latest = self.0.latest.lock().unwrap();
+        *latest = by.max(*latest);
+    }
+    fn report_dropped(&self) {
+        self.0.dropped.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn service() -> ServiceKey {
+    ServiceKey::Addr(Protocol::Tcp, "192.0.2.1:80".parse().unwrap())
+}
+
+fn dest(n: u32) -> DestKey {
+    DestKey {
+        addr: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n)),
+        port: 80,
+    }
+}
+
+fn target(n: u32, interval: Duration, fall: u32) -> Target {
+    Target {
+        id: (service(), dest(n)),
+        spec: CheckSpec {
+            kind: CheckKind::Tcp,
+            timing: CheckTiming {
+                interval,
+                timeout: interval,
+                rise: 2,
+                fall,
+            },
+        },
+        fast: false,
+    }
+}
+
+struct Bench {
+    world: Arc<World>,
+    targets: watch::Sender<Arc<Targets>>,
+    reports: mpsc::Receiver<Report>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Bench {
+    fn start(targets: Targets, queue: usize) -> Self {
+        Self::start_in(Fake::default(), targets, queue)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test itself sees the end of the task"
+    )]
+    fn start_in(fake: Fake, targets: Targets, queue: usize) -> Self {
+        let (targets, seen) = watch::channel(Arc::new(targets));
+        let (reports, received) = mpsc::channel(queue);
+        let stop = CancellationToken::new();
+        Self {
+            world: Arc::clone(&fake.0),
+            targets,
+            reports: received,
+            task: tokio::spawn(run_with(fake.clone(), seen, reports, fake, stop.clone())),
+            stop,
+        }
+    }
+
+    async fn report(&mut self) -> Report {
+        timeout(60 * SECOND, self.reports.recv())
+            .await
+            .expect("a report comes")
+            .expect("the schedule runs")
+    }
+}
+
+fn gaps(starts: &[Instant]) -> Vec<Duration> {
+    starts.windows(2).map(|w| w[1] - w[0]).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_servers_have_first_verdicts_within_200_ms() {
+    let begun = Instant::now();
+    let mut bench = Bench::start((0..3).map(|n| target(n, SECOND, 2)).collect(), 16);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.push(bench.report().await.dest);
+    }
+    assert!(begun.elapsed() <= SECOND / 5, "{:?}", begun.elapsed());
+    seen.sort();
+    assert_eq!(seen, [dest(0), dest(1), dest(2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_servers_do_not_burst() {
+    let bench = Bench::start((0..1_000).map(|n| target(n, SECOND, 2)).collect(), 65_536);
+    sleep(10 * SECOND).await;
+    let mut per_slot: HashMap<u128, u32> = HashMap::new();
+    let starts = bench.world.starts.lock().unwrap();
+    let begun = starts[0].0;
+    for (when, _) in starts.iter() {
+        *per_slot
+            .entry((*when - begun).as_millis() / 50)
+            .or_default() += 1;
+    }
+    // 50 expected in each 50 ms, some more while first probes and regular ones overlap.
+    let most = per_slot.values().max().unwrap();
+    assert!(*most < 130, "{most} probes begun within 50 ms");
+    assert!((9_000..11_500).contains(&starts.len()), "{}", starts.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_keeps_its_phase_when_others_come_and_go() {
+    let bench = Bench::start(vec![target(1, SECOND, 2)], 1_024);
+    for round in 0..50_u32 {
+        sleep(Duration::from_millis(173)).await;
+        let others = (2..2 + round % 5).map(|n| target(n, SECOND, 2));
+        let wanted = std::iter::once(target(1, SECOND, 2))
+            .chain(others)
+            .collect();
+        bench.targets.send_replace(Arc::new(wanted));
+    }
+    let starts = bench.world.starts_of(1);
+    assert!(starts.len() >= 8);
+    // The first gap leads from the first probe to the regular phase.
+    let gaps = gaps(&starts);
+    assert!(
+        gaps[0] >= SECOND / 2 && gaps[0] <= SECOND * 3 / 2,
+        "{gaps:?}"
+    );
+    for gap in &gaps[1..] {
+        assert!(gap.abs_diff(SECOND) <= Duration::from_millis(2), "{gaps:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_failure_is_followed_quickly_until_the_fall() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
+    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    bench.world.find(1, REFUSED, Duration::ZERO);
+    for _ in 0..5 {
+        assert_eq!(bench.report().await.outcome, REFUSED);
+    }
+    let gaps = gaps(&bench.world.starts_of(1));
+    let fast = Duration::from_millis(100);
+    // Pass to first failure: regular. Two quick ones to the fall. Then regular again.
+    for (gap, quick) in gaps.iter().zip([false, true, true, false, false]) {
+        let near = gap.abs_diff(fast) <= Duration::from_millis(2);
+        assert_eq!(near, quick, "{gaps:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_this_host_hurries_nobody() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
+    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    let local = Outcome::Fail(FailReason::Local);
+    bench.world.find(1, local, Duration::ZERO);
+    for _ in 0..4 {
+        assert_eq!(bench.report().await.outcome, local);
+    }
+    for gap in gaps(&bench.world.starts_of(1)) {
+        assert!(gap >= SECOND / 2, "{gap:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_server_is_asked_again_at_once_and_never_twice_at_a_time() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
+    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    let silent = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
+    bench.world.find(1, silent, SECOND);
+    for _ in 0..5 {
+        assert_eq!(bench.report().await.outcome, silent);
+    }
+    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 1);
+    let gaps = gaps(&bench.world.starts_of(1));
+    for gap in &gaps[1..3] {
+        assert!(gap.abs_diff(SECOND) <= Duration::from_millis(5), "{gaps:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_somebody_waits_for_is_asked_at_the_fast_interval() {
+    let mut bench = Bench::start(vec![target(1, 10 * SECOND, 2)], 16);
+    bench.report().await;
+    let hurried = Target {
+        fast: true,
+        ..target(1, 10 * SECOND, 2)
+    };
+    let asked = Instant::now();
+    bench.targets.send_replace(Arc::new(vec![hurried]));
+    for _ in 0..3 {
+        bench.report().await;
+    }
+    assert!(
+        asked.elapsed() <= 3 * SECOND + Duration::from_millis(10),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_target_is_dropped_with_its_probe() {
+    let fake = Fake::default();
+    fake.0.find(1, Outcome::Pass, 30 * SECOND);
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 2)], 16);
+    sleep(SECOND).await;
+    assert_eq!(
+        bench.world.running.load(Ordering::SeqCst),
+        1,
+        "its probe runs"
+    );
+    bench
+        .targets
+        .send_replace(Arc::new(vec![target(2, SECOND, 2)]));
+    for _ in 0..100 {
+        assert_eq!(bench.report().await.dest, dest(2));
+    }
+    assert_eq!(bench.world.starts_of(1).len(), 1);
+    assert_eq!(
+        bench.world.most_running.load(Ordering::SeqCst),
+        1,
+        "the probe ended at once"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_check_begins_anew_and_never_reports_the_old_one() {
+    let fake = Fake::default();
+    fake.0.find(1, REFUSED, 30 * SECOND);
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 2)], 16);
+    sleep(SECOND).await;
+    bench.world.find(1, Outcome::Pass, Duration::ZERO);
+    bench
+        .targets
+        .send_replace(Arc::new(vec![target(1, 2 * SECOND, 2)]));
+    let changed = Instant::now();
+    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert!(changed.elapsed() <= SECOND / 5);
+    for _ in 0..40 {
+        assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_loses_reports_and_counts_them() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 2)], 1);
+    sleep(10 * SECOND + SECOND / 2).await;
+    let probed = bench.world.probed.load(Ordering::SeqCst);
+    assert!(probed >= 10);
+    assert_eq!(bench.world.dropped.load(Ordering::SeqCst), probed - 1);
+    bench.world.find(1, REFUSED, Duration::ZERO);
+    assert_eq!(
+        bench.report().await.outcome,
+        Outcome::Pass,
+        "the one that had room"
+    );
+    assert_eq!(
+        bench.report().await.outcome,
+        REFUSED,
+        "superseded by the next probe"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_stop_overdue_probes_are_spread() {
+    let bench = Bench::start((0..1_000).map(|n| target(n, SECOND, 2)).collect(), 65_536);
+    sleep(3 * SECOND).await;
+    // Nothing runs while the clock goes on: the process was stopped.
+    advance(60 * SECOND).await;
+    let resumed = Instant::now();
+    sleep(3 * SECOND).await;
+    assert!(
+        *bench.world.latest.lock().unwrap() >= 59 * SECOND,
+        "lateness is measured"
+    );
+    let mut per_slot: HashMap<u128, u32> = HashMap::new();
+    for (when, _) in bench.world.starts.lock().unwrap().iter() {
+        if let Some(after) = when.checked_duration_since(resumed) {
+            *per_slot.entry(after.as_millis() / 50).or_default() += 1;
+        }
+    }
+    let most = per_slot.values().max().unwrap();
+    assert!(*most < 130, "{most} probes begun within 50 ms");
+    let all: u32 = per_slot.values().sum();
+    assert!(all >= 2_000, "{all}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_in_flight_are_bounded_and_all_targets_get_their_turn() {
+    let count = u32::try_from(MAX_IN_FLIGHT).unwrap() + 1_000;
+    let fake = Fake::default();
+    let silent = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
+    for n in 0..count {
+        fake.0.find(n, silent, 20 * SECOND);
+    }
+    let targets = (0..count).map(|n| target(n, 20 * SECOND, 2)).collect();
+    let bench = Bench::start_in(fake, targets, 65_536);
+    sleep(45 * SECOND).await;
+    assert_eq!(
+        bench.world.most_running.load(Ordering::SeqCst),
+        MAX_IN_FLIGHT
+    );
+    let asked: std::collections::HashSet<_> = {
+        let starts = bench.world.starts.lock().unwrap();
+        starts.iter().map(|(_, at)| *at).collect()
+    };
+    assert_eq!(asked.len(), usize::try_from(count).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_on_the_token_and_when_nobody_listens() {
+    let bench = Bench::start(vec![target(1, SECOND, 2)], 16);
+    bench.stop.cancel();
+    timeout(SECOND, bench.task).await.unwrap().unwrap();
+
+    let bench = Bench::start(vec![target(1, SECOND, 2)], 16);
+    drop(bench.reports);
+    timeout(3 * SECOND, bench.task).await.unwrap().unwrap();
+
+    let bench = Bench::start(vec![target(1, SECOND, 2)], 16);
+    drop(bench.targets);
+    timeout(SECOND, bench.task).await.unwrap().unwrap();
+}

@@ -1,0 +1,5 @@
+//! rtnetlink: what the interfaces of this host are.
+
+mod addresses;
+
+pub use addresses::{Error, local_addresses};

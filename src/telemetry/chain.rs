@@ -1,0 +1,35 @@
+use std::{error::Error, fmt};
+
+/// Prints an error with all its causes, once each: `{error}: {cause}: {cause of that}`.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(c) = cause {
+            write!(f, ": {c}")?;
+            cause = c.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the kernel refused new-dest")]
+    struct Refused(#[source] std::io::Error);
+
+    #[test]
+    fn every_cause_once() {
+        let e = Refused(std::io::Error::from_raw_os_error(1));
+        assert_eq!(
+            Chain(&e).to_string(),
+            "the kernel refused new-dest: Operation not permitted (os error 1)"
+        );
+    }
+}
