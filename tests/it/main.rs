@@ -1,2 +1,13 @@
-#[test]
-fn ok() {}
+//! What can be tested without privileges: one binary.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail like tests: at their place"
+)]
+
+mod check;
+mod metrics;
+mod rtnl;
+mod units;
