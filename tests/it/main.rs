@@ -3,11 +3,12 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::indexing_slicing,
     reason = "helpers of tests fail like tests: at their place"
 )]
 
 mod check;
 mod metrics;
 mod rtnl;
+mod support;
+mod systemd;
 mod units;

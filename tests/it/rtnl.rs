@@ -1,31 +1,13 @@
 //! Addresses of interfaces, read from the kernel.
 
-use std::process::Command;
-
 use understudy::rtnl::local_addresses;
+
+use crate::support::in_new_namespace;
 
 #[test]
 fn the_loopback_address_is_found() {
     let found = local_addresses().unwrap();
     assert!(found.contains(&"127.0.0.1".parse().unwrap()), "{found:?}");
-}
-
-/// Runs the test `name` of this program, one that is ignored otherwise, in a new network namespace
-/// (of a new user namespace, so that it needs no privilege) after the shell commands `setup`.
-fn in_new_namespace(setup: &str, name: &str) {
-    let program = std::env::current_exe().unwrap();
-    let out = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--", "sh", "-ec"])
-        .arg(format!("{setup}\nexec \"$0\" --exact --ignored \"$1\""))
-        .args([program.as_os_str(), name.as_ref()])
-        .output()
-        .expect("unshare of util-linux runs");
-    let text = String::from_utf8_lossy(&out.stdout);
-    assert!(
-        out.status.success() && text.contains("1 passed"),
-        "{text}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
 }
 
 #[test]
