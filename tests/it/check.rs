@@ -287,6 +287,23 @@ async fn a_head_without_end_is_cut() {
 }
 
 #[tokio::test]
+async fn a_head_is_read_up_to_8_kib() {
+    for (filler, wanted) in [(7_000, Outcome::Pass), (9_000, fail(FailReason::Garbled))] {
+        let (at, task) = server(move |mut stream, _| async move {
+            let filler = "x".repeat(filler);
+            let answer = format!("HTTP/1.1 200 OK\r\nX-Filler: {filler}\r\n\r\n");
+            // The probe may go before all of it is sent.
+            drop(stream.write_all(answer.as_bytes()).await);
+            let mut rest = Vec::new();
+            drop(stream.read_to_end(&mut rest).await);
+        })
+        .await;
+        assert_eq!(probe(at, &http(), LONG).await, wanted, "{filler}");
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn one_deadline_covers_an_answer_that_trickles() {
     let (at, task) = server(|mut stream, _| async move {
         // Each byte comes well within the time limit, the answer does not.
