@@ -7,6 +7,7 @@
 )]
 
 mod check;
+mod logs;
 mod metrics;
 mod rtnl;
 mod support;
