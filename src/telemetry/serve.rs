@@ -33,8 +33,8 @@ const MAX_CONNECTIONS: usize = 16;
 /// A connection lasts at most this long; it serves one request.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The request's head must have come by then.
-const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// The request's head must have come by then: well before a scraper that waits gives up.
+const HEAD_LIMIT: Duration = Duration::from_secs(2);
 
 /// After an `accept` that failed (no descriptors), the next one waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -30,6 +30,8 @@ struct World {
     probed: AtomicUsize,
     dropped: AtomicUsize,
     latest: Mutex<Duration>,
+    /// Done at the end of the next probe.
+    at_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl World {
@@ -69,6 +71,9 @@ impl Prober for Fake {
         let found = self.0.found.lock().unwrap().get(&at).copied();
         let (outcome, after) = found.unwrap_or((Outcome::Pass, Duration::from_millis(1)));
         sleep(after).await;
+        if let Some(deed) = self.0.at_end.lock().unwrap().take() {
+            deed();
+        }
         outcome
     }
 }
@@ -318,6 +323,21 @@ async fn a_changed_check_begins_anew_and_never_reports_the_old_one() {
     for _ in 0..40 {
         assert_eq!(bench.report().await.outcome, Outcome::Pass);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_comes_together_with_the_change_is_not_reported() {
+    let fake = Fake::default();
+    fake.0.find(1, REFUSED, Duration::ZERO);
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 2)], 16);
+    let (targets, world) = (bench.targets.clone(), Arc::clone(&bench.world));
+    let change = move || {
+        targets.send_replace(Arc::new(vec![target(1, 2 * SECOND, 2)]));
+        world.find(1, Outcome::Pass, Duration::ZERO);
+    };
+    *bench.world.at_end.lock().unwrap() = Some(Box::new(change));
+    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert_eq!(bench.world.starts_of(1).len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

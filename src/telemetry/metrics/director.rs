@@ -33,6 +33,24 @@ words! {
 }
 
 words! {
+    /// How a netlink request ended.
+    RequestResult {
+        /// As asked.
+        Ok => "ok",
+        /// The object does not exist.
+        NotFound => "not_found",
+        /// The object exists already.
+        Exists => "exists",
+        /// A capability or a module is missing.
+        Denied => "denied",
+        /// No answer in time.
+        TimedOut => "timed_out",
+        /// Any other error.
+        Failed => "failed",
+    }
+}
+
+words! {
     /// How a pass over the kernel's table ended.
     PassResult {
         /// Nothing was to be done.
@@ -104,8 +122,8 @@ struct ReasonLabel {
 pub struct NetlinkLabels {
     /// Which: `new_service`, `dump_services`, …
     pub operation: &'static str,
-    /// `ok`, or the kind of error.
-    pub result: &'static str,
+    /// How it ended.
+    pub result: RequestResult,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -322,7 +340,7 @@ impl DirectorMetrics {
     }
 
     /// A request to the kernel ended.
-    pub fn netlink_request(&self, operation: &'static str, result: &'static str) {
+    pub fn netlink_request(&self, operation: &'static str, result: RequestResult) {
         self.netlink_requests
             .get_or_create(&NetlinkLabels { operation, result })
             .inc();
