@@ -1,2 +1,3 @@
-#[test]
-fn ok() {}
+//! Suites that need no privileges of the kernel. Those over SSH run a real sshd and need root.
+
+mod ssh;
