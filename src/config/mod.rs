@@ -2,5 +2,7 @@
 //! `file:line:column`, all of them at once.
 
 mod diagnostics;
+pub mod duration;
 
 pub use diagnostics::Diagnostics;
+pub use duration::DurationError;

@@ -154,8 +154,6 @@ pub struct StepError {
     pub detail: String,
     /// Output so far, bounded.
     pub output: String,
-    /// The operating system, where the step read it.
-    pub os: Option<String>,
 }
 
 /// Whoever carries out orders.

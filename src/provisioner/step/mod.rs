@@ -154,7 +154,6 @@ fn error(class: Class, code: &'static str, detail: impl Into<String>) -> StepErr
         code,
         detail: detail.into(),
         output: String::new(),
-        os: None,
     }
 }
 

@@ -17,7 +17,8 @@ pub(super) async fn os(remote: &Remote<'_>, wanted: &str) -> Result<Done, StepEr
     if seen != wanted {
         let detail = format!("{} runs {seen}, the role wants {wanted}", remote.name);
         return Err(StepError {
-            os: Some(seen),
+            // Alone, for the pool to remember.
+            output: seen,
             ..error(Class::Unsuitable, "os_mismatch", detail)
         });
     }

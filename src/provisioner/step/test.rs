@@ -40,7 +40,6 @@ pub(super) async fn read_back(
             );
             return Err(StepError {
                 output: answer.output,
-                os: done.os,
                 ..error(Class::Permanent, "not_installed", detail)
             });
         }
@@ -56,10 +55,7 @@ pub(super) async fn read_back(
                     "{path} on {} is not what was placed: SHA-256 {seen}, not {digest}",
                     remote.name
                 );
-                return Err(StepError {
-                    os: done.os,
-                    ..error(Class::Permanent, "digest_mismatch", detail)
-                });
+                return Err(error(Class::Permanent, "digest_mismatch", detail));
             }
         }
     }
@@ -89,10 +85,7 @@ pub(super) async fn answers<P: Prober>(
                     "the service at {} does not answer within {:?}: {reason}",
                     test.at, test.limit
                 );
-                return Err(StepError {
-                    os: done.os,
-                    ..error(Class::Permanent, "service_silent", detail)
-                });
+                return Err(error(Class::Permanent, "service_silent", detail));
             }
             sleep(AGAIN).await;
         }

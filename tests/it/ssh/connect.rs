@@ -191,7 +191,7 @@ async fn a_chatty_shell_is_not_taken_for_an_answer() {
     let wanted = "plan9-4".into();
     let e = lab.perform(1, Step::Os { wanted }).await.unwrap_err();
     assert_eq!((e.class, e.code), (Class::Unsuitable, "os_mismatch"));
-    assert!(e.os.unwrap().starts_with("debian-"));
+    assert!(e.output.starts_with("debian-"));
 }
 
 #[tokio::test]
