@@ -1,4 +1,7 @@
+pub mod agent;
+pub mod api;
 pub mod check;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod director;
@@ -6,7 +9,14 @@ pub mod health;
 pub mod ipvs;
 pub mod model;
 pub mod provisioner;
+pub mod reconcile;
 pub mod rtnl;
 pub mod supervise;
 pub mod systemd;
 pub mod telemetry;
+
+use telemetry::metrics::Build;
+
+/// Which program this is.
+pub const BUILD: Build =
+    Build { version: env!("CARGO_PKG_VERSION"), commit: env!("UNDERSTUDY_COMMIT") };

@@ -1,54 +1,114 @@
-//! Durations as people write them: `"800ms"`, `"5s"`, `"2m"`, `"1h"`.
+//! Durations as configuration writes them: a whole number and a unit, `"800ms"`, `"5s"`, `"2m"`,
+//! `"1h"`.
 
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, de::Error};
+
 /// A text that is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no duration: write a whole number and ms, s, m or h, for example \"800ms\"")]
-pub struct DurationError(String);
+#[error(
+    "{found:?} is no duration: write a whole number and a unit, \
+     as in \"800ms\", \"5s\", \"2m\" or \"1h\""
+)]
+pub struct DurationError {
+    found: String,
+}
 
 /// Reads a duration.
 ///
 /// # Errors
 ///
-/// Anything but a whole number directly followed by `ms`, `s`, `m` or `h`.
+/// Where the text is no whole number with one of the units `ms`, `s`, `m`, `h`, or too large.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use understudy::config::duration;
+///
+/// assert_eq!(duration::parse("800ms").unwrap(), Duration::from_millis(800));
+/// assert!(duration::parse("1.5s").is_err());
+/// ```
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
-    let bad = || DurationError(text.to_owned());
+    let error = || DurationError {
+        found: text.to_owned(),
+    };
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at_checked(digits).ok_or_else(bad)?;
-    let number: u64 = number.parse().map_err(|_not_a_number| bad())?;
-    let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs);
-    match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => seconds(1),
-        "m" => seconds(60),
-        "h" => seconds(3600),
-        _ => None,
-    }
-    .ok_or_else(bad)
+    let (number, unit) = text.split_at_checked(digits).ok_or_else(error)?;
+    let number: u64 = number.parse().map_err(|_not_a_number| error())?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => return Err(error()),
+    };
+    let millis = number.checked_mul(millis).ok_or_else(error)?;
+    Ok(Duration::from_millis(millis))
+}
+
+/// For `#[serde(deserialize_with = "…")]`, where nothing else is to be said about the value.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse(&text).map_err(D::Error::custom)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn what_people_write() {
-        assert_eq!(parse("800ms"), Ok(Duration::from_millis(800)));
-        assert_eq!(parse("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse("1h"), Ok(Duration::from_secs(3600)));
-        for bad in [
+    fn units() {
+        for (text, millis) in [
+            ("0s", 0),
+            ("1ms", 1),
+            ("5s", 5000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(parse(text).unwrap(), Duration::from_millis(millis));
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_by_name() {
+        for text in [
             "",
             "5",
             "s",
-            "-1s",
-            "1.5s",
             "5 s",
+            " 5s",
+            "-5s",
+            "+5s",
+            "1.5s",
+            "5S",
+            "5sec",
+            "1m30s",
+            "٥s",
             "99999999999999999999s",
             "18446744073709551615h",
         ] {
-            assert!(parse(bad).is_err(), "{bad}");
+            let e = parse(text).unwrap_err().to_string();
+            assert!(e.starts_with(&format!("{text:?} is no duration")), "{e}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in ".*") {
+            drop(parse(&text));
+        }
+
+        #[test]
+        fn reads_what_it_should(n in 0_u64..1_000_000) {
+            prop_assert_eq!(parse(&format!("{n}s")).unwrap(), Duration::from_secs(n));
         }
     }
 }

@@ -13,4 +13,5 @@ pub use diagnostics::Diagnostics;
 pub use director::{
     Director, Endpoint, FailingIn, ProvisionerLink, ReplacementPolicy, VirtualService,
 };
+pub use duration::DurationError;
 pub use provisioner::{Provisioner, Ssh};

@@ -1,4 +1,4 @@
-//! What can be tested without privileges: one binary.
+//! What needs no IPVS: one binary. The suites over SSH run a real sshd and need root.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,9 +7,11 @@
 )]
 
 mod check;
+mod inventory;
 mod logs;
 mod metrics;
 mod rtnl;
+mod ssh;
 mod support;
 mod systemd;
 mod units;

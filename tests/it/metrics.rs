@@ -20,7 +20,7 @@ use understudy::{
     },
     telemetry::{
         metrics::{
-            Build, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics, RequestResult,
+            Build, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics,
             StandInState, StepOutcome, StepResult, To,
         },
         serve,
@@ -97,7 +97,7 @@ fn a_directors_families_are_as_documented() {
     );
     m.begun_late(Duration::from_micros(700));
     m.report_dropped();
-    m.netlink_request("new_dest", RequestResult::Denied);
+    m.netlink_request("new_dest", "not_permitted");
     m.pass(PassResult::Applied);
     m.step("add_dest", StepResult::Ok);
     m.drift.inc();

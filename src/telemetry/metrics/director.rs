@@ -33,24 +33,6 @@ words! {
 }
 
 words! {
-    /// How a netlink request ended.
-    RequestResult {
-        /// As asked.
-        Ok => "ok",
-        /// The object does not exist.
-        NotFound => "not_found",
-        /// The object exists already.
-        Exists => "exists",
-        /// A capability or a module is missing.
-        Denied => "denied",
-        /// No answer in time.
-        TimedOut => "timed_out",
-        /// Any other error.
-        Failed => "failed",
-    }
-}
-
-words! {
     /// How a pass over the kernel's table ended.
     PassResult {
         /// Nothing was to be done.
@@ -122,8 +104,8 @@ struct ReasonLabel {
 pub struct NetlinkLabels {
     /// Which: `new_service`, `dump_services`, …
     pub operation: &'static str,
-    /// How it ended.
-    pub result: RequestResult,
+    /// `ok`, or the kind of error.
+    pub result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -340,7 +322,7 @@ impl DirectorMetrics {
     }
 
     /// A request to the kernel ended.
-    pub fn netlink_request(&self, operation: &'static str, result: RequestResult) {
+    pub fn netlink_request(&self, operation: &'static str, result: &'static str) {
         self.netlink_requests
             .get_or_create(&NetlinkLabels { operation, result })
             .inc();

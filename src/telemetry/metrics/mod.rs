@@ -6,7 +6,7 @@ mod director;
 mod provisioner;
 
 pub use director::{
-    DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, RequestResult, StandInState,
+    DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState,
     StepLabels, StepResult, To, TransitionLabels,
 };
 pub use provisioner::{ProvisionerMetrics, StepOutcome};

@@ -1,0 +1,483 @@
+//! Texts to inventory, without reading a file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use toml::Spanned;
+
+use super::{
+    FILES,
+    table::{Entry, Sections, sections},
+    values::{
+        Seen, address, is_account, limit, list, name, operating_system, permissions,
+        script_mistake, target_path,
+    },
+};
+use crate::{
+    config::Diagnostics,
+    model::inventory::{Inventory, Role, Server, ServiceFile, Software},
+    provisioner::ssh::HostKey,
+};
+
+/// The texts of the four files.
+#[derive(Clone, Copy, Debug)]
+pub struct Texts<'s> {
+    /// `roles.toml`.
+    pub roles: &'s str,
+    /// `software.toml`.
+    pub software: &'s str,
+    /// `service_config.toml`.
+    pub service_config: &'s str,
+    /// `servers.toml`.
+    pub servers: &'s str,
+}
+
+/// A script or file that the tables name and that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachmentError {
+    /// Not there.
+    #[error("there is no such file in the inventory folder")]
+    Missing,
+    /// Somewhere else.
+    #[error("lies outside the inventory folder: copy it in")]
+    Outside,
+    /// Not UTF-8.
+    #[error("is not UTF-8 text")]
+    NotText,
+    /// Something else.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// Gives the text of a file by its path in the folder.
+type Attach<'a> = dyn FnMut(&str) -> Result<String, AttachmentError> + 'a;
+
+/// Names that others refer to, kept also of entries with mistakes, so that one mistake is said once.
+#[derive(Debug, Default)]
+struct Names {
+    roles: BTreeSet<String>,
+    /// (domain, software) of every role.
+    used: BTreeSet<(String, String)>,
+    domains: BTreeSet<String>,
+    /// Name to the operating systems it has an entry for.
+    software: BTreeMap<String, Vec<Option<String>>>,
+    /// Software with service files.
+    configured: BTreeSet<String>,
+}
+
+/// Reads the four texts of the folder `dir`, and by `attach` the files that they name.
+///
+/// # Errors
+///
+/// All mistakes, by file.
+pub fn parse(
+    dir: &Path,
+    texts: &Texts<'_>,
+    attach: &mut Attach<'_>,
+) -> Result<Inventory, Vec<Diagnostics>> {
+    let [roles, software, config, servers] = FILES;
+    let mut p = Parser {
+        roles: Diagnostics::new(&dir.join(roles), texts.roles),
+        software: Diagnostics::new(&dir.join(software), texts.software),
+        config: Diagnostics::new(&dir.join(config), texts.service_config),
+        servers: Diagnostics::new(&dir.join(servers), texts.servers),
+        names: Names::default(),
+        templates: BTreeMap::new(),
+        dir,
+        attach,
+        inventory: Inventory::default(),
+    };
+    let keys = ["code", "domain", "os", "software"];
+    let roles = sections(&mut p.roles, texts.roles, "role", &keys);
+    let keys = [
+        "name", "os", "script", "timeout", "check", "running", "start", "reload",
+    ];
+    let software = sections(&mut p.software, texts.software, "software", &keys);
+    let keys = [
+        "domain", "software", "path", "source", "mode", "owner", "group", "template",
+    ];
+    let config = sections(&mut p.config, texts.service_config, "service_config", &keys);
+    let keys = [
+        "name",
+        "addresses",
+        "ssh_address",
+        "ssh_port",
+        "host_keys",
+        "role",
+    ];
+    let servers = sections(&mut p.servers, texts.servers, "server", &keys);
+
+    p.collect_names(&roles, &software, &config);
+    p.read_roles(&roles, software.whole);
+    p.read_software(&software);
+    p.read_config(&config, roles.whole, software.whole);
+    p.read_servers(&servers, roles.whole);
+
+    let all = [p.roles, p.software, p.config, p.servers];
+    let mistakes: Vec<_> = all
+        .into_iter()
+        .chain(p.templates.into_values())
+        .filter_map(|d| d.or(()).err())
+        .collect();
+    if mistakes.is_empty() {
+        Ok(p.inventory)
+    } else {
+        Err(mistakes)
+    }
+}
+
+struct Parser<'a> {
+    dir: &'a Path,
+    attach: &'a mut Attach<'a>,
+    roles: Diagnostics,
+    software: Diagnostics,
+    config: Diagnostics,
+    servers: Diagnostics,
+    /// Mistakes within templates, by path.
+    templates: BTreeMap<String, Diagnostics>,
+    names: Names,
+    inventory: Inventory,
+}
+
+impl Parser<'_> {
+    fn collect_names(
+        &mut self,
+        roles: &Sections<'_>,
+        software: &Sections<'_>,
+        config: &Sections<'_>,
+    ) {
+        // Mistakes are noted when the entries are read.
+        let mut nowhere = Diagnostics::new(self.dir, "");
+        let mut text = |e: &Entry<'_>, key| e.text(&mut nowhere, key).map(Spanned::into_inner);
+        for e in &roles.entries {
+            self.names.roles.extend(text(e, "code"));
+            if let Some(domain) = text(e, "domain") {
+                self.names.domains.insert(domain);
+            }
+        }
+        for e in &software.entries {
+            if let Some(name) = text(e, "name") {
+                let os = text(e, "os");
+                self.names.software.entry(name).or_default().push(os);
+            }
+        }
+        for e in &config.entries {
+            self.names.configured.extend(text(e, "software"));
+        }
+        for e in &roles.entries {
+            let domain = e.text(&mut nowhere, "domain");
+            for software in e.texts(&mut nowhere, "software") {
+                let domain = domain.clone().map(Spanned::into_inner);
+                let pair = domain.map(|d| (d, software.into_inner()));
+                self.names.used.extend(pair);
+            }
+        }
+    }
+
+    fn read_roles(&mut self, roles: &Sections<'_>, software_known: bool) {
+        let d = &mut self.roles;
+        let mut codes = Seen::default();
+        for e in &roles.entries {
+            let code = e.required(d, "code");
+            let domain = e.required(d, "domain");
+            let os = e.required(d, "os");
+            let wanted = e.list(d, "software", "list what the role needs, in order");
+            if let Some(code) = &code {
+                name(d, "a role's code", code);
+                codes.once(d, "role", code.get_ref().clone(), code.span());
+            }
+            if let Some(domain) = &domain {
+                name(d, "a domain", domain);
+            }
+            if let Some(os) = &os {
+                operating_system(d, os);
+            }
+            let mut twice = Seen::default();
+            for s in &wanted {
+                twice.once(d, "software", s.get_ref().clone(), s.span());
+                match (self.names.software.get(s.get_ref()), &os) {
+                    _ if !software_known => {}
+                    (None, _) => {
+                        let there = list(self.names.software.keys());
+                        let message = format!(
+                            "no software {:?} in software.toml; there is {there}",
+                            s.get_ref()
+                        );
+                        d.push(s.span(), message);
+                    }
+                    (Some(systems), Some(os)) => {
+                        let fits =
+                            |s: &Option<String>| s.as_ref().is_none_or(|s| s == os.get_ref());
+                        if !systems.iter().any(fits) {
+                            let message = format!(
+                                "software {:?} has no entry for {}, only for {}: add one to \
+                                 software.toml",
+                                s.get_ref(),
+                                os.get_ref(),
+                                list(systems.iter().flatten())
+                            );
+                            d.push(s.span(), message);
+                        }
+                    }
+                    (Some(_), None) => {}
+                }
+            }
+            if let (Some(code), Some(domain), Some(os)) = (code, domain, os) {
+                let code = code.into_inner();
+                let role = Role {
+                    code: code.clone(),
+                    domain: domain.into_inner(),
+                    os: os.into_inner(),
+                    software: wanted.into_iter().map(Spanned::into_inner).collect(),
+                };
+                self.inventory.roles.insert(code, role);
+            }
+        }
+    }
+
+    fn read_software(&mut self, software: &Sections<'_>) {
+        let mut names = Seen::default();
+        for e in &software.entries {
+            let d = &mut self.software;
+            let found_name = e.required(d, "name");
+            let os = e.text(d, "os");
+            let script = e.required(d, "script");
+            let timeout = e.required(d, "timeout");
+            let [check, running, start, reload] =
+                ["check", "running", "start", "reload"].map(|key| {
+                    let command = e.text(d, key)?;
+                    if command.get_ref().trim().is_empty() {
+                        d.push(command.span(), format!("`{key}` is empty: leave it out"));
+                    }
+                    Some(command.into_inner())
+                });
+            if let Some(os) = &os {
+                operating_system(d, os);
+            }
+            let os = os.map(Spanned::into_inner);
+            if let Some(found) = &found_name {
+                name(d, "a software's name", found);
+                let both = match &os {
+                    Some(os) => format!("{} for {os}", found.get_ref()),
+                    None => found.get_ref().clone(),
+                };
+                names.once(d, "software", both, found.span());
+                let serves = running.is_some() || start.is_some();
+                if serves && reload.is_none() && self.names.configured.contains(found.get_ref()) {
+                    let message = format!(
+                        "{:?} has service files but no `reload`: if the package starts it, it \
+                         would not read them",
+                        found.get_ref()
+                    );
+                    d.push(e.span(), message);
+                }
+            }
+            let timeout = timeout.and_then(|t| limit(d, &t));
+            let body = script.and_then(|s| {
+                let body = attach(d, &mut *self.attach, &s)?;
+                match script_mistake(&body) {
+                    None => Some(body),
+                    Some(mistake) => {
+                        d.push(s.span(), format!("{}: {mistake}", s.get_ref()));
+                        None
+                    }
+                }
+            });
+            if let (Some(name), Some(script), Some(timeout)) = (found_name, body, timeout) {
+                self.inventory.software.push(Software {
+                    name: name.into_inner(),
+                    os,
+                    script,
+                    timeout,
+                    check,
+                    running,
+                    start,
+                    reload,
+                });
+            }
+        }
+    }
+
+    fn read_config(&mut self, config: &Sections<'_>, roles_known: bool, software_known: bool) {
+        let mut places = Seen::default();
+        for e in &config.entries {
+            let d = &mut self.config;
+            let domain = e.required(d, "domain");
+            let software = e.required(d, "software");
+            let path = e.required(d, "path");
+            let source = e.required(d, "source");
+            let mode = e.text(d, "mode");
+            let [owner, group] = ["owner", "group"].map(|key| match e.text(d, key) {
+                None => "root".to_owned(),
+                Some(account) => {
+                    if !is_account(account.get_ref()) {
+                        let message = format!("`{key}` is the name of an account on the server");
+                        d.push(account.span(), message);
+                    }
+                    account.into_inner()
+                }
+            });
+            let template = e.flag(d, "template", false);
+            if let (Some(domain), true) = (&domain, roles_known)
+                && !self.names.domains.contains(domain.get_ref())
+            {
+                let there = list(&self.names.domains);
+                let message = format!(
+                    "no role has the domain {:?}; there is {there}",
+                    domain.get_ref()
+                );
+                d.push(domain.span(), message);
+            } else if let (Some(domain), Some(software)) = (&domain, &software)
+                && roles_known
+                && self.names.software.contains_key(software.get_ref())
+            {
+                let pair = (domain.get_ref().clone(), software.get_ref().clone());
+                if !self.names.used.contains(&pair) {
+                    let message = format!(
+                        "no role of the domain {:?} has the software {:?}: the file would never be \
+                         placed",
+                        pair.0, pair.1
+                    );
+                    d.push(software.span(), message);
+                }
+            }
+            if let (Some(software), true) = (&software, software_known)
+                && !self.names.software.contains_key(software.get_ref())
+            {
+                let there = list(self.names.software.keys());
+                let message = format!(
+                    "no software {:?} in software.toml; there is {there}",
+                    software.get_ref()
+                );
+                d.push(software.span(), message);
+            }
+            if let Some(path) = &path {
+                target_path(d, path);
+                if let (Some(domain), Some(software)) = (&domain, &software) {
+                    let place = format!(
+                        "{} for {} in the domain {}",
+                        path.get_ref(),
+                        software.get_ref(),
+                        domain.get_ref()
+                    );
+                    places.once(d, "file", place, path.span());
+                }
+            }
+            let mode = mode.map_or(Some(0o644), |m| permissions(d, &m));
+            let body = source
+                .as_ref()
+                .and_then(|s| attach(d, &mut *self.attach, s));
+            if let (Some(source), Some(body), true) = (&source, &body, template) {
+                self.check_template(source.get_ref(), body);
+            }
+            if let (Some(domain), Some(software), Some(path), Some(body), Some(mode)) =
+                (domain, software, path, body, mode)
+            {
+                self.inventory.files.push(ServiceFile {
+                    domain: domain.into_inner(),
+                    software: software.into_inner(),
+                    path: path.into_inner(),
+                    body,
+                    template,
+                    mode,
+                    owner,
+                    group,
+                });
+            }
+        }
+    }
+
+    fn check_template(&mut self, source: &str, body: &str) {
+        let environment = minijinja::Environment::new();
+        if let Err(e) = environment.template_from_str(body) {
+            let line = e.line().unwrap_or(1).max(1);
+            let start: usize = body
+                .split_inclusive('\n')
+                .take(line - 1)
+                .map(str::len)
+                .sum();
+            let mut d = Diagnostics::new(&self.dir.join(source), body);
+            let detail = e.detail().unwrap_or("not understood");
+            d.push(start..start, format!("template, {}: {detail}", e.kind()));
+            self.templates.insert(source.to_owned(), d);
+        }
+    }
+
+    fn read_servers(&mut self, servers: &Sections<'_>, roles_known: bool) {
+        let d = &mut self.servers;
+        let (mut names, mut all, mut ssh) = (Seen::default(), Seen::default(), Seen::default());
+        for e in &servers.entries {
+            let found_name = e.required(d, "name");
+            let hint = "list where the server serves, as in addresses = [\"192.0.2.10\"]";
+            let written = e.list(d, "addresses", hint);
+            let ssh_text = e.text(d, "ssh_address");
+            let ssh_port = e.port(d, "ssh_port", 22);
+            let hint = "give the content of the server's /etc/ssh/ssh_host_ed25519_key.pub";
+            let keys = e.list(d, "host_keys", hint);
+            let role = e.text(d, "role");
+            if let Some(found) = &found_name {
+                name(d, "a server's name", found);
+                names.once(d, "server", found.get_ref().clone(), found.span());
+            }
+            let mut addresses = Vec::new();
+            for text in &written {
+                if let Some(a) = address(d, text) {
+                    all.once(d, "address", a.to_string(), text.span());
+                    addresses.push(a);
+                }
+            }
+            let ssh_span = ssh_text.as_ref().or(written.first()).map(Spanned::span);
+            let ssh_address = match &ssh_text {
+                Some(text) => address(d, text),
+                None => addresses.first().copied(),
+            };
+            if let (Some(a), Some(span)) = (ssh_address, ssh_span) {
+                let at = std::net::SocketAddr::new(a, ssh_port).to_string();
+                ssh.once(d, "SSH address", at, span);
+            }
+            for key in &keys {
+                if let Err(mistake) = HostKey::parse(key.get_ref()) {
+                    d.push(key.span(), mistake.to_string());
+                }
+            }
+            if let (Some(role), true) = (&role, roles_known)
+                && !self.names.roles.contains(role.get_ref())
+            {
+                let there = list(&self.names.roles);
+                let message = format!(
+                    "no role {:?} in roles.toml; there is {there}; a spare has none",
+                    role.get_ref()
+                );
+                d.push(role.span(), message);
+            }
+            if let (Some(name), Some(ssh_address)) = (found_name, ssh_address) {
+                let name = name.into_inner();
+                let server = Server {
+                    name: name.clone(),
+                    addresses,
+                    ssh_address,
+                    ssh_port,
+                    host_keys: keys.into_iter().map(Spanned::into_inner).collect(),
+                    role: role.map(Spanned::into_inner),
+                };
+                self.inventory.servers.insert(name, server);
+            }
+        }
+    }
+}
+
+/// Reads a file that the tables name.
+fn attach(d: &mut Diagnostics, attach: &mut Attach<'_>, name: &Spanned<String>) -> Option<String> {
+    let text = name.get_ref();
+    let inside = !text.starts_with('/') && !text.split('/').any(|part| part == "..");
+    let found = if inside && !text.contains('\0') {
+        attach(text)
+    } else {
+        Err(AttachmentError::Outside)
+    };
+    found
+        .map_err(|e| d.push(name.span(), format!("{text}: {e}")))
+        .ok()
+}

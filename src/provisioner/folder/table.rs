@@ -1,0 +1,164 @@
+//! TOML tables read key by key, so that every mistake of a file is found and not only the first.
+
+use std::ops::Range;
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use crate::config::Diagnostics;
+
+/// One `[[section]]` of a file.
+#[derive(Debug)]
+pub(super) struct Entry<'s> {
+    span: Range<usize>,
+    table: DeTable<'s>,
+}
+
+/// The sections of a file.
+#[derive(Debug)]
+pub(super) struct Sections<'s> {
+    pub(super) entries: Vec<Entry<'s>>,
+    /// Whether the file is TOML: if not, that `entries` is empty says nothing.
+    pub(super) whole: bool,
+}
+
+/// Reads the `[[section]]`s of a file that may hold these `keys`, noting everything else.
+pub(super) fn sections<'s>(
+    d: &mut Diagnostics,
+    source: &'s str,
+    section: &str,
+    keys: &[&str],
+) -> Sections<'s> {
+    let (document, errors) = DeTable::parse_recoverable(source);
+    let mut entries = Vec::new();
+    if !errors.is_empty() {
+        for e in errors {
+            d.push(e.span().unwrap_or(0..0), e.message());
+        }
+        let whole = false;
+        return Sections { entries, whole };
+    }
+    for (key, value) in document.into_inner() {
+        if key.get_ref() != section {
+            let message = format!("unknown key `{key}`: this file holds [[{section}]] only");
+            d.push(key.span(), message);
+            continue;
+        }
+        let span = value.span();
+        let DeValue::Array(array) = value.into_inner() else {
+            d.push(span, format!("write [[{section}]], with two brackets"));
+            continue;
+        };
+        for item in array {
+            let span = item.span();
+            match item.into_inner() {
+                DeValue::Table(table) => entries.push(Entry { span, table }),
+                _ => d.push(span, format!("a [[{section}]] is a table")),
+            }
+        }
+    }
+    for entry in &entries {
+        for key in entry.table.keys() {
+            let name = key.get_ref();
+            if !keys.iter().any(|k| k == name) {
+                let message = format!(
+                    "unknown key `{name}`: [[{section}]] has {}",
+                    keys.join(", ")
+                );
+                d.push(key.span(), message);
+            }
+        }
+    }
+    let whole = true;
+    Sections { entries, whole }
+}
+
+impl Entry<'_> {
+    /// Where it begins.
+    pub(super) fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    fn get(&self, key: &str) -> Option<&Spanned<DeValue<'_>>> {
+        self.table.get(key)
+    }
+
+    /// A text that must be there.
+    pub(super) fn required(&self, d: &mut Diagnostics, key: &str) -> Option<Spanned<String>> {
+        if self.get(key).is_none() {
+            d.push(self.span(), format!("`{key}` is missing here"));
+        }
+        self.text(d, key)
+    }
+
+    /// A text that may be there.
+    pub(super) fn text(&self, d: &mut Diagnostics, key: &str) -> Option<Spanned<String>> {
+        text(d, key, self.get(key)?)
+    }
+
+    /// A list of texts with something in it; `hint` says what.
+    pub(super) fn list(&self, d: &mut Diagnostics, key: &str, hint: &str) -> Vec<Spanned<String>> {
+        let empty = match self.get(key).map(Spanned::get_ref) {
+            None => true,
+            Some(DeValue::Array(array)) => array.is_empty(),
+            Some(_) => false,
+        };
+        if empty {
+            d.push(self.span(), format!("`{key}` is missing here: {hint}"));
+        }
+        self.texts(d, key)
+    }
+
+    /// A list of texts; empty where it is not there or no list.
+    pub(super) fn texts(&self, d: &mut Diagnostics, key: &str) -> Vec<Spanned<String>> {
+        match self.get(key).map(|v| (v.get_ref(), v.span())) {
+            None => Vec::new(),
+            Some((DeValue::Array(array), _)) => {
+                array.iter().filter_map(|v| text(d, key, v)).collect()
+            }
+            Some((_, span)) => {
+                d.push(span, format!("`{key}` is a list, as in {key} = [\"…\"]"));
+                Vec::new()
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self, d: &mut Diagnostics, key: &str, default: bool) -> bool {
+        match self.get(key).map(|v| (v.get_ref(), v.span())) {
+            None => default,
+            Some((DeValue::Boolean(b), _)) => *b,
+            Some((_, span)) => {
+                d.push(span, format!("`{key}` is true or false"));
+                default
+            }
+        }
+    }
+
+    /// A TCP port.
+    pub(super) fn port(&self, d: &mut Diagnostics, key: &str, default: u16) -> u16 {
+        let Some(value) = self.get(key) else {
+            return default;
+        };
+        let port = match value.get_ref() {
+            DeValue::Integer(n) => u16::from_str_radix(n.as_str(), n.radix()).ok(),
+            _ => None,
+        };
+        if port.is_none_or(|p| p == 0) {
+            d.push(value.span(), format!("`{key}` is a number, 1 to 65535"));
+        }
+        port.unwrap_or(default)
+    }
+}
+
+fn text(d: &mut Diagnostics, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Spanned<String>> {
+    match value.get_ref() {
+        DeValue::String(s) => Some(Spanned::new(value.span(), s.clone().into_owned())),
+        _ => {
+            d.push(value.span(), format!("`{key}` is a text, in quotes"));
+            None
+        }
+    }
+}

@@ -1,0 +1,111 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const ROLE: &str =
+    "[[role]]\ncode = \"web\"\ndomain = \"shop\"\nos = \"debian-12\"\nsoftware = [\"nginx\"]\n";
+const SOFTWARE: &str =
+    "[[software]]\nname = \"nginx\"\nscript = \"scripts/x.sh\"\ntimeout = \"10s\"\n";
+
+fn read(texts: [&str; 4]) -> Result<Inventory, String> {
+    let [roles, software, service_config, servers] = texts;
+    let texts = Texts {
+        roles,
+        software,
+        service_config,
+        servers,
+    };
+    let mut attach = |_: &str| Ok("true\n".to_owned());
+    parse(Path::new("inv"), &texts, &mut attach).map_err(|e| FolderError::Mistakes(e).to_string())
+}
+
+#[test]
+fn defaults() {
+    let config = "[[service_config]]\ndomain = \"shop\"\nsoftware = \"nginx\"\npath = \"/x\"\n\
+                  source = \"files/x\"\n";
+    let inventory = read([ROLE, SOFTWARE, config, ""]).unwrap();
+    let file = inventory.files.first().unwrap();
+    assert_eq!(
+        (file.mode, file.owner.as_str(), file.template),
+        (0o644, "root", false)
+    );
+    assert_eq!(inventory.software.first().unwrap().os, None);
+}
+
+#[test]
+fn empty_files_are_an_empty_inventory() {
+    assert_eq!(read([""; 4]).unwrap(), Inventory::default());
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_not_blamed_on_others() {
+    let said = read([
+        "[[role]",
+        SOFTWARE,
+        "",
+        "[[server]]\nname = \"a\"\nrole = \"web\"\n",
+    ]);
+    let said = said.unwrap_err();
+    assert!(said.contains("inv/roles.toml:1:"), "{said}");
+    assert!(!said.contains("no role"), "{said}");
+}
+
+#[test]
+fn a_missing_file_is_no_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let e = load(dir.path()).unwrap_err();
+    assert!(
+        matches!(&e, FolderError::Unreadable(files) if files.len() == 4),
+        "{e}"
+    );
+}
+
+#[test]
+fn a_link_does_not_lead_out() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in FILES.into_iter().zip(["", SOFTWARE, "", ""]) {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    fs::create_dir(dir.path().join("scripts")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", dir.path().join("scripts/x.sh")).unwrap();
+    let said = load(dir.path()).unwrap_err().to_string();
+    assert!(
+        said.contains("software.toml:3:10: scripts/x.sh: lies outside"),
+        "{said}"
+    );
+}
+
+/// Text that is often TOML of ours, and often not quite.
+fn nearly() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        Just("[[role]]\n".to_owned()),
+        Just("[[server]]\n".to_owned()),
+        Just("[[software]]\n".to_owned()),
+        Just("[[service_config]]\n".to_owned()),
+        "(name|code|domain|software|os|script|timeout|source|path|mode|host_keys|addresses|template|ssh_port) = (\"[^\"\n]{0,9}\"|[0-9]{1,6}|true|\\[\"é\"\\]|\\{\\})\n",
+        ".{0,20}",
+        "\\PC{0,5}\n",
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|v| v.concat())
+}
+
+proptest! {
+    #[test]
+    fn never_panics(a in nearly(), b in nearly(), c in nearly(), d in nearly(), body in ".*") {
+        let texts = Texts { roles: &a, software: &b, service_config: &c, servers: &d };
+        let mut attach = |_: &str| Ok(body.clone());
+        if let Err(e) = parse(Path::new("inv"), &texts, &mut attach) {
+            prop_assert!(!e.is_empty());
+            prop_assert!(FolderError::Mistakes(e).to_string().contains(':'));
+        }
+    }
+
+    #[test]
+    fn a_template_never_panics(body in "([a-z \n]|\\{\\{|\\}\\}|\\{%|%\\}|if|for|end|é){0,30}") {
+        let config = "[[service_config]]\ndomain = \"shop\"\nsoftware = \"nginx\"\npath = \"/x\"\n\
+                      source = \"x\"\ntemplate = true\n";
+        let texts = Texts { roles: ROLE, software: SOFTWARE, service_config: config, servers: "" };
+        let mut attach = |name: &str| Ok(if name == "x" { body.clone() } else { "true".into() });
+        drop(parse(Path::new("inv"), &texts, &mut attach));
+    }
+}

@@ -1,0 +1,185 @@
+//! The hands: orders carried out on a spare over SSH, one file a step.
+//!
+//! What runs on a spare is POSIX shell, in `sh/`: values come as arguments, never as text of the
+//! script. Scripts that change something begin with `fence.sh`, so that the fence is compared and
+//! held by the same command that acts. Beneath `base` on the spare:
+//!
+//! - `fence`, `fence.lock`: the highest fence seen
+//! - `staging/`: uploads that are no job yet
+//! - `jobs/<job>/`: `script`, `env`, `run`, `out`, `err`, `rc`, and `lock`, held while it runs
+//! - `pending/<software>`: files were placed, the software does not know yet
+//! - `output/`: what start and reload commands print, also later
+
+mod configure;
+mod fence;
+mod install;
+mod os;
+mod remote;
+mod test;
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::{
+    model::{CheckKind, Outcome},
+    provisioner::{
+        order::{Class, Done, Hands, Order, Step, StepError},
+        ssh::{ClientKey, HostKey, Ssh, SshError, Target},
+    },
+};
+
+use remote::Remote;
+
+/// The folder on a spare.
+pub const BASE: &str = "/var/lib/understudy";
+
+/// Whoever can ask a service whether it answers: the check room, wired in by the agent.
+pub trait Prober: Send + Sync + 'static {
+    /// One probe.
+    fn probe(
+        &self,
+        at: SocketAddr,
+        kind: &CheckKind,
+        timeout: Duration,
+    ) -> impl Future<Output = Outcome> + Send;
+}
+
+/// Carries out orders over SSH.
+#[derive(Clone, Debug)]
+pub struct SshHands<P> {
+    /// Logs in on every spare.
+    pub key: ClientKey,
+    /// As this user: root, or one that may do the same.
+    pub user: String,
+    /// For TCP, key exchange and login together.
+    pub connect_timeout: Duration,
+    /// The folder on the spare: [`BASE`], except in tests.
+    pub base: String,
+    /// Asks the service in the last step.
+    pub prober: P,
+}
+
+impl<P: Prober> Hands for SshHands<P> {
+    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+        match &order.step {
+            Step::Fence => {
+                let remote = self.remote(order).await?;
+                let result = fence::fence(&remote).await;
+                remote.close().await;
+                result
+            }
+            Step::Os { wanted } => {
+                let remote = self.remote(order).await?;
+                let result = os::os(&remote, wanted).await;
+                remote.close().await;
+                result
+            }
+            Step::Install {
+                job,
+                software,
+                script,
+                timeout,
+                variables,
+                check,
+            } => {
+                let job = install::Job {
+                    name: job,
+                    software,
+                    script,
+                    timeout: *timeout,
+                    variables,
+                    check: check.as_deref(),
+                };
+                install::install(|| self.remote(order), &job).await
+            }
+            Step::Configure {
+                software,
+                files,
+                running,
+                start,
+                reload,
+            } => {
+                let service = configure::Service {
+                    software,
+                    running: running.as_deref(),
+                    start: start.as_deref(),
+                    reload: reload.as_deref(),
+                };
+                let remote = self.remote(order).await?;
+                let result = configure::configure(&remote, files, &service).await;
+                remote.close().await;
+                result
+            }
+            Step::Test {
+                os,
+                installed,
+                digests,
+                answers,
+            } => {
+                let remote = self.remote(order).await?;
+                let found = test::read_back(&remote, os, installed, digests).await;
+                remote.close().await;
+                test::answers(&self.prober, found?, answers).await
+            }
+        }
+    }
+}
+
+impl<P> SshHands<P> {
+    async fn remote<'a>(&'a self, order: &'a Order) -> Result<Remote<'a>, StepError> {
+        let server = &order.server;
+        let pins: Result<Vec<_>, _> = server.host_keys.iter().map(|k| HostKey::parse(k)).collect();
+        let pins = pins.map_err(|e| {
+            let detail = format!("host key of {}: {e}", server.name);
+            error(Class::Permanent, "host_key_unusable", detail)
+        })?;
+        if pins.is_empty() {
+            let detail = format!("{} has no host key: enrol one in host_keys", server.name);
+            return Err(error(Class::Permanent, "host_key_unusable", detail));
+        }
+        let target = Target {
+            peer: SocketAddr::new(server.ssh_address, server.ssh_port),
+            user: self.user.clone(),
+            pins,
+            connect_timeout: self.connect_timeout,
+        };
+        let ssh = Ssh::connect(&target, &self.key).await?;
+        Ok(Remote::new(ssh, &self.base, order.fence, &server.name))
+    }
+}
+
+/// An error without output.
+fn error(class: Class, code: &'static str, detail: impl Into<String>) -> StepError {
+    StepError {
+        class,
+        code,
+        detail: detail.into(),
+        output: String::new(),
+    }
+}
+
+impl From<SshError> for StepError {
+    fn from(e: SshError) -> Self {
+        use Class::{Permanent, Transient};
+        let (class, code) = match &e {
+            SshError::Unreachable { .. } => (Transient, "unreachable"),
+            SshError::Refused { .. } => (Transient, "refused"),
+            SshError::ConnectTimedOut { .. } => (Transient, "connect_timed_out"),
+            SshError::Mute { .. } => (Transient, "mute"),
+            SshError::Handshake { .. } => (Transient, "handshake_failed"),
+            SshError::HostKeyMismatch { .. } => (Permanent, "host_key_mismatch"),
+            SshError::AuthRefused { .. } => (Permanent, "auth_refused"),
+            SshError::LinkLost { .. } => (Transient, "link_lost"),
+            SshError::CommandTimedOut { .. } => (Transient, "command_timed_out"),
+            SshError::ExecRefused { .. } => (Permanent, "exec_refused"),
+            SshError::SftpMissing { .. } => (Permanent, "sftp_missing"),
+            SshError::File { .. } => (Permanent, "place_failed"),
+        };
+        let mut detail = e.to_string();
+        let mut cause = std::error::Error::source(&e);
+        while let Some(source) = cause {
+            detail.push_str(&format!(": {source}"));
+            cause = source.source();
+        }
+        error(class, code, detail)
+    }
+}

@@ -1,0 +1,20 @@
+# Makes an upload the job and starts it, or throws it away where the job is there already: the
+# job's name, the upload, the script's digest, the time limit in seconds.
+dir=$base/jobs/$1
+stage=$2
+if [ -e "$dir" ]; then
+    rm -rf "$stage"
+    echo claimed
+    exit 0
+fi
+[ "$(sha256sum <"$stage/script")" = "$3  -" ] || exit 71
+# Locked before it can be found, and until the wrapper ends: found and not locked means that nothing
+# runs. A folder with something in it is never replaced by a rename, so one claim wins.
+exec 8>>"$stage/lock" || exit 70
+flock -n 8 || exit 70
+sync "$stage/script" "$stage/env" "$stage/run" "$stage/lock" "$stage"
+mv -T "$stage" "$dir" || exit 70
+sync "$base/jobs"
+setsid env -i "PATH=$path" "HOME=${HOME:-/root}" LC_ALL=C.UTF-8 \
+    sh "$dir/run" "$dir" "$4" </dev/null >/dev/null 2>&1 9>&- &
+echo started

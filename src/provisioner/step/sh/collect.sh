@@ -1,0 +1,6 @@
+# What a job printed: its name.
+show "$base/jobs/$1/out"
+if [ -s "$base/jobs/$1/err" ]; then
+    echo "--- stderr ---"
+    show "$base/jobs/$1/err"
+fi

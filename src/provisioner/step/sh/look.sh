@@ -1,0 +1,20 @@
+# How a job stands: its name, seconds to wait for its end. The lock is asked before the result is
+# read: the wrapper writes the result while it holds the lock.
+dir=$base/jobs/$1
+if [ ! -d "$dir" ]; then
+    echo absent
+elif [ ! -e "$dir/lock" ]; then
+    echo lost
+else
+    flock -s -w "$2" -E 9 "$dir/lock" true
+    status=$?
+    if [ "$status" -eq 9 ]; then
+        echo running
+    elif [ "$status" -ne 0 ]; then
+        exit 70
+    elif [ -s "$dir/rc" ]; then
+        echo "ended $(cat "$dir/rc")"
+    else
+        echo lost
+    fi
+fi

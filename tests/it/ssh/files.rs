@@ -1,0 +1,235 @@
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+use understudy::{
+    model::CheckKind,
+    provisioner::order::{Class, RenderedFile, ServiceTest, Step},
+};
+
+use super::lab::Lab;
+
+pub(crate) fn digest(body: &str) -> String {
+    let bytes = Sha256::digest(body);
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub(crate) fn file(lab: &Lab, name: &str, body: &str) -> RenderedFile {
+    RenderedFile {
+        path: lab.text(name),
+        body: body.into(),
+        sha256: digest(body),
+        mode: 0o640,
+        owner: "nobody".into(),
+        group: "nogroup".into(),
+    }
+}
+
+/// Hidden files in a folder of the lab: uploads that were left.
+pub(crate) fn hidden(lab: &Lab, folder: &str) -> Vec<String> {
+    fs::read_dir(lab.path(folder))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.starts_with('.'))
+        .collect()
+}
+
+fn place(files: Vec<RenderedFile>) -> Step {
+    Step::Configure {
+        software: "thing".into(),
+        files,
+        running: None,
+        start: None,
+        reload: None,
+    }
+}
+
+#[tokio::test]
+async fn files_are_placed_whole_and_left_alone_when_equal() {
+    let lab = Lab::new().await;
+    fs::write(lab.path("conf"), "old").unwrap();
+    let wanted = file(&lab, "conf", "new it's $x\n");
+    let link = file(&lab, "link", "no link\n");
+    std::os::unix::fs::symlink(lab.path("authorized_keys"), lab.path("link")).unwrap();
+    let deep = file(&lab, "a folder/b/c", "");
+    let step = place(vec![wanted, link, deep]);
+    fs::write(lab.path(".conf.understudy.0123"), "left by a dead one").unwrap();
+    let done = lab.perform(1, step.clone()).await.unwrap();
+    assert!(done.detail.contains("3 files placed"), "{done:?}");
+    let meta = fs::symlink_metadata(lab.path("conf")).unwrap();
+    assert_eq!(
+        fs::read_to_string(lab.path("conf")).unwrap(),
+        "new it's $x\n"
+    );
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.gid()),
+        (0o640, 65534, 65534)
+    );
+    assert!(fs::symlink_metadata(lab.path("link")).unwrap().is_file());
+    assert!(
+        fs::read_to_string(lab.path("authorized_keys"))
+            .unwrap()
+            .starts_with("ssh-")
+    );
+    let folder = fs::metadata(lab.path("a folder/b")).unwrap();
+    assert_eq!(folder.mode() & 0o7777, 0o755);
+    assert_eq!(hidden(&lab, ""), [""; 0]);
+    let again = lab.perform(1, step.clone()).await.unwrap();
+    assert!(again.detail.contains("no file differed"), "{again:?}");
+    assert_eq!(fs::metadata(lab.path("conf")).unwrap().ino(), meta.ino());
+    // Only the mode differs: placed again.
+    fs::set_permissions(lab.path("conf"), fs::Permissions::from_mode(0o600)).unwrap();
+    let again = lab.perform(1, step).await.unwrap();
+    assert!(again.detail.contains("conf placed"), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_mode_with_setuid_survives_the_owner() {
+    let lab = Lab::new().await;
+    let mut tool = file(&lab, "tool", "x");
+    tool.mode = 0o4755;
+    let step = place(vec![tool]);
+    lab.perform(1, step.clone()).await.unwrap();
+    assert_eq!(
+        fs::metadata(lab.path("tool")).unwrap().mode() & 0o7777,
+        0o4755
+    );
+    let again = lab.perform(1, step).await.unwrap();
+    assert!(again.detail.contains("no file differed"), "{again:?}");
+}
+
+#[tokio::test]
+async fn where_one_file_cannot_be_placed_none_is() {
+    let lab = Lab::new().await;
+    fs::write(lab.path("good"), "old").unwrap();
+    fs::create_dir(lab.path("dir")).unwrap();
+    let good = file(&lab, "good", "new");
+    let mut owner = file(&lab, "owner", "x");
+    owner.owner = "nosuchuser".into();
+    let folder = file(&lab, "dir", "x");
+    for (bad, said) in [(owner, "invalid user"), (folder, "is a directory")] {
+        let e = lab.perform(1, place(vec![good.clone(), bad])).await;
+        let e = e.unwrap_err();
+        assert_eq!((e.class, e.code), (Class::Permanent, "place_failed"));
+        assert!(e.detail.contains(said), "{e}");
+        assert_eq!(fs::read_to_string(lab.path("good")).unwrap(), "old");
+        assert_eq!(hidden(&lab, ""), [""; 0]);
+    }
+    // A folder that is a file: refused before anything is uploaded.
+    let under = file(&lab, "good/x", "x");
+    let e = lab
+        .perform(1, place(vec![good.clone(), under]))
+        .await
+        .unwrap_err();
+    assert_eq!(e.code, "place_failed");
+    assert_eq!(fs::read_to_string(lab.path("good")).unwrap(), "old");
+    let mut relative = good;
+    relative.path = "../x".into();
+    let e = lab.perform(1, place(vec![relative])).await.unwrap_err();
+    assert_eq!(e.code, "bad_value");
+}
+
+/// Configure with commands that log to `log`; it "runs" while the file `up` exists.
+fn service(lab: &Lab, body: &str, reload: &str) -> Step {
+    let d = lab.dir.path().display();
+    Step::Configure {
+        software: "thing".into(),
+        files: vec![file(lab, "conf", body)],
+        running: Some(format!("test -e {d}/up")),
+        start: Some(format!("echo start >>{d}/log; touch {d}/up; sleep 300 &")),
+        reload: Some(format!("echo reload >>{d}/log; {reload}")),
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_started_or_reloaded_or_left_alone() {
+    let lab = Lab::new().await;
+    let log = || fs::read_to_string(lab.path("log")).unwrap_or_default();
+    let done = lab.perform(1, service(&lab, "1", "true")).await.unwrap();
+    assert!(done.detail.ends_with("conf placed, started"), "{done:?}");
+    let done = lab.perform(1, service(&lab, "1", "true")).await.unwrap();
+    assert!(
+        done.detail.ends_with("no file differed, runs already"),
+        "{done:?}"
+    );
+    assert_eq!(log(), "start\n");
+    // A reload that fails is owed: the files are equal the next time, the service must know.
+    let failing = service(&lab, "2", "echo syntax error; exit 1");
+    let e = lab.perform(1, failing).await.unwrap_err();
+    assert_eq!((e.class, e.code), (Class::Permanent, "reload_failed"));
+    assert!(
+        e.detail
+            .ends_with("failed with status 1 on spare1: syntax error"),
+        "{e}"
+    );
+    let done = lab.perform(1, service(&lab, "2", "true")).await.unwrap();
+    assert!(
+        done.detail.ends_with("no file differed, reloaded"),
+        "{done:?}"
+    );
+    let done = lab.perform(1, service(&lab, "2", "true")).await.unwrap();
+    assert!(done.detail.ends_with("runs already"), "{done:?}");
+    assert_eq!(log(), "start\nreload\nreload\n");
+    sleepers_of(&lab);
+}
+
+/// Ends the "daemons" that `service` started: their output file is in the lab.
+fn sleepers_of(lab: &Lab) {
+    let base = lab.path("base/output");
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let out = fs::read_link(entry.path().join("fd/1"));
+        if out.is_ok_and(|o| o.starts_with(&base)) {
+            super::lab::end(pid);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_test_reads_everything_back() {
+    let lab = Lab::new().await;
+    fs::write(lab.path("conf"), "content").unwrap();
+    let os = fs::read_to_string("/etc/os-release").unwrap();
+    let value = |key: &str| {
+        let line = os.lines().find_map(|l| l.strip_prefix(key)).unwrap();
+        line.trim_matches('"').to_owned()
+    };
+    let os = format!("{}-{}", value("ID="), value("VERSION_ID="));
+    let test = |check: &str, body: &str, port: u16| Step::Test {
+        os: os.clone(),
+        installed: vec![("thing".into(), check.into())],
+        digests: vec![(lab.text("conf"), digest(body))],
+        answers: vec![ServiceTest {
+            at: ([127, 0, 0, 1], port).into(),
+            kind: CheckKind::Tcp,
+            timeout: Duration::from_secs(1),
+            limit: Duration::from_millis(300),
+        }],
+    };
+    let done = lab.perform(1, test("true", "content", lab.port)).await;
+    let done = done.unwrap();
+    assert_eq!(done.os.as_ref(), Some(&os));
+    assert!(done.detail.contains("answers"), "{done:?}");
+    let code = async |step| lab.perform(1, step).await.unwrap_err().code;
+    assert_eq!(
+        code(test("false", "content", lab.port)).await,
+        "not_installed"
+    );
+    assert_eq!(
+        code(test("true", "other", lab.port)).await,
+        "digest_mismatch"
+    );
+    let silent = lab
+        .perform(1, test("true", "content", 1))
+        .await
+        .unwrap_err();
+    assert_eq!(silent.code, "service_silent");
+    assert!(silent.detail.contains("127.0.0.1:1 "), "{silent}");
+    let done = lab.perform(1, Step::Os { wanted: os }).await.unwrap();
+    assert!(done.os.is_some());
+}
