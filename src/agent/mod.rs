@@ -3,9 +3,10 @@
 pub mod core;
 pub mod director;
 pub mod link;
+pub mod provisioner;
 pub mod state_file;
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, path::Path};
 
 use tokio::{
     net::UnixListener,

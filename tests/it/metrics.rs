@@ -21,7 +21,7 @@ use understudy::{
     telemetry::{
         metrics::{
             Build, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics,
-            StandInState, StepOutcome, StepResult, To,
+            StandInState, StepResult, To,
         },
         serve,
     },
@@ -121,7 +121,7 @@ fn a_provisioners_families_are_as_documented() {
     m.set_replacements(&BTreeMap::from([(ReplacementState::Configuring, 1)]));
     m.replacement_ended(ReplacementState::Succeeded);
     m.replacement_ended(ReplacementState::Configuring);
-    m.step("install:nginx", StepOutcome::Done, Duration::from_secs(3));
+    m.step("install:nginx", "done", Duration::from_secs(3));
     m.set_pool(&BTreeMap::from([(ServerState::Ready, 2)]));
     m.api_request("/v1/replacements", 202);
     assert_golden("provisioner.prom", &text(&registry));

@@ -9,7 +9,7 @@ pub use director::{
     DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState,
     StepLabels, StepResult, To, TransitionLabels,
 };
-pub use provisioner::{ProvisionerMetrics, StepOutcome};
+pub use provisioner::ProvisionerMetrics;
 
 use prometheus_client::{metrics::info::Info, registry::Registry};
 

@@ -8,29 +8,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Build, begin, words};
+use super::{Build, begin};
 use crate::model::{inventory::ServerState, wire::ReplacementState};
 
 /// Seconds: from a fence to the longest script.
 const STEP_SECONDS: [f64; 11] = [
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0, 1_800.0,
 ];
-
-words! {
-    /// How a step ended.
-    StepOutcome {
-        /// Done.
-        Done => "done",
-        /// Failed, and may be tried again.
-        Transient => "transient",
-        /// Failed: the next spare.
-        Permanent => "permanent",
-        /// The spare is sound but not what is wanted.
-        Unsuitable => "unsuitable",
-        /// A newer run owns the spare.
-        Fenced => "fenced",
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
@@ -45,7 +29,7 @@ struct OutcomeLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StepLabels {
     step: &'static str,
-    outcome: StepOutcome,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -139,8 +123,8 @@ impl ProvisionerMetrics {
         self.ended.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// A step ended. `step` is the step's name; what follows its colon, a software's name, is cut.
-    pub fn step(&self, step: &str, outcome: StepOutcome, elapsed: Duration) {
+    /// A step ended: `done`, or the error's code. `step` is the step's name; what follows its colon, a software's name, is cut.
+    pub fn step(&self, step: &str, outcome: &'static str, elapsed: Duration) {
         let step = step_word(step);
         self.steps
             .get_or_create(&StepLabels { step, outcome })
