@@ -16,7 +16,11 @@ pub struct IdError {
 fn checked(what: &'static str, max: usize, text: &str) -> Result<String, IdError> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     if text.is_empty() || text.len() > max || !text.chars().all(fine) {
-        return Err(IdError { what, max, found: text.to_owned() });
+        return Err(IdError {
+            what,
+            max,
+            found: text.to_owned(),
+        });
     }
     Ok(text.to_owned())
 }

@@ -90,7 +90,12 @@ impl FromStr for ServiceKey {
         let bad = || ServiceKeyError(text.to_owned());
         let (kind, rest) = text.split_once('/').ok_or_else(bad)?;
         let addr = |p| rest.parse().ok().map(|a| Self::Addr(p, a));
-        let mark = |f| rest.parse().ok().filter(|m| *m != 0).map(|m| Self::Fwmark(f, m));
+        let mark = |f| {
+            rest.parse()
+                .ok()
+                .filter(|m| *m != 0)
+                .map(|m| Self::Fwmark(f, m))
+        };
         match kind {
             "tcp" => addr(Protocol::Tcp),
             "udp" => addr(Protocol::Udp),
@@ -159,7 +164,11 @@ impl TryFrom<i64> for Weight {
     type Error = NotAWeight;
 
     fn try_from(n: i64) -> Result<Self, NotAWeight> {
-        u32::try_from(n).ok().filter(|w| *w <= i32::MAX.unsigned_abs()).map(Self).ok_or(NotAWeight)
+        u32::try_from(n)
+            .ok()
+            .filter(|w| *w <= i32::MAX.unsigned_abs())
+            .map(Self)
+            .ok_or(NotAWeight)
     }
 }
 
@@ -183,7 +192,8 @@ pub struct Scheduler(pub String);
 impl Scheduler {
     /// The schedulers that Linux 6.1 ships; `IP_VS_SCHEDNAME_MAXLEN` is 16.
     pub const KNOWN: [&'static str; 14] = [
-        "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos",
+        "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh",
+        "twos",
     ];
 }
 
@@ -195,7 +205,9 @@ impl fmt::Display for Scheduler {
 
 /// Flags of a service that its owner sets (`IP_VS_SVC_F_*`). Persistence and hashed are the
 /// kernel's to derive and not in here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct ServiceFlags(pub u32);
 
 impl ServiceFlags {

@@ -9,8 +9,8 @@ pub mod wire;
 
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
-    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod, NotAWeight,
-    Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
+    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod,
+    NotAWeight, Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
     ServiceKeyError, ServiceState, Stats, Table, Tunnel, TunnelType, Weight,
 };
 pub use time::{MonoTime, WallMillis};
