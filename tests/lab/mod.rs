@@ -26,14 +26,17 @@ pub(crate) mod server;
 pub(crate) mod traffic;
 
 use std::fmt::Display;
-use std::fs;
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
+use russh::keys::PrivateKey;
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::ssh_key::private::Ed25519Keypair;
 use tempfile::TempDir;
 
 use self::netns::NetNs;
@@ -78,11 +81,12 @@ impl Lab {
             .prefix("lab-")
             .tempdir_in("/run")
             .unwrap();
-        keygen(&dir.path().join("key"), "lab");
+        let authorized = keygen(&dir.path().join("key"));
 
         let (router, client, director) = (NetNs::new(), NetNs::new(), NetNs::new());
         router.forwarding();
-        router.ip("
+        director.forwarding();
+        let mut cables = "
             link add br-client type bridge mcast_snooping 0
             link add br-server type bridge mcast_snooping 0
             addr add 10.77.0.254/24 dev br-client
@@ -90,45 +94,50 @@ impl Lab {
             addr add 10.77.1.254/24 dev br-server
             addr add fd77:1::254/64 dev br-server
             link set br-client up
-            link set br-server up
-        ");
-        router.plug("client", "br-client", &client, "eth0");
-        router.plug("dir-client", "br-client", &director, "client");
-        router.plug("dir-server", "br-server", &director, "server");
-        client.ip(&format!(
-            "
-            addr add 10.77.0.100/24 dev eth0
-            addr add fd77:0::100/64 dev eth0
-            link set eth0 up
-            route add {VIP4} via {DIRECTOR}
-            route add {VIP6} via fd77:0::1
-            route add 10.77.1.0/24 via 10.77.0.254
-            route add fd77:1::/64 via fd77:0::254
-        "
-        ));
-        director.forwarding();
-        director.ip(&format!(
-            "
-            addr add {DIRECTOR}/24 dev client
-            addr add fd77:0::1/64 dev client
-            addr add 10.77.1.1/24 dev server
-            addr add fd77:1::1/64 dev server
-            addr add {VIP4}/32 dev lo
-            addr add {VIP6}/128 dev lo
-            link set client up
-            link set server up
-        "
-        ));
+            link set br-server up\n"
+            .to_owned();
+        cables += &NetNs::plug("client", "br-client", &client, "eth0");
+        cables += &NetNs::plug("dir-client", "br-client", &director, "client");
+        cables += &NetNs::plug("dir-server", "br-server", &director, "server");
+        let numbered: Vec<_> = (11u8..)
+            .zip(servers)
+            .map(|(n, s)| (n, s, NetNs::new()))
+            .collect();
+        for (_, (name, _), netns) in &numbered {
+            cables += &NetNs::plug(name, "br-server", netns, "eth0");
+        }
+        router.ip(&cables);
 
-        let public = fs::read_to_string(dir.path().join("key.pub")).unwrap();
-        let numbered: Vec<_> = (11u8..).zip(servers).collect();
-        let (folder, router_, public) = (dir.path(), &router, public.as_str());
+        let (folder, authorized) = (dir.path(), authorized.as_str());
         let servers = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.ip(&format!(
+                    "link set lo up
+                    addr add 10.77.0.100/24 dev eth0
+                    addr add fd77:0::100/64 dev eth0
+                    link set eth0 up
+                    route add {VIP4} via {DIRECTOR}
+                    route add {VIP6} via fd77:0::1
+                    route add 10.77.1.0/24 via 10.77.0.254
+                    route add fd77:1::/64 via fd77:0::254"
+                ));
+                director.ip(&format!(
+                    "link set lo up
+                    addr add {DIRECTOR}/24 dev client
+                    addr add fd77:0::1/64 dev client
+                    addr add 10.77.1.1/24 dev server
+                    addr add fd77:1::1/64 dev server
+                    addr add {VIP4}/32 dev lo
+                    addr add {VIP6}/128 dev lo
+                    link set client up
+                    link set server up"
+                ));
+            });
             let starting: Vec<_> = numbered
                 .into_iter()
-                .map(|(number, &(name, tree))| {
+                .map(|(number, &(name, tree), netns)| {
                     scope.spawn(move || {
-                        Server::new(folder, router_, wiring, number, name, tree, public)
+                        Server::new(folder, netns, wiring, number, name, tree, authorized)
                     })
                 })
                 .collect();
@@ -279,14 +288,17 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut ask: impl FnMut() -> b
     });
 }
 
-/// Writes an ed25519 key pair without a passphrase to `path` and `path.pub`.
-pub(crate) fn keygen(path: &Path, comment: &str) {
-    run(
-        Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"])
-            .arg(path),
-        "",
-    );
+/// Writes a new ed25519 private key to `path`; the public half as known_hosts and authorized_keys take it. ssh-keygen
+/// would take an emulated guest 0.3 s each.
+fn keygen(path: &Path) -> String {
+    let mut seed = [0; 32];
+    File::open("/dev/urandom")
+        .unwrap()
+        .read_exact(&mut seed)
+        .unwrap();
+    let key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
+    key.write_openssh_file(path, LineEnding::LF).unwrap();
+    key.public_key().to_openssh().unwrap().trim_end().to_owned()
 }
 
 /// Runs a command to its end with `input` on its standard input; panics with what it printed if it fails.

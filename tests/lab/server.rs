@@ -51,13 +51,14 @@ pub(crate) struct Server {
     number: u8,
     dir: PathBuf,
     authorized: String,
+    host_key: String,
     init: Mutex<Option<Child>>,
 }
 
 impl Server {
     pub(super) fn new(
         dir: &Path,
-        router: &NetNs,
+        netns: NetNs,
         wiring: Wiring,
         number: u8,
         name: &str,
@@ -66,12 +67,11 @@ impl Server {
     ) -> Self {
         let dir = dir.join(name);
         fs::create_dir(&dir).unwrap();
-        keygen(&dir.join("host_key"), name);
-        let netns = NetNs::new();
-        router.plug(name, "br-server", &netns, "eth0");
+        let host_key = keygen(&dir.join("host_key"));
         let via = |forward| if forward == Forward::Nat { "1" } else { "254" };
         let mut links = format!(
-            "addr add 10.77.1.{number}/24 dev eth0
+            "link set lo up
+             addr add 10.77.1.{number}/24 dev eth0
              addr add fd77:1::{number}/64 dev eth0
              link set eth0 up
              route add default via 10.77.1.{}
@@ -96,6 +96,7 @@ impl Server {
             number,
             dir,
             authorized: authorized.to_owned(),
+            host_key,
             init: Mutex::new(None),
         };
         server.boot(tree);
@@ -111,14 +112,14 @@ impl Server {
     }
 
     /// The public host key as an inventory or known_hosts writes it: algorithm and key.
-    pub(crate) fn host_key(&self) -> String {
-        public_key(&self.dir.join("host_key.pub"))
+    pub(crate) fn host_key(&self) -> &str {
+        &self.host_key
     }
 
     /// The server shows another host key from here on; [`Self::host_key`] stays the one that was enrolled.
     pub(crate) fn replace_host_key(&self) {
         let path = self.dir.join("other_key");
-        keygen(&path, "other");
+        keygen(&path);
         fs::copy(path, self.path("/etc/ssh/ssh_host_ed25519_key")).unwrap();
         let times = |log: String| log.matches("Server listening on :: port 22").count();
         let before = times(self.sshd_log());
@@ -228,7 +229,13 @@ impl Server {
             format!("tcp dport {p}")
         });
         self.nft(&format!(
-            "table inet blackhole {{ chain input {{ type filter hook input priority -300; iif lo accept; {what} drop }} }}"
+            "table inet blackhole {{
+                chain input {{
+                    type filter hook input priority -300
+                    iif lo accept
+                    {what} drop
+                }}
+            }}"
         ));
     }
 
@@ -417,13 +424,4 @@ fn shell(command: &str) -> Command {
 fn is_zombie(process: &Path) -> bool {
     fs::read_to_string(process.join("stat"))
         .is_ok_and(|s| s.rsplit(')').next().is_some_and(|s| s.starts_with(" Z")))
-}
-
-fn public_key(path: &Path) -> String {
-    fs::read_to_string(path)
-        .unwrap()
-        .split_whitespace()
-        .take(2)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
