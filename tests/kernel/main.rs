@@ -1,3 +1,10 @@
-//! Tests that need root and a kernel with ip_vs.
+//! The suites that need IPVS, root and the servers' trees. `make test` runs them under `tests/vm/run`.
 
+#[cfg(test)]
+#[path = "../lab/mod.rs"]
+mod lab;
+
+#[cfg(test)]
 mod ipvs;
+#[cfg(test)]
+mod lab_smoke;
