@@ -97,6 +97,11 @@ impl<'a> Process<'a> {
         status
     }
 
+    /// Where it writes.
+    pub(crate) fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     /// All that it has written, in all its lives.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
