@@ -22,7 +22,7 @@ use understudy::{
     },
 };
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Asks by a TCP connection, whatever the kind.
 #[derive(Clone, Debug)]
