@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use russh::ChannelMsg;
 use russh_sftp::{
     client::{Config, RawSftpSession, error::Error as SftpError},
     protocol::{FileAttributes, OpenFlags},
@@ -39,16 +40,31 @@ impl Ssh {
     /// `SftpMissing` where the server has none.
     pub async fn files(&self) -> Result<Files, SshError> {
         let peer = self.peer;
-        let channel = self
+        let mut channel = self
             .handle
             .channel_open_session()
             .await
             .map_err(|e| SshError::from_russh(peer, e))?;
         let missing = || SshError::SftpMissing { peer };
-        channel
-            .request_subsystem(true, "sftp")
-            .await
-            .map_err(|_refused| missing())?;
+        let asked = async {
+            channel.request_subsystem(true, "sftp").await?;
+            // The request is only sent by then; the answer comes as a message.
+            loop {
+                match channel.wait().await {
+                    Some(ChannelMsg::Success) => return Ok(true),
+                    Some(ChannelMsg::Failure | ChannelMsg::Close) | None => return Ok(false),
+                    Some(_) => {}
+                }
+            }
+        };
+        match timeout(START, asked).await {
+            Ok(Ok(true)) => {}
+            Ok(Err(e)) => return Err(SshError::from_russh(peer, e)),
+            Ok(Ok(false)) if self.handle.is_closed() => {
+                return Err(SshError::LinkLost { peer, source: None });
+            }
+            Ok(Ok(false)) | Err(_) => return Err(missing()),
+        }
         let session = RawSftpSession::new_with_config(
             channel.into_stream(),
             Config {

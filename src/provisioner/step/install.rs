@@ -153,6 +153,7 @@ async fn look(remote: &Remote<'_>, name: &str, wait: &str) -> Result<State, Step
 /// Brings script, environment and wrapper into a folder of their own; its path.
 async fn upload(remote: &Remote<'_>, job: &Job<'_>) -> Result<String, StepError> {
     let environment = environment(job.variables)?;
+    let files = remote.files().await?;
     let said = remote
         .act(script!(fenced "stage"), &[job.name], QUICK)
         .await?;
@@ -160,7 +161,6 @@ async fn upload(remote: &Remote<'_>, job: &Job<'_>) -> Result<String, StepError>
     if !stage.starts_with(&remote.path("staging/")) {
         return Err(garbled(&said));
     }
-    let files = remote.files().await?;
     for (name, text) in [
         ("script", job.script),
         ("env", &environment),

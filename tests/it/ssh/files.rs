@@ -173,21 +173,6 @@ async fn a_service_is_started_or_reloaded_or_left_alone() {
     let done = lab.perform(1, service(&lab, "2", "true")).await.unwrap();
     assert!(done.detail.ends_with("runs already"), "{done:?}");
     assert_eq!(log(), "start\nreload\nreload\n");
-    sleepers_of(&lab);
-}
-
-/// Ends the "daemons" that `service` started: their output file is in the lab.
-fn sleepers_of(lab: &Lab) {
-    let base = lab.path("base/output");
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let out = fs::read_link(entry.path().join("fd/1"));
-        if out.is_ok_and(|o| o.starts_with(&base)) {
-            super::lab::end(pid);
-        }
-    }
 }
 
 #[tokio::test]

@@ -106,6 +106,18 @@ async fn a_killed_wrapper_is_a_lost_job() {
 }
 
 #[tokio::test]
+async fn a_job_claimed_but_never_started_is_not_started() {
+    // A power cut between claim.sh's rename and the wrapper.
+    let lab = Lab::new().await;
+    let dir = lab.path("base/jobs/r-0");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("lock"), "").unwrap();
+    let step = lab.install("r-0", &lab.waiting_script(), 60);
+    let e = lab.perform(1, step).await.unwrap_err();
+    assert_eq!((e.code, lab.starts()), ("job_lost", 0));
+}
+
+#[tokio::test]
 async fn the_time_limit_leaves_nothing_running() {
     let lab = Lab::new().await;
     let script = "trap '' TERM\n\
@@ -235,7 +247,10 @@ async fn a_script_that_installed_nothing_is_found_out() {
 #[tokio::test]
 async fn a_lower_fence_does_nothing() {
     let lab = Lab::new().await;
+    lab.perform(3, Step::Fence).await.unwrap();
     lab.perform(7, Step::Fence).await.unwrap();
+    let fence = || fs::read_to_string(lab.path("base/fence")).unwrap();
+    assert_eq!(fence(), "7\n");
     let place = Step::Configure {
         software: "thing".into(),
         files: vec![super::files::file(&lab, "placed", "x")],
@@ -251,6 +266,7 @@ async fn a_lower_fence_does_nothing() {
     assert!(!lab.path("placed").exists() && !lab.path("ran").exists());
     assert!(!lab.path("base/jobs/r-0").exists());
     assert_eq!(super::files::hidden(&lab, ""), [""; 0]);
+    assert_eq!(fence(), "7\n");
     lab.perform(7, Step::Fence).await.unwrap();
     fs::write(lab.path("base/fence"), "garbage").unwrap();
     let e = lab.perform(8, Step::Fence).await.unwrap_err();

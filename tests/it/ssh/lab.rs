@@ -22,7 +22,7 @@ use understudy::{
     },
 };
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Asks by a TCP connection, whatever the kind.
 #[derive(Clone, Debug)]
@@ -216,6 +216,15 @@ impl Lab {
         })
     }
 
+    /// "Daemons" that a start command left: their output goes to a file of this lab.
+    fn started(&self) -> Vec<i32> {
+        let output = self.path("base/output");
+        processes(|pid| {
+            let to = fs::read_link(format!("/proc/{pid}/fd/1"));
+            to.is_ok_and(|to| to.starts_with(&output))
+        })
+    }
+
     /// The wrappers of jobs of this lab.
     pub(crate) fn wrappers(&self) -> Vec<i32> {
         let base = self.text("base");
@@ -269,7 +278,7 @@ fn processes(is: impl Fn(i32) -> bool) -> Vec<i32> {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.cut();
-        for pid in self.of_jobs() {
+        for pid in self.of_jobs().into_iter().chain(self.started()) {
             end(pid);
         }
         drop(self.sshd.kill());

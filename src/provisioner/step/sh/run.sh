@@ -2,6 +2,7 @@
 # job's lock on descriptor 8, which the script and the daemons that it starts do not get.
 cd / || exit 70
 seconds() {
+    up=0
     read -r up rest </proc/uptime
     now=${up%%.*}
 }
@@ -23,22 +24,23 @@ case $status in
 esac
 
 # Kills what is left of the script: its session, and what left the session but not the environment.
-# The list of processes is made before any helper is started; zombies do not count.
+# The wrapper's own environment has no mark, so its helpers are not found; zombies do not count.
 kill_rest() {
     dir=$1
     rounds=0
     while [ "$rounds" -lt 50 ]; do
         rest=
+        for marked in $(grep -lzsFx "UNDERSTUDY_JOB=$dir" /proc/[0-9]*/environ); do
+            marked=${marked#/proc/}
+            rest="$rest ${marked%/environ}"
+        done
         for p in /proc/[0-9]*; do
-            pid=${p#/proc/}
             { read -r stat <"$p/stat"; } 2>/dev/null || continue
             set -- ${stat##*) }
-            case $pid-$1 in
-            $$-* | *-Z | *-X) continue ;;
+            case ${p#/proc/}-$1 in
+            $$-* | *-Z | *-X) ;;
+            *) [ "$4" != $$ ] || rest="$rest ${p#/proc/}" ;;
             esac
-            if [ "$4" = $$ ] || grep -qzFx "UNDERSTUDY_JOB=$dir" "$p/environ" 2>/dev/null; then
-                rest="$rest $pid"
-            fi
         done
         [ -n "$rest" ] || return
         kill -KILL $rest 2>/dev/null
