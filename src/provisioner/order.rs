@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{
     CheckKind,
     inventory::{Server, Variables},
@@ -21,8 +23,10 @@ pub struct Order {
 }
 
 /// One step. Each may be ordered again after a crash and must then neither harm nor repeat itself:
-/// `Install` finds its job directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `Install` finds its job directory. The journal keeps the steps as they were planned, so that a
+/// restart goes on with what was begun even where the inventory has changed since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Write the fence on the spare. First order of every run, also after a restart.
     Fence,
@@ -33,7 +37,8 @@ pub enum Step {
     },
     /// Step 2: run a software's script as a job.
     Install {
-        /// Names the job directory: `<replacement>-<position>`, the same after a restart.
+        /// Names the job directory: `<replacement>-<attempt>-<position>`, the same after a restart;
+        /// another where a released spare is tried a second time.
         job: String,
         /// Software.
         software: String,
@@ -87,7 +92,7 @@ impl Step {
 }
 
 /// A probe of step 4; repeated until it passes or `limit` is over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceTest {
     /// The spare's service address and the virtual service's port.
     pub at: SocketAddr,
@@ -100,7 +105,7 @@ pub struct ServiceTest {
 }
 
 /// A file ready to be placed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenderedFile {
     /// Absolute path.
     pub path: String,
@@ -152,7 +157,7 @@ pub struct StepError {
     pub code: &'static str,
     /// One line for an operator: what happened, where, what to do.
     pub detail: String,
-    /// Output so far, bounded.
+    /// Output so far, bounded. Of `os_mismatch`: the operating system found, `debian-11`, alone.
     pub output: String,
 }
 

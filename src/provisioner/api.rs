@@ -1,0 +1,468 @@
+//! The provisioner's HTTP API: the table in [`crate::model::wire`]. Answers from the store; what
+//! takes long is the engine's work, watched by long polls.
+
+mod door;
+mod problem;
+
+use std::{net::IpAddr, time::Duration};
+
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use serde::Deserialize;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use door::{Caller, DoorError, Doors, serve};
+use problem::{Body, Path, Query, Refusal};
+
+use super::{
+    engine::{Fact, Observer},
+    plan,
+    select::select,
+    store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, Store},
+};
+use crate::model::{
+    DirectorName, ReplacementId,
+    inventory::{Inventory, InventoryAnswer, ServerView},
+    wire::{
+        Confirmation, Members, Registration, RegistrationAnswer, Replacement, ReplacementRequest,
+        ReplacementState, ServerWarning,
+    },
+};
+
+/// An inventory of some thousand servers with their scripts fits in here.
+const BODY: usize = 16 * 1024 * 1024;
+
+/// Longest long poll.
+const LONGEST_WAIT: u64 = 60;
+
+/// No request takes longer, its body's arrival and a long poll included.
+const REQUEST: Duration = Duration::from_secs(90);
+
+/// A poll reads again after this even if this process changed nothing: another one may have.
+const REREAD: Duration = Duration::from_secs(1);
+
+/// Longest idempotency key.
+const KEY: usize = 255;
+
+/// What the API answers from.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// The store.
+    pub store: Store,
+    /// This provisioner's addresses: a request's `centre` must be one of them.
+    pub addresses: Vec<IpAddr>,
+    /// Told of replacements that end here.
+    pub observer: Observer,
+}
+
+#[derive(Clone)]
+struct Shared {
+    app: App,
+    stop: CancellationToken,
+}
+
+/// The routes. `stop` ends long polls with what is then the case.
+pub fn router(app: App, stop: CancellationToken) -> Router {
+    Router::new()
+        .route("/v1/directors/{name}", put(register))
+        .route("/v1/directors/{name}/members", get(members))
+        .route("/v1/directors/{name}/members/{replacement}", post(confirm))
+        .route("/v1/replacements", get(list).post(ask))
+        .route("/v1/replacements/{id}", get(show))
+        .route("/v1/replacements/{id}/cancel", post(cancel))
+        .route("/v1/inventory", put(apply))
+        .route("/v1/inventory/servers", get(servers))
+        .route("/v1/servers/{name}/release", post(release))
+        .fallback(async || {
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "no_such_route",
+                "there is no such route",
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "wrong_method",
+                "this route takes another method",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn(deadline))
+        .with_state(Shared { app, stop })
+}
+
+async fn deadline(request: Request, next: Next) -> Response {
+    timeout(REQUEST, next.run(request))
+        .await
+        .unwrap_or_else(|_elapsed| {
+            let detail = format!("not answered within {} s", REQUEST.as_secs());
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "took_too_long", detail).into_response()
+        })
+}
+
+#[derive(Debug, Deserialize)]
+struct Wait {
+    after: Option<u64>,
+    wait: Option<u64>,
+}
+
+impl Wait {
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.wait.unwrap_or(0).min(LONGEST_WAIT))
+    }
+}
+
+/// A long poll: read, and where that is not enough and [`Poll::moved`], read again.
+struct Poll<'a> {
+    shared: &'a Shared,
+    changes: watch::Receiver<u64>,
+    until: Instant,
+}
+
+impl<'a> Poll<'a> {
+    /// Begins before the first reading: what changes during it is then seen.
+    fn new(shared: &'a Shared, wait: &Wait) -> Self {
+        Self {
+            shared,
+            changes: shared.app.store.changes(),
+            until: Instant::now() + wait.limit(),
+        }
+    }
+
+    /// Waits for a change. `false` where the time is over: what was read last is the answer.
+    async fn moved(&mut self) -> bool {
+        if Instant::now() >= self.until || self.shared.stop.is_cancelled() {
+            return false;
+        }
+        tokio::select! {
+            () = self.shared.stop.cancelled() => {}
+            // Cancel-safe: `changed` only marks the value seen when it returns.
+            _ = self.changes.changed() => {}
+            () = sleep(REREAD) => {}
+            () = sleep_until(self.until) => {}
+        }
+        true
+    }
+}
+
+fn director(name: &str) -> Result<DirectorName, Refusal> {
+    name.parse().map_err(|e: crate::model::IdError| {
+        Refusal::new(StatusCode::BAD_REQUEST, "bad_name", e.to_string())
+    })
+}
+
+fn replacement_id(id: &str) -> Result<ReplacementId, Refusal> {
+    id.parse().map_err(|e: crate::model::IdError| {
+        Refusal::new(StatusCode::NOT_FOUND, "no_such_replacement", e.to_string())
+    })
+}
+
+fn not_registered(name: &DirectorName) -> Refusal {
+    Refusal::new(
+        StatusCode::CONFLICT,
+        "not_registered",
+        format!(
+            "the director {name} never registered its services: PUT /v1/directors/{name} first"
+        ),
+    )
+}
+
+async fn register(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    Body(body): Body<Registration>,
+) -> Result<Json<RegistrationAnswer>, Refusal> {
+    let name = director(&name)?;
+    let store = &shared.app.store;
+    store.register(&name, &body).await?;
+    let world = store.world().await?;
+    let warnings = warnings(&world, &body);
+    info!(
+        director = %name, %caller, services = body.services.len(), warnings = warnings.len(),
+        "director registered"
+    );
+    Ok(Json(RegistrationAnswer { warnings }))
+}
+
+/// Servers that could not be replaced if they failed now. One whose place a spare holds has failed
+/// already and is not asked about.
+fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarning> {
+    let mut addresses: Vec<IpAddr> = registration
+        .services
+        .iter()
+        .flat_map(|s| s.servers.iter().map(|s| s.address))
+        .collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses
+        .into_iter()
+        .filter(|a| {
+            world
+                .assignments
+                .get(a)
+                .is_none_or(|held| held.passed_on.is_none())
+        })
+        .filter_map(|server| {
+            let (code, detail) = obstacle(world, server)?;
+            Some(ServerWarning {
+                server,
+                code: code.to_owned(),
+                detail,
+            })
+        })
+        .collect()
+}
+
+fn obstacle(world: &plan::World, server: IpAddr) -> Option<(&'static str, String)> {
+    let brief = match world.brief(server, server) {
+        Ok(brief) => brief,
+        Err(miss) => return Some((miss.code(), miss.to_string())),
+    };
+    let selection = select(&world.pool(), &brief.need);
+    let chosen = selection.chosen.as_ref().and_then(|n| world.servers.get(n));
+    let Some(spare) = chosen else {
+        return Some(("no_spare", selection.no_spare()));
+    };
+    match plan::steps(&brief, &spare.server, "never-run") {
+        Ok(_) => None,
+        Err(e) => Some(("template_error", e.line())),
+    }
+}
+
+async fn members(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Json<Members>, Refusal> {
+    let name = director(&name)?;
+    let mut poll = Poll::new(&shared, &wait);
+    loop {
+        let members = shared.app.store.members(&name).await?;
+        let members = members.ok_or_else(|| not_registered(&name))?;
+        // Another version, not a higher one: a store that was made anew counts from the start.
+        if wait.after != Some(members.version) || !poll.moved().await {
+            return Ok(Json(members));
+        }
+    }
+}
+
+async fn confirm(
+    State(shared): State<Shared>,
+    Path((name, id)): Path<(String, String)>,
+    Body(body): Body<Confirmation>,
+) -> Result<StatusCode, Refusal> {
+    let (name, id) = (director(&name)?, replacement_id(&id)?);
+    match shared.app.store.confirm(&name, &id, body).await? {
+        ConfirmOutcome::Noted => {
+            info!(director = %name, replacement = %id, is = ?body.is, "stand-in confirmed");
+        }
+        ConfirmOutcome::Succeeded => {
+            info!(director = %name, replacement = %id, "replacement succeeded");
+            shared.app.observer.tell(Fact::ReplacementEnded {
+                outcome: ReplacementState::Succeeded,
+            });
+        }
+        ConfirmOutcome::NoSuchMember => {
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "no_such_member",
+                format!("the director {name} has no stand-in by {id}"),
+            ));
+        }
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn ask(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    Body(body): Body<ReplacementRequest>,
+) -> Result<Response, Refusal> {
+    let key = key(&headers)?;
+    if !shared.app.addresses.contains(&body.centre) {
+        return Err(Refusal::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "wrong_centre",
+            format!(
+                "{} is no address of this provisioner: the director {} is configured for another",
+                body.centre, body.name
+            ),
+        ));
+    }
+    let (replacement, new) = match shared.app.store.ask(key, &body).await? {
+        Asked::Taken { replacement, new } => (replacement, new),
+        Asked::KeyReused => {
+            return Err(Refusal::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                format!("the key {key} was used with another body"),
+            ));
+        }
+        Asked::NotRegistered => return Err(not_registered(&body.name)),
+    };
+    if new {
+        info!(
+            replacement = %replacement.id, director = %body.name, failed = %body.failed, key,
+            %caller, "replacement asked for"
+        );
+    }
+    let location = format!("/v1/replacements/{}", replacement.id);
+    Ok((
+        StatusCode::ACCEPTED,
+        [(header::LOCATION, location)],
+        Json(replacement),
+    )
+        .into_response())
+}
+
+fn key(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let value = headers.get("idempotency-key").ok_or_else(|| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "idempotency_key_required",
+            "send the header Idempotency-Key: it names the failure, the same for every try",
+        )
+    })?;
+    let text = value.to_str().unwrap_or_default();
+    if text.is_empty() || text.len() > KEY {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "idempotency_key_invalid",
+            format!("an idempotency key is 1 to {KEY} printable ASCII characters"),
+        ));
+    }
+    Ok(text)
+}
+
+async fn list(State(shared): State<Shared>) -> Result<Json<Vec<Replacement>>, Refusal> {
+    Ok(Json(shared.app.store.replacements().await?))
+}
+
+async fn show(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Json<Replacement>, Refusal> {
+    let id = replacement_id(&id)?;
+    let mut poll = Poll::new(&shared, &wait);
+    loop {
+        let replacement = shared.app.store.replacement(&id).await?;
+        // Without a version to go by: until there is a spare, or none will come.
+        let enough = match wait.after {
+            Some(after) => replacement.version != after,
+            None => {
+                replacement.state == ReplacementState::Attaching || !replacement.state.is_live()
+            }
+        };
+        if enough || !poll.moved().await {
+            return Ok(Json(replacement));
+        }
+    }
+}
+
+async fn cancel(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Replacement>, Refusal> {
+    let id = replacement_id(&id)?;
+    match shared.app.store.cancel(&id, &caller.to_string()).await? {
+        CancelOutcome::Cancelled { replacement, ended } => {
+            info!(replacement = %id, %caller, state = replacement.state.as_str(), "cancel asked for");
+            if ended {
+                shared.app.observer.tell(Fact::ReplacementEnded {
+                    outcome: ReplacementState::Cancelled,
+                });
+            }
+            Ok(Json(*replacement))
+        }
+        CancelOutcome::TooLate(replacement) => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "too_late",
+            format!(
+                "{id} is {}: its spare is offered or in service",
+                replacement.state.as_str()
+            ),
+        )),
+        CancelOutcome::NoSuchReplacement => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no_such_replacement",
+            format!("there is no replacement {id}"),
+        )),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct ApplyHow {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn apply(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Query(how): Query<ApplyHow>,
+    Body(inventory): Body<Inventory>,
+) -> Result<Json<InventoryAnswer>, Refusal> {
+    let actor = caller.to_string();
+    let store = &shared.app.store;
+    match store.apply(&inventory, how.dry_run, &actor).await {
+        Ok(answer) => {
+            if answer.applied {
+                info!(%caller, changes = answer.changes.len(), "inventory applied");
+            }
+            Ok(Json(answer))
+        }
+        Err(ApplyError::Problems(problems)) => {
+            warn!(%caller, faults = problems.0.len(), "inventory refused");
+            Err(Refusal::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "inventory_faults",
+                problems.0.join("\n"),
+            ))
+        }
+        Err(ApplyError::Store(e)) => Err(e.into()),
+    }
+}
+
+async fn servers(State(shared): State<Shared>) -> Result<Json<Vec<ServerView>>, Refusal> {
+    Ok(Json(shared.app.store.servers().await?))
+}
+
+async fn release(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    match shared.app.store.release(&name, &caller.to_string()).await? {
+        ReleaseOutcome::Released => {
+            info!(server = name, %caller, "server released");
+            Ok(StatusCode::NO_CONTENT)
+        }
+        ReleaseOutcome::NoSuchServer => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no_such_server",
+            format!("the inventory has no server {name}"),
+        )),
+        ReleaseOutcome::Refused(why) => {
+            Err(Refusal::new(StatusCode::CONFLICT, "not_releasable", why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

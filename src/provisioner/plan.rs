@@ -1,0 +1,374 @@
+//! From a failed server's address to the steps for one spare. PURE: the look-ups of R6 to R10 over a
+//! reading of the store; what is missing has a name and a remedy.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use crate::{
+    model::{
+        DirectorName, Family, ReplacementId,
+        inventory::{Role, Server, ServerState, ServiceFile, Software},
+        wire::{RegisteredService, Registration},
+    },
+    provisioner::{
+        order::{ServiceTest, Step},
+        render::{self, RenderError},
+        select::{Candidate, Need},
+    },
+};
+
+/// What the store holds, read at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Roles by code.
+    pub roles: BTreeMap<String, Role>,
+    /// The script database, in the files' order.
+    pub software: Vec<Software>,
+    /// The service configuration table, in the files' order.
+    pub files: Vec<ServiceFile>,
+    /// The pool, by name.
+    pub servers: BTreeMap<String, PoolServer>,
+    /// The role database.
+    pub assignments: BTreeMap<IpAddr, Assignment>,
+    /// What each director told.
+    pub directors: BTreeMap<DirectorName, Registration>,
+}
+
+/// A server of the pool and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolServer {
+    /// As enrolled by the files.
+    pub server: Server,
+    /// Where it stands.
+    pub state: ServerState,
+    /// Why, for people.
+    pub reason: Option<String>,
+    /// The operating system it was last seen with.
+    pub os_seen: Option<String>,
+    /// The replacement that has it in hand.
+    pub claimed_for: Option<ReplacementId>,
+}
+
+/// An entry of the role database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Role code.
+    pub role: String,
+    /// Whose address it is.
+    pub server: String,
+    /// Who gave the role.
+    pub source: Source,
+    /// The replacement that gave the role to another server: this one failed.
+    pub passed_on: Option<ReplacementId>,
+}
+
+/// Who gave a server its role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The inventory folder.
+    Files,
+    /// A replacement.
+    Replacement(ReplacementId),
+}
+
+/// A look-up that found nothing: names what is missing and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Miss {
+    /// R7.
+    #[error(
+        "no server of the inventory with a role has the address {0}: add it to the inventory folder with its role and apply"
+    )]
+    RoleUnknown(IpAddr),
+    /// R8.
+    #[error(
+        "{server} has the role {role}, which is not defined: add the role to the inventory folder and apply"
+    )]
+    RoleUndefined {
+        /// Who has it.
+        server: String,
+        /// Role code.
+        role: String,
+    },
+    /// R8.
+    #[error(
+        "the role {0} names no software: list it in the role's catalogue entry of the inventory folder and apply"
+    )]
+    CatalogueEmpty(String),
+    /// R9.
+    #[error(
+        "script_missing({software}, {os}): the role {role} needs {software}, and no script installs it on {os}: add one to the inventory folder and apply"
+    )]
+    ScriptMissing {
+        /// Role code.
+        role: String,
+        /// Software.
+        software: String,
+        /// Operating system.
+        os: String,
+    },
+}
+
+impl Miss {
+    /// Machine word.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::RoleUnknown(_) => "role_unknown",
+            Self::RoleUndefined { .. } => "role_undefined",
+            Self::CatalogueEmpty(_) => "catalogue_empty",
+            Self::ScriptMissing { .. } => "script_missing",
+        }
+    }
+}
+
+/// All that a spare must be told to take a failed server's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brief {
+    /// The failed server's device identifier.
+    pub failed: IpAddr,
+    /// The role to take over.
+    pub role: Role,
+    /// The role's software in the order of installation, for the role's operating system.
+    pub software: Vec<Software>,
+    /// The domain's service configuration files.
+    pub files: Vec<ServiceFile>,
+    /// The virtual services that the configured server of this place is in.
+    pub services: Vec<SlotService>,
+    /// What a spare must have.
+    pub need: Need,
+}
+
+/// A virtual service that the failed server's place is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotService {
+    /// The service as a director registered it.
+    pub service: RegisteredService,
+    /// Family of the configured server's address in it.
+    pub family: Family,
+    /// The configured server's port in it.
+    pub port: u16,
+}
+
+/// How long the service test of step 4 goes on before the spare is given up.
+const TEST_LIMIT: Duration = Duration::from_secs(30);
+
+impl World {
+    /// The server that has an address.
+    #[must_use]
+    pub fn server_of(&self, address: IpAddr) -> Option<&PoolServer> {
+        self.servers
+            .values()
+            .find(|s| s.server.addresses.contains(&address))
+    }
+
+    /// All addresses of the server that has this one; at least this one.
+    #[must_use]
+    pub fn addresses_of(&self, address: IpAddr) -> Vec<IpAddr> {
+        self.server_of(address)
+            .map_or_else(|| vec![address], |s| s.server.addresses.clone())
+    }
+
+    /// The pool as selection sees it.
+    #[must_use]
+    pub fn pool(&self) -> Vec<Candidate> {
+        self.servers
+            .values()
+            .map(|s| Candidate {
+                name: s.server.name.clone(),
+                state: s.state,
+                reason: s.reason.clone(),
+                addresses: s.server.addresses.clone(),
+                os_seen: s.os_seen.clone(),
+            })
+            .collect()
+    }
+
+    /// The registered services that any of these addresses is a server of. A pair's two directors
+    /// register the same service: it stands once.
+    #[must_use]
+    pub fn services_with(&self, addresses: &[IpAddr]) -> Vec<SlotService> {
+        let mut found: Vec<SlotService> = Vec::new();
+        for service in self.directors.values().flat_map(|r| &r.services) {
+            for server in &service.servers {
+                let slot = SlotService {
+                    service: service.clone(),
+                    family: Family::of(server.address),
+                    port: server.port,
+                };
+                let known = |f: &SlotService| {
+                    f.service.key == slot.service.key
+                        && f.port == slot.port
+                        && f.family == slot.family
+                };
+                if addresses.contains(&server.address) && !found.iter().any(known) {
+                    found.push(slot);
+                }
+            }
+        }
+        found
+    }
+
+    /// Directors with a registered server of one of these addresses.
+    pub fn directors_with(&self, addresses: &[IpAddr]) -> impl Iterator<Item = &DirectorName> {
+        self.directors.iter().filter_map(move |(name, r)| {
+            r.services
+                .iter()
+                .flat_map(|s| &s.servers)
+                .any(|s| addresses.contains(&s.address))
+                .then_some(name)
+        })
+    }
+
+    /// Looks up all that replacing a server needs.
+    ///
+    /// # Errors
+    /// [`Miss`] names what is not there.
+    pub fn brief(&self, failed: IpAddr, origin: IpAddr) -> Result<Brief, Miss> {
+        let held = self
+            .assignments
+            .get(&failed)
+            .ok_or(Miss::RoleUnknown(failed))?;
+        let role = self
+            .roles
+            .get(&held.role)
+            .ok_or_else(|| Miss::RoleUndefined {
+                server: held.server.clone(),
+                role: held.role.clone(),
+            })?;
+        if role.software.is_empty() {
+            return Err(Miss::CatalogueEmpty(role.code.clone()));
+        }
+        let software = role
+            .software
+            .iter()
+            .map(|name| {
+                script_for(&self.software, name, &role.os)
+                    .cloned()
+                    .ok_or_else(|| Miss::ScriptMissing {
+                        role: role.code.clone(),
+                        software: name.clone(),
+                        os: role.os.clone(),
+                    })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let services = self.services_with(&self.addresses_of(origin));
+        Ok(Brief {
+            failed,
+            files: self
+                .files
+                .iter()
+                .filter(|f| f.domain == role.domain && role.software.contains(&f.software))
+                .cloned()
+                .collect(),
+            need: Need {
+                failed: held.server.clone(),
+                os: role.os.clone(),
+                families: services.iter().map(|s| s.family).collect::<BTreeSet<_>>(),
+            },
+            role: role.clone(),
+            software,
+            services,
+        })
+    }
+}
+
+/// The script of a software for an operating system: one written for it before one for any.
+#[must_use]
+pub fn script_for<'a>(all: &'a [Software], name: &str, os: &str) -> Option<&'a Software> {
+    let named = || all.iter().filter(|s| s.name == name);
+    named()
+        .find(|s| s.os.as_deref() == Some(os))
+        .or_else(|| named().find(|s| s.os.is_none()))
+}
+
+/// The address of a spare that a service takes: the first of its family.
+#[must_use]
+pub fn address_for(spare: &Server, family: Family) -> Option<IpAddr> {
+    spare
+        .addresses
+        .iter()
+        .copied()
+        .find(|a| Family::of(*a) == family)
+}
+
+/// The steps that make `spare` what the brief says. `job` names its scripts' job directories.
+///
+/// # Errors
+/// [`RenderError`] names the file whose template cannot be rendered.
+pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, RenderError> {
+    let mut steps = vec![
+        Step::Fence,
+        Step::Os {
+            wanted: brief.role.os.clone(),
+        },
+    ];
+    for software in &brief.software {
+        steps.push(Step::Install {
+            job: format!("{job}-{}", steps.len()),
+            software: software.name.clone(),
+            script: software.script.clone(),
+            timeout: software.timeout,
+            variables: render::variables(brief, spare, &software.name),
+            check: software.check.clone(),
+        });
+    }
+    let mut digests = Vec::new();
+    for software in &brief.software {
+        let files = brief
+            .files
+            .iter()
+            .filter(|f| f.software == software.name)
+            .map(|f| render::file(brief, spare, f))
+            .collect::<Result<Vec<_>, _>>()?;
+        digests.extend(files.iter().map(|f| (f.path.clone(), f.sha256.clone())));
+        steps.push(Step::Configure {
+            software: software.name.clone(),
+            files,
+            running: software.running.clone(),
+            start: software.start.clone(),
+            reload: software.reload.clone(),
+        });
+    }
+    steps.push(Step::Test {
+        os: brief.role.os.clone(),
+        installed: brief
+            .software
+            .iter()
+            .filter_map(|s| Some((s.name.clone(), s.check.clone()?)))
+            .collect(),
+        digests,
+        answers: answers(brief, spare),
+    });
+    Ok(steps)
+}
+
+/// The probes of step 4: each service of the place, at the spare's address of its family and the
+/// configured server's port, once.
+fn answers(brief: &Brief, spare: &Server) -> Vec<ServiceTest> {
+    let mut tests: Vec<ServiceTest> = Vec::new();
+    for slot in &brief.services {
+        let Some(address) = address_for(spare, slot.family) else {
+            continue;
+        };
+        // A service by firewall mark may keep the client's port: there is none to probe.
+        if slot.port == 0 {
+            continue;
+        }
+        let test = ServiceTest {
+            at: SocketAddr::new(address, slot.port),
+            kind: slot.service.check.kind.clone(),
+            timeout: slot.service.check.timing.timeout,
+            limit: TEST_LIMIT,
+        };
+        if !tests.contains(&test) {
+            tests.push(test);
+        }
+    }
+    tests
+}
+
+#[cfg(test)]
+mod tests;

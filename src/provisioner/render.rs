@@ -1,0 +1,254 @@
+//! Service configuration files and scripts' variables for one spare. PURE: text in, text out.
+
+use std::{collections::BTreeMap, fmt::Write, net::SocketAddr};
+
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, syntax::SyntaxConfig};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    model::{
+        Family, ForwardMethod, Protocol, ServiceKey,
+        inventory::{Server, ServiceFile, Variables},
+    },
+    provisioner::{
+        order::RenderedFile,
+        plan::{Brief, SlotService, address_for},
+    },
+};
+
+/// A service configuration file that is no valid template, or uses what is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("the service configuration file {path} of {software} in {domain} cannot be rendered")]
+pub struct RenderError {
+    /// Path on the server.
+    pub path: String,
+    /// Software.
+    pub software: String,
+    /// Domain identifier.
+    pub domain: String,
+    /// What the template engine says, with the line.
+    #[source]
+    pub source: minijinja::Error,
+}
+
+impl RenderError {
+    fn of(file: &ServiceFile, source: minijinja::Error) -> Self {
+        Self {
+            path: file.path.clone(),
+            software: file.software.clone(),
+            domain: file.domain.clone(),
+            source,
+        }
+    }
+
+    /// The whole in one line, for the reason of a replacement that waits.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!("{self}: {}", self.source)
+    }
+}
+
+/// The engine: an undefined variable is an error, nothing is escaped, a final newline stays, a line
+/// that holds only a block leaves nothing behind.
+fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    // Only delimiters can be wrong, and they are the usual ones.
+    if let Ok(syntax) = SyntaxConfig::builder()
+        .keep_trailing_newline(true)
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+    {
+        env.set_syntax(syntax);
+    }
+    env
+}
+
+/// Whether a file's template can be read at all; what it uses is known only with a spare.
+///
+/// # Errors
+/// [`RenderError`] with the line.
+pub fn parse(file: &ServiceFile) -> Result<(), RenderError> {
+    if file.template {
+        environment()
+            .template_from_named_str(&file.path, &file.body)
+            .map_err(|e| RenderError::of(file, e))?;
+    }
+    Ok(())
+}
+
+/// A file as it is to lie on the spare.
+///
+/// # Errors
+/// [`RenderError`] where the template is not valid or uses an undefined variable.
+pub fn file(
+    brief: &Brief,
+    spare: &Server,
+    file: &ServiceFile,
+) -> Result<RenderedFile, RenderError> {
+    let text = if file.template {
+        environment()
+            .render_named_str(&file.path, &file.body, context(brief, spare, file))
+            .map_err(|e| RenderError::of(file, e))?
+    } else {
+        file.body.clone()
+    };
+    let body = text.into_bytes();
+    Ok(RenderedFile {
+        path: file.path.clone(),
+        sha256: hex(&Sha256::digest(&body)),
+        body,
+        mode: file.mode,
+        owner: file.owner.clone(),
+        group: file.group.clone(),
+    })
+}
+
+fn context(brief: &Brief, spare: &Server, file: &ServiceFile) -> Value {
+    let text = |s: &str| Value::from(s.to_owned());
+    let mut server = BTreeMap::from([
+        ("name", text(&spare.name)),
+        (
+            "addresses",
+            spare.addresses.iter().map(ToString::to_string).collect(),
+        ),
+    ]);
+    // Left out where there is none, so that a template which needs it fails instead of writing "none".
+    for (key, address) in addresses(spare) {
+        server.insert(key, Value::from(address));
+    }
+    let services: Value = brief.services.iter().map(|s| service(s, spare)).collect();
+    Value::from(BTreeMap::from([
+        ("role", text(&brief.role.code)),
+        ("domain", text(&brief.role.domain)),
+        ("os", text(&brief.role.os)),
+        ("software", text(&file.software)),
+        ("failed", Value::from(brief.failed.to_string())),
+        ("server", Value::from(server)),
+        ("services", services),
+    ]))
+}
+
+/// `address` (the first), `address_v4`, `address_v6`: those there are.
+fn addresses(spare: &Server) -> impl Iterator<Item = (&'static str, String)> {
+    [
+        ("address", spare.addresses.first().copied()),
+        ("address_v4", address_for(spare, Family::V4)),
+        ("address_v6", address_for(spare, Family::V6)),
+    ]
+    .into_iter()
+    .filter_map(|(key, a)| Some((key, a?.to_string())))
+}
+
+fn service(slot: &SlotService, spare: &Server) -> Value {
+    let mut map = BTreeMap::from([
+        ("name", Value::from(slot.service.key.to_string())),
+        ("forward", Value::from(method(slot.service.forward))),
+        ("scheduler", Value::from(slot.service.scheduler.0.clone())),
+        ("real_port", Value::from(slot.port)),
+    ]);
+    if let Some(address) = address_for(spare, slot.family) {
+        map.insert("address", Value::from(address.to_string()));
+    }
+    match slot.service.key {
+        ServiceKey::Addr(protocol, at) => {
+            map.insert("vip", Value::from(at.ip().to_string()));
+            map.insert("port", Value::from(at.port()));
+            map.insert("protocol", Value::from(word(protocol)));
+        }
+        ServiceKey::Fwmark(_, mark) => {
+            map.insert("fwmark", Value::from(mark));
+        }
+    }
+    Value::from(map)
+}
+
+const fn word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}
+
+const fn method(forward: ForwardMethod) -> &'static str {
+    match forward {
+        ForwardMethod::Nat => "nat",
+        ForwardMethod::Local => "local",
+        ForwardMethod::Tun => "tun",
+        ForwardMethod::Dr => "dr",
+        ForwardMethod::Bypass => "bypass",
+    }
+}
+
+/// The environment of a software's script: `UNDERSTUDY_ROLE`, `_DOMAIN`, `_OS`, `_SOFTWARE`,
+/// `_SERVER`, `_ADDRESSES` (all, with blanks between), `_ADDRESS`, `_ADDRESS_V4`, `_ADDRESS_V6`,
+/// `_FAILED`, `_SERVICES` (`tcp/192.0.2.1:80,dr,8080` each) and `_VIPS_LOCAL`: the virtual addresses
+/// that the server itself must hold, those of direct routing and tunnels.
+#[must_use]
+pub fn variables(brief: &Brief, spare: &Server, software: &str) -> Variables {
+    let list = |items: &mut dyn Iterator<Item = String>| {
+        let mut unique: Vec<String> = Vec::new();
+        for item in items {
+            if !unique.contains(&item) {
+                unique.push(item);
+            }
+        }
+        unique.join(" ")
+    };
+    let mut variables =
+        Variables::from([
+            ("ROLE".to_owned(), brief.role.code.clone()),
+            ("DOMAIN".to_owned(), brief.role.domain.clone()),
+            ("OS".to_owned(), brief.role.os.clone()),
+            ("SOFTWARE".to_owned(), software.to_owned()),
+            ("SERVER".to_owned(), spare.name.clone()),
+            (
+                "ADDRESSES".to_owned(),
+                list(&mut spare.addresses.iter().map(ToString::to_string)),
+            ),
+            ("FAILED".to_owned(), brief.failed.to_string()),
+            (
+                "SERVICES".to_owned(),
+                list(&mut brief.services.iter().map(|s| {
+                    format!("{},{},{}", s.service.key, method(s.service.forward), s.port)
+                })),
+            ),
+            (
+                "VIPS_LOCAL".to_owned(),
+                list(
+                    &mut brief
+                        .services
+                        .iter()
+                        .filter_map(|s| local_vip(s).map(|a| a.ip().to_string())),
+                ),
+            ),
+        ]);
+    for (key, address) in addresses(spare) {
+        variables.insert(key.to_uppercase(), address);
+    }
+    variables
+        .into_iter()
+        .map(|(key, value)| (format!("UNDERSTUDY_{key}"), value))
+        .collect()
+}
+
+fn local_vip(slot: &SlotService) -> Option<SocketAddr> {
+    match (slot.service.key, slot.service.forward) {
+        (ServiceKey::Addr(_, at), ForwardMethod::Dr | ForwardMethod::Tun) => Some(at),
+        _ => None,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, b| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{b:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,334 @@
+//! `inventory apply` and `release`.
+
+use super::{
+    News, Problems, Store, StoreError, Tx, audit,
+    diff::{Catalogue, ServerOp, diff, problems},
+    failed,
+    rows::{Columns, json, stored},
+    world::world,
+};
+use crate::model::inventory::{ChangeAction, Inventory, InventoryAnswer, Server, ServerState};
+
+/// Why an inventory was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It has faults.
+    #[error(transparent)]
+    Problems(#[from] Problems),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What became of a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReleaseOutcome {
+    /// It is a spare again.
+    Released,
+    /// There is no such server.
+    NoSuchServer,
+    /// It is where it cannot be released from: says why.
+    Refused(String),
+}
+
+impl Store {
+    /// Brings the store to what the files say, but for what replacements hold.
+    ///
+    /// # Errors
+    /// [`ApplyError::Problems`] lists every fault; then nothing was changed.
+    pub async fn apply(
+        &self,
+        wanted: &Inventory,
+        dry_run: bool,
+        actor: &str,
+    ) -> Result<InventoryAnswer, ApplyError> {
+        problems(wanted)?;
+        let mut tx = self.begin().await?;
+        let diff = diff(&world(&mut tx).await?, wanted)?;
+        let differs = diff.catalogue.is_some() || !diff.servers.is_empty();
+        let applied = differs && !dry_run;
+        if applied {
+            if let Some(catalogue) = &diff.catalogue {
+                write_catalogue(&mut tx, catalogue).await?;
+            }
+            write_servers(&mut tx, &diff.servers).await?;
+            for change in &diff.changes {
+                let what = match change.action {
+                    ChangeAction::Add => "added",
+                    ChangeAction::Change => "changed",
+                    ChangeAction::Remove => "removed",
+                    ChangeAction::Held => continue,
+                };
+                audit(&mut tx, actor, &change.object, what, &change.detail).await?;
+            }
+            self.commit(tx, News::Work).await?;
+        }
+        Ok(InventoryAnswer {
+            applied,
+            changes: diff.changes,
+        })
+    }
+
+    /// Gives a quarantined or failed server back to the pool; whoever asks says that it is clean.
+    /// What it was last seen with is forgotten, also of one that is ready: it is looked at anew.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn release(&self, name: &str, actor: &str) -> Result<ReleaseOutcome, StoreError> {
+        let mut tx = self.begin().await?;
+        let Some(row) = sqlx::query("SELECT state FROM server WHERE name = $1")
+            .bind(name)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed("read a server"))?
+        else {
+            return Ok(ReleaseOutcome::NoSuchServer);
+        };
+        let state = row.word("state", ServerState::from_word)?;
+        match state {
+            ServerState::Ready | ServerState::Quarantined | ServerState::Failed => {}
+            ServerState::Enrolled
+            | ServerState::Claimed
+            | ServerState::Configuring
+            | ServerState::Testing
+            | ServerState::Serving => {
+                return Ok(ReleaseOutcome::Refused(format!(
+                    "{name} is {}: only a server that is quarantined or failed can be released",
+                    state.as_str()
+                )));
+            }
+        }
+        let attached = attached(&mut tx, name).await?;
+        if !attached.is_empty() {
+            return Ok(ReleaseOutcome::Refused(format!(
+                "{name} may still be in service: not confirmed to be withdrawn by {}",
+                attached.join(", ")
+            )));
+        }
+        sqlx::query(
+            "UPDATE server SET state = 'ready', reason = NULL, os_seen = NULL, replacement = NULL \
+             WHERE name = $1",
+        )
+        .bind(name)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("release a server"))?;
+        // What a replacement gave is gone with the withdrawal. What the files gave and a replacement
+        // passed on stays: a director may still ask about this place.
+        sqlx::query("DELETE FROM role_assignment WHERE server = $1 AND source <> 'files'")
+            .bind(name)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("release a server"))?;
+        audit(
+            &mut tx,
+            actor,
+            &format!("server {name}"),
+            "released",
+            state.as_str(),
+        )
+        .await?;
+        self.commit(tx, News::Work).await?;
+        Ok(ReleaseOutcome::Released)
+    }
+}
+
+/// Directors that may have this server in service as a stand-in.
+async fn attached(tx: &mut Tx, name: &str) -> Result<Vec<String>, StoreError> {
+    sqlx::query(
+        "SELECT DISTINCT m.director FROM attempt a JOIN attachment m ON m.replacement = a.replacement \
+         WHERE a.server = $1 AND a.state IN ('open', 'serving', 'superseded') \
+         AND (m.want = 'attach' OR m.confirmed IS NULL OR m.confirmed <> 'withdraw') \
+         ORDER BY m.director",
+    )
+    .bind(name)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("look who has a server in service"))?
+    .iter()
+    .map(|row| row.text("director"))
+    .collect()
+}
+
+async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), StoreError> {
+    for table in [
+        "DELETE FROM role_software",
+        "DELETE FROM role",
+        "DELETE FROM script",
+        "DELETE FROM service_config",
+    ] {
+        sqlx::query(table)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("clear the catalogue"))?;
+    }
+    for role in &catalogue.roles {
+        sqlx::query("INSERT INTO role (code, domain, os) VALUES ($1, $2, $3)")
+            .bind(role.code.as_str())
+            .bind(role.domain.as_str())
+            .bind(role.os.as_str())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("write a role"))?;
+        for (ord, software) in (0_i64..).zip(&role.software) {
+            sqlx::query("INSERT INTO role_software (role, ord, software) VALUES ($1, $2, $3)")
+                .bind(role.code.as_str())
+                .bind(ord)
+                .bind(software.as_str())
+                .execute(&mut **tx)
+                .await
+                .map_err(failed("write the catalogue"))?;
+        }
+    }
+    for (ord, s) in (0_i64..).zip(&catalogue.software) {
+        sqlx::query(
+            "INSERT INTO script (software, os, ord, body, timeout_ms, check_command, \
+             running_command, start_command, reload_command) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(s.name.as_str())
+        .bind(s.os.as_deref().unwrap_or_default())
+        .bind(ord)
+        .bind(s.script.as_str())
+        .bind(stored(
+            u64::try_from(s.timeout.as_millis()).unwrap_or(u64::MAX),
+        ))
+        .bind(s.check.clone())
+        .bind(s.running.clone())
+        .bind(s.start.clone())
+        .bind(s.reload.clone())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("write a script"))?;
+    }
+    for (ord, f) in (0_i64..).zip(&catalogue.files) {
+        sqlx::query(
+            "INSERT INTO service_config (domain, software, path, ord, body, template, mode, owner, \
+             grp) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(f.domain.as_str())
+        .bind(f.software.as_str())
+        .bind(f.path.as_str())
+        .bind(ord)
+        .bind(f.body.as_str())
+        .bind(i64::from(f.template))
+        .bind(i64::from(f.mode))
+        .bind(f.owner.as_str())
+        .bind(f.group.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("write a service configuration file"))?;
+    }
+    Ok(())
+}
+
+async fn write_servers(tx: &mut Tx, ops: &[ServerOp]) -> Result<(), StoreError> {
+    // Addresses first go away everywhere: two servers may have swapped theirs.
+    for op in ops {
+        let (name, roles) = match op {
+            ServerOp::Add(_) => continue,
+            ServerOp::Change { server, assign, .. } => (server.name.as_str(), *assign),
+            ServerOp::Remove(name) => (name.as_str(), true),
+        };
+        forget_addresses(tx, name, roles).await?;
+        if let ServerOp::Remove(name) = op {
+            sqlx::query("DELETE FROM server WHERE name = $1")
+                .bind(name.as_str())
+                .execute(&mut **tx)
+                .await
+                .map_err(failed("remove a server"))?;
+        }
+    }
+    for op in ops {
+        match op {
+            ServerOp::Remove(_) => {}
+            ServerOp::Add(server) => {
+                let state = if server.role.is_some() {
+                    ServerState::Serving
+                } else {
+                    ServerState::Ready
+                };
+                sqlx::query(
+                    "INSERT INTO server (name, ssh_address, ssh_port, host_keys, state) \
+                     VALUES ($1, '', 0, '[]', $2)",
+                )
+                .bind(server.name.as_str())
+                .bind(state.as_str())
+                .execute(&mut **tx)
+                .await
+                .map_err(failed("add a server"))?;
+                write_server(tx, server, true).await?;
+            }
+            ServerOp::Change {
+                server,
+                state,
+                assign,
+            } => {
+                write_server(tx, server, *assign).await?;
+                if let Some((state, reason)) = state {
+                    sqlx::query("UPDATE server SET state = $2, reason = $3 WHERE name = $1")
+                        .bind(server.name.as_str())
+                        .bind(state.as_str())
+                        .bind(reason.clone())
+                        .execute(&mut **tx)
+                        .await
+                        .map_err(failed("move a server"))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn forget_addresses(tx: &mut Tx, name: &str, roles: bool) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM server_address WHERE server = $1")
+        .bind(name)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("clear a server's addresses"))?;
+    if roles {
+        sqlx::query("DELETE FROM role_assignment WHERE server = $1")
+            .bind(name)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("clear a server's role"))?;
+    }
+    Ok(())
+}
+
+async fn write_server(tx: &mut Tx, server: &Server, assign: bool) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE server SET ssh_address = $2, ssh_port = $3, host_keys = $4, files_role = $5 \
+         WHERE name = $1",
+    )
+    .bind(server.name.as_str())
+    .bind(server.ssh_address.to_string())
+    .bind(i64::from(server.ssh_port))
+    .bind(json("host keys", &server.host_keys)?)
+    .bind(server.role.clone())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("write a server"))?;
+    for (ord, address) in (0_i64..).zip(&server.addresses) {
+        sqlx::query("INSERT INTO server_address (address, server, ord) VALUES ($1, $2, $3)")
+            .bind(address.to_string())
+            .bind(server.name.as_str())
+            .bind(ord)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("write a server's address"))?;
+        if let (true, Some(role)) = (assign, &server.role) {
+            sqlx::query(
+                "INSERT INTO role_assignment (address, role, server, source, passed_on) \
+                 VALUES ($1, $2, $3, 'files', NULL)",
+            )
+            .bind(address.to_string())
+            .bind(role.as_str())
+            .bind(server.name.as_str())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("assign a role"))?;
+        }
+    }
+    Ok(())
+}

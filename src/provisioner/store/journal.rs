@@ -1,0 +1,617 @@
+//! The journal: every event of a replacement is taken in by the workflow and written down in one
+//! transaction, together with what it does to the spare.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    News, Store, StoreError, Tx, audit, failed, members, next_fence, now_ms,
+    rows::{Columns, corrupt, json, stored},
+    world::world,
+};
+use crate::{
+    model::{
+        DirectorName, ReplacementId,
+        inventory::{Server, ServerState},
+        wire::{PassedOver, ReplacementState, Want},
+    },
+    provisioner::{
+        order::Step,
+        plan::World,
+        workflow::{AttemptEnd, Event, Hand, Journal, Mark, MarkState, Retry, SpareChange},
+    },
+};
+
+/// One run of the engine: only the newest may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run(i64);
+
+/// A replacement as the engine works on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Its id.
+    pub id: ReplacementId,
+    /// Who asked.
+    pub director: DirectorName,
+    /// The failed server's device identifier.
+    pub failed: IpAddr,
+    /// The configured server whose place it is.
+    pub origin: IpAddr,
+    /// What orders to the spare carry.
+    pub fence: u64,
+    /// How far it has come.
+    pub journal: Journal,
+    /// The replacement whose spare failed, where it was one.
+    pub supersedes: Option<ReplacementId>,
+    role: Option<String>,
+}
+
+/// What is written down with an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    /// One line.
+    pub detail: String,
+    /// Output of scripts and commands.
+    pub output: String,
+    /// The operating system that was read.
+    pub os: Option<String>,
+    /// Servers that were not chosen, each with the reason, where this event is about choosing.
+    pub rejected: Option<Vec<PassedOver>>,
+}
+
+/// A spare to be claimed.
+#[derive(Debug)]
+pub(in crate::provisioner) struct Claim<'a> {
+    /// Its name.
+    pub(in crate::provisioner) server: &'a str,
+    /// The role it is configured for.
+    pub(in crate::provisioner) role: &'a str,
+    /// What will be done to it.
+    pub(in crate::provisioner) steps: &'a [Step],
+    /// Why not the others.
+    pub(in crate::provisioner) rejected: Vec<PassedOver>,
+}
+
+impl Store {
+    /// Begins a run of the engine: older runs may write no more, and every spare in hand gets a new
+    /// fence, to be written on it first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn take_over(&self) -> Result<Run, StoreError> {
+        let mut tx = self.begin().await?;
+        let owner = next_fence(&mut tx).await?;
+        sqlx::query("UPDATE meta SET value = $1 WHERE name = 'owner'")
+            .bind(owner)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("take the store over"))?;
+        for id in unfinished(&mut tx).await? {
+            let fence = next_fence(&mut tx).await?;
+            sqlx::query("UPDATE replacement SET fence = $2 WHERE id = $1")
+                .bind(id.as_str())
+                .bind(fence)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed("raise a fence"))?;
+            apply(
+                &mut tx,
+                &id,
+                "engine",
+                &Event::Resumed,
+                Note::default(),
+                &Retry::STANDARD,
+            )
+            .await?;
+        }
+        self.commit(tx, News::State).await?;
+        Ok(Run(owner))
+    }
+
+    /// Replacements that the engine has something to do for, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn unfinished(&self) -> Result<Vec<ReplacementId>, StoreError> {
+        let mut tx = self.begin().await?;
+        let ids = unfinished(&mut tx).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(ids)
+    }
+
+    /// A replacement as the engine works on it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoReplacement`] and others.
+    pub async fn work_on(&self, id: &ReplacementId) -> Result<Work, StoreError> {
+        let mut tx = self.begin().await?;
+        let work = load(&mut tx, id).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(work)
+    }
+
+    /// The spare in hand and a step planned for it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn planned(
+        &self,
+        id: &ReplacementId,
+        position: usize,
+    ) -> Result<(Server, Step), StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(
+            "SELECT s.payload, a.server FROM step s JOIN attempt a ON a.replacement = s.replacement \
+             AND a.number = s.attempt WHERE s.replacement = $1 AND s.position = $2 AND a.state = 'open'",
+        )
+        .bind(id.as_str())
+        .bind(index(position))
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("read a planned step"))?;
+        let mut world = world(&mut tx).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        let name = row.text("server")?;
+        let server = world
+            .servers
+            .remove(&name)
+            .ok_or_else(|| corrupt("server in hand", name))?;
+        Ok((server.server, row.json("payload")?))
+    }
+
+    /// Claims a spare for a replacement and writes its plan down. `false` where the spare is no
+    /// longer free: choose again.
+    pub(in crate::provisioner) async fn claim(
+        &self,
+        run: Run,
+        id: &ReplacementId,
+        claim: Claim<'_>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        guard(&mut tx, run).await?;
+        let taken = sqlx::query(
+            "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
+             WHERE name = $1 AND state = 'ready'",
+        )
+        .bind(claim.server)
+        .bind(id.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("claim a spare"))?;
+        if taken.rows_affected() == 0 {
+            tx.rollback().await.map_err(failed("end a reading"))?;
+            return Ok(false);
+        }
+        let fence = next_fence(&mut tx).await?;
+        sqlx::query("UPDATE replacement SET fence = $2, role = $3 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(fence)
+            .bind(claim.role)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("raise a fence"))?;
+        let event = Event::Claimed {
+            server: claim.server.to_owned(),
+            steps: claim.steps.iter().map(Step::name).collect(),
+        };
+        let note = Note {
+            rejected: Some(claim.rejected),
+            ..Note::default()
+        };
+        let journal = apply(&mut tx, id, "engine", &event, note, &Retry::STANDARD).await?;
+        let attempt = i64::from(journal.attempts);
+        for (position, step) in claim.steps.iter().enumerate() {
+            sqlx::query(
+                "INSERT INTO step (replacement, attempt, position, name, payload, state, failures, \
+                 fence, detail, output) VALUES ($1, $2, $3, $4, $5, 'planned', 0, 0, '', '')",
+            )
+            .bind(id.as_str())
+            .bind(attempt)
+            .bind(index(position))
+            .bind(step.name())
+            .bind(json("step", step)?)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("plan a step"))?;
+        }
+        self.commit(tx, News::State).await?;
+        Ok(true)
+    }
+
+    /// Writes an event of the engine down and returns the journal from then on.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] where a newer run has taken over, [`StoreError::Illegal`] where the
+    /// workflow does not allow it, and others.
+    pub async fn advance(
+        &self,
+        run: Run,
+        id: &ReplacementId,
+        event: &Event,
+        note: Note,
+        retry: &Retry,
+    ) -> Result<Journal, StoreError> {
+        let mut tx = self.begin().await?;
+        guard(&mut tx, run).await?;
+        let journal = apply(&mut tx, id, "engine", event, note, retry).await?;
+        let freed = matches!(event, Event::Failed { .. } | Event::Abandoned);
+        self.commit(tx, if freed { News::Work } else { News::State })
+            .await?;
+        Ok(journal)
+    }
+}
+
+/// Refuses a run that is not the newest.
+async fn guard(tx: &mut Tx, run: Run) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT value FROM meta WHERE name = 'owner'")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed("read its owner"))?;
+    if row.number("value")? == run.0 {
+        Ok(())
+    } else {
+        Err(StoreError::Fenced)
+    }
+}
+
+async fn unfinished(tx: &mut Tx) -> Result<Vec<ReplacementId>, StoreError> {
+    sqlx::query(
+        "SELECT id FROM replacement WHERE state IN ('pending', 'claiming', 'configuring', 'testing') \
+         ORDER BY created_ms, id",
+    )
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("list what is unfinished"))?
+    .iter()
+    .map(|row| row.parsed("id"))
+    .collect()
+}
+
+/// A replacement with its journal.
+pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreError> {
+    let row = sqlx::query(
+        "SELECT director, failed, origin, role, state, reason, cancel, fence, supersedes, \
+         (SELECT count(*) FROM attempt a WHERE a.replacement = r.id) AS attempts \
+         FROM replacement r WHERE id = $1",
+    )
+    .bind(id.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(failed("read a replacement"))?
+    .ok_or_else(|| StoreError::NoReplacement { id: id.to_string() })?;
+    let fence = row.count("fence")?;
+    let attempts = row.number("attempts")?;
+    let hand = hand(tx, id, fence).await?;
+    Ok(Work {
+        id: id.clone(),
+        director: row.parsed("director")?,
+        failed: row.parsed("failed")?,
+        origin: row.parsed("origin")?,
+        fence,
+        journal: Journal {
+            state: row.word("state", ReplacementState::from_word)?,
+            cancel: row.number("cancel")? != 0,
+            reason: row.text_opt("reason")?,
+            attempts: u32::try_from(attempts)
+                .map_err(|_big| corrupt("count of attempts", attempts.to_string()))?,
+            hand,
+        },
+        supersedes: row.parsed_opt("supersedes")?,
+        role: row.text_opt("role")?,
+    })
+}
+
+async fn hand(tx: &mut Tx, id: &ReplacementId, fence: u64) -> Result<Option<Hand>, StoreError> {
+    let Some(row) = sqlx::query(
+        "SELECT number, server FROM attempt WHERE replacement = $1 AND state IN ('open', 'serving')",
+    )
+    .bind(id.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(failed("read the spare in hand"))?
+    else {
+        return Ok(None);
+    };
+    let rows = sqlx::query(
+        "SELECT name, state, failures, fence FROM step WHERE replacement = $1 AND attempt = $2 \
+         ORDER BY position",
+    )
+    .bind(id.as_str())
+    .bind(row.number("number")?)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("read the journal"))?;
+    let mut steps = Vec::with_capacity(rows.len());
+    let mut fenced = false;
+    for (position, step) in rows.iter().enumerate() {
+        let state = step.word("state", MarkState::from_word)?;
+        let failures = step.number("failures")?;
+        if position == 0 {
+            fenced = state == MarkState::Done && step.count("fence")? == fence;
+        }
+        steps.push(Mark {
+            name: step.text("name")?,
+            state,
+            failures: u32::try_from(failures)
+                .map_err(|_big| corrupt("count of failures", failures.to_string()))?,
+        });
+    }
+    Ok(Some(Hand {
+        server: row.text("server")?,
+        fenced,
+        steps,
+    }))
+}
+
+/// Takes an event into a replacement's journal.
+pub(super) async fn apply(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    actor: &str,
+    event: &Event,
+    note: Note,
+    retry: &Retry,
+) -> Result<Journal, StoreError> {
+    let work = load(tx, id).await?;
+    let change = work
+        .journal
+        .handle(event, retry)
+        .map_err(|source| StoreError::Illegal {
+            id: id.clone(),
+            source,
+        })?;
+    let now = now_ms().0;
+    let journal = change.journal;
+    sqlx::query(
+        "UPDATE replacement SET state = $2, reason = $3, cancel = $4, version = version + 1, \
+         rejected = CASE WHEN $5 = '' THEN rejected ELSE $5 END, \
+         ended_ms = CASE WHEN $6 = 1 THEN ended_ms ELSE $7 END WHERE id = $1",
+    )
+    .bind(id.as_str())
+    .bind(journal.state.as_str())
+    .bind(journal.reason.clone())
+    .bind(i64::from(journal.cancel))
+    .bind(match &note.rejected {
+        Some(list) => json("list of servers", list)?,
+        None => String::new(),
+    })
+    .bind(i64::from(journal.state.is_live()))
+    .bind(now)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("write a replacement"))?;
+    match event {
+        Event::Claimed { server, .. } => {
+            sqlx::query(
+                "INSERT INTO attempt (replacement, number, server, state, started_ms) \
+                 VALUES ($1, $2, $3, 'open', $4)",
+            )
+            .bind(id.as_str())
+            .bind(i64::from(journal.attempts))
+            .bind(server.as_str())
+            .bind(now)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("write down a claim"))?;
+        }
+        Event::Started { position } => {
+            mark(tx, &work, *position, MarkState::Running, &note).await?
+        }
+        Event::Done { position } => mark(tx, &work, *position, MarkState::Done, &note).await?,
+        Event::Failed { position, .. } => {
+            mark(tx, &work, *position, MarkState::Failed, &note).await?;
+        }
+        Event::Offered => offer(tx, &work).await?,
+        Event::Attached => end_attempt(tx, id, "serving", None).await?,
+        Event::Superseded => end_attempt(tx, id, "superseded", None).await?,
+        Event::Resumed | Event::Waits { .. } | Event::CancelAsked | Event::Abandoned => {}
+    }
+    if let Some(spare) = &change.spare {
+        move_spare(tx, id, spare).await?;
+    }
+    if let (Some(os), Some(hand)) = (&note.os, &work.journal.hand) {
+        sqlx::query("UPDATE server SET os_seen = $2 WHERE name = $1")
+            .bind(hand.server.as_str())
+            .bind(os.as_str())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("note an operating system"))?;
+    }
+    let (what, detail) = trail(event, &work.journal, &note);
+    audit(tx, actor, id.as_str(), what, &detail).await?;
+    Ok(journal)
+}
+
+/// An event in the audit trail's words.
+fn trail(event: &Event, before: &Journal, note: &Note) -> (&'static str, String) {
+    let step = |position: &usize| {
+        let hand = before.hand.as_ref();
+        let name = hand.and_then(|h| h.steps.get(*position)).map(|m| &m.name);
+        let server = hand.map_or("?", |h| h.server.as_str());
+        format!("{} on {server}", name.map_or("?", String::as_str))
+    };
+    match event {
+        Event::Resumed => ("resumed", String::new()),
+        Event::Waits { reason } => ("waits", reason.clone()),
+        Event::Claimed { server, .. } => ("claimed", server.clone()),
+        Event::Started { position } => ("step_started", step(position)),
+        Event::Done { position } => ("step_done", format!("{}: {}", step(position), note.detail)),
+        Event::Failed {
+            position, reason, ..
+        } => ("step_failed", format!("{}: {reason}", step(position))),
+        Event::CancelAsked => ("cancel_asked", String::new()),
+        Event::Abandoned => ("abandoned", String::new()),
+        Event::Offered => ("offered", String::new()),
+        Event::Attached => ("attached", String::new()),
+        Event::Superseded => ("superseded", String::new()),
+    }
+}
+
+async fn mark(
+    tx: &mut Tx,
+    work: &Work,
+    position: usize,
+    state: MarkState,
+    note: &Note,
+) -> Result<(), StoreError> {
+    let begins = state == MarkState::Running;
+    let changed = sqlx::query(
+        "UPDATE step SET state = $4, failures = failures + $5, \
+         fence = CASE WHEN $6 = 1 THEN $7 ELSE fence END, \
+         started_ms = CASE WHEN $6 = 1 THEN $8 ELSE started_ms END, \
+         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, output = $10 \
+         WHERE replacement = $1 AND attempt = $2 AND position = $3",
+    )
+    .bind(work.id.as_str())
+    .bind(i64::from(work.journal.attempts))
+    .bind(index(position))
+    .bind(state.as_str())
+    .bind(i64::from(state == MarkState::Failed))
+    .bind(i64::from(begins))
+    .bind(stored(work.fence))
+    .bind(now_ms().0)
+    .bind(note.detail.as_str())
+    .bind(note.output.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("journal a step"))?;
+    if changed.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(corrupt("journal without step", position.to_string()))
+    }
+}
+
+async fn move_spare(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    spare: &SpareChange,
+) -> Result<(), StoreError> {
+    // One that is let go of belongs to nobody.
+    let holder = spare.ended.is_none().then(|| id.as_str());
+    sqlx::query("UPDATE server SET state = $2, reason = $3, replacement = $4 WHERE name = $1")
+        .bind(spare.server.as_str())
+        .bind(spare.state.as_str())
+        // A sound server that was passed over says so in its `os_seen`.
+        .bind(
+            spare
+                .reason
+                .as_deref()
+                .filter(|_| spare.state != ServerState::Ready),
+        )
+        .bind(holder)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("move a server"))?;
+    if let Some(end) = spare.ended {
+        let word = match end {
+            AttemptEnd::Failed => "failed",
+            AttemptEnd::PassedOver => "passed_over",
+            AttemptEnd::Abandoned => "abandoned",
+        };
+        end_attempt(tx, id, word, spare.reason.as_deref()).await?;
+        audit(
+            tx,
+            "engine",
+            &format!("server {}", spare.server),
+            spare.state.as_str(),
+            spare.reason.as_deref().unwrap_or_default(),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+async fn end_attempt(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    word: &str,
+    reason: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE attempt SET state = $2, reason = $3, ended_ms = $4 \
+         WHERE replacement = $1 AND state IN ('open', 'serving')",
+    )
+    .bind(id.as_str())
+    .bind(word)
+    .bind(reason)
+    .bind(now_ms().0)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("end an attempt"))?;
+    Ok(())
+}
+
+/// The role goes over from the failed server to the spare, and every director concerned is to
+/// attach it: all in the offer's transaction, so that no crash can part them.
+async fn offer(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
+    let world = world(tx).await?;
+    let hand = work.journal.hand.as_ref();
+    let spare = hand
+        .and_then(|h| world.servers.get(&h.server))
+        .ok_or_else(|| corrupt("spare to offer", work.id.as_str()))?;
+    let role = work
+        .role
+        .as_deref()
+        .ok_or_else(|| corrupt("replacement without role", work.id.as_str()))?;
+    if let Some(old) = world.assignments.get(&work.failed) {
+        sqlx::query("UPDATE role_assignment SET passed_on = $2 WHERE server = $1")
+            .bind(old.server.as_str())
+            .bind(work.id.as_str())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("pass a role on"))?;
+        sqlx::query(
+            "UPDATE server SET state = 'failed', reason = $2 \
+             WHERE name = $1 AND state IN ('serving', 'testing', 'enrolled')",
+        )
+        .bind(old.server.as_str())
+        .bind(format!(
+            "{} took its place ({})",
+            spare.server.name, work.id
+        ))
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("mark the failed server"))?;
+    }
+    for address in &spare.server.addresses {
+        sqlx::query(
+            "INSERT INTO role_assignment (address, role, server, source, passed_on) \
+             VALUES ($1, $2, $3, $4, NULL) ON CONFLICT (address) DO UPDATE SET \
+             role = excluded.role, server = excluded.server, source = excluded.source, \
+             passed_on = NULL",
+        )
+        .bind(address.to_string())
+        .bind(role)
+        .bind(spare.server.name.as_str())
+        .bind(work.id.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("assign the role"))?;
+    }
+    for director in concerned(tx, work, &world).await? {
+        members::want(tx, &director, &work.id, Want::Attach).await?;
+    }
+    Ok(())
+}
+
+/// The director that asked, those that have the failed server or its origin in a service, and those
+/// that have the stand-in whose place it is.
+async fn concerned(
+    tx: &mut Tx,
+    work: &Work,
+    world: &World,
+) -> Result<BTreeSet<DirectorName>, StoreError> {
+    let mut addresses = world.addresses_of(work.origin);
+    addresses.extend(world.addresses_of(work.failed));
+    let mut names: BTreeSet<DirectorName> = world.directors_with(&addresses).cloned().collect();
+    names.insert(work.director.clone());
+    if let Some(earlier) = &work.supersedes {
+        names.extend(members::directors_of(tx, earlier).await?);
+    }
+    Ok(names)
+}
+
+/// A position as the store keeps it.
+fn index(position: usize) -> i64 {
+    i64::try_from(position).unwrap_or(i64::MAX)
+}

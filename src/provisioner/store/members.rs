@@ -1,0 +1,296 @@
+//! Directors: what they registered, and which stand-ins they are to have in service.
+
+use super::{
+    News, Store, StoreError, Tx, audit, failed,
+    journal::{self, Note},
+    now_ms,
+    rows::{Columns, json},
+    world::world,
+};
+use crate::{
+    model::{
+        DirectorName, ReplacementId,
+        wire::{Confirmation, Member, Members, Registration, ReplacementState, Spare, Want},
+    },
+    provisioner::workflow::{Event, Retry},
+};
+
+/// What a confirmation led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfirmOutcome {
+    /// Written down.
+    Noted,
+    /// It was the last one missing: the replacement has succeeded.
+    Succeeded,
+    /// This director has no such stand-in.
+    NoSuchMember,
+}
+
+fn word(want: Want) -> &'static str {
+    match want {
+        Want::Attach => "attach",
+        Want::Withdraw => "withdraw",
+    }
+}
+
+fn want_from(word: &str) -> Option<Want> {
+    match word {
+        "attach" => Some(Want::Attach),
+        "withdraw" => Some(Want::Withdraw),
+        _ => None,
+    }
+}
+
+impl Store {
+    /// Keeps what a director told. Stand-ins that serve in a place which it has in a service become
+    /// its members too: a pair's second director may come later.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn register(
+        &self,
+        name: &DirectorName,
+        registration: &Registration,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO director (name, address, registration, version, registered_ms) \
+             VALUES ($1, $2, $3, 1, $4) ON CONFLICT (name) DO UPDATE SET \
+             address = excluded.address, registration = excluded.registration, \
+             registered_ms = excluded.registered_ms",
+        )
+        .bind(name.as_str())
+        .bind(registration.address.to_string())
+        .bind(json("registration", registration)?)
+        .bind(now_ms().0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("register a director"))?;
+        let world = world(&mut tx).await?;
+        let standing = sqlx::query(
+            "SELECT id, origin FROM replacement r WHERE state IN ('attaching', 'succeeded') AND NOT \
+             EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id AND a.director = $1)",
+        )
+        .bind(name.as_str())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("list the stand-ins"))?;
+        for row in standing {
+            let origin = world.addresses_of(row.parsed("origin")?);
+            if world.directors_with(&origin).any(|d| d == name) {
+                want(&mut tx, name, &row.parsed("id")?, Want::Attach).await?;
+            }
+        }
+        let detail = format!("{} services", registration.services.len());
+        audit(&mut tx, name.as_str(), name.as_str(), "registered", &detail).await?;
+        self.commit(tx, News::Work).await
+    }
+
+    /// The stand-ins of a director; none where it never registered.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn members(&self, name: &DirectorName) -> Result<Option<Members>, StoreError> {
+        let mut tx = self.begin().await?;
+        let members = members(&mut tx, name).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(members)
+    }
+
+    /// Takes in that a director has a stand-in in service or out of it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn confirm(
+        &self,
+        name: &DirectorName,
+        id: &ReplacementId,
+        confirmation: Confirmation,
+    ) -> Result<ConfirmOutcome, StoreError> {
+        let mut tx = self.begin().await?;
+        let found = sqlx::query(
+            "SELECT confirmed FROM attachment WHERE director = $1 AND replacement = $2",
+        )
+        .bind(name.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("read a member"))?;
+        let Some(row) = found else {
+            tx.rollback().await.map_err(failed("end a reading"))?;
+            return Ok(ConfirmOutcome::NoSuchMember);
+        };
+        if row.text_opt("confirmed")?.as_deref() != Some(word(confirmation.is)) {
+            sqlx::query(
+                "UPDATE attachment SET confirmed = $3 WHERE director = $1 AND replacement = $2",
+            )
+            .bind(name.as_str())
+            .bind(id.as_str())
+            .bind(word(confirmation.is))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("note a confirmation"))?;
+            moved(&mut tx, name).await?;
+            let what = format!("confirmed_{}", word(confirmation.is));
+            audit(&mut tx, name.as_str(), id.as_str(), &what, "").await?;
+        }
+        let succeeded = succeed(&mut tx, name, id).await?;
+        self.commit(tx, if succeeded { News::Work } else { News::State })
+            .await?;
+        Ok(if succeeded {
+            ConfirmOutcome::Succeeded
+        } else {
+            ConfirmOutcome::Noted
+        })
+    }
+}
+
+/// Ends a replacement that every director has attached, and the one whose spare it replaces.
+async fn succeed(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<bool, StoreError> {
+    let work = journal::load(tx, id).await?;
+    if work.journal.state != ReplacementState::Attaching {
+        return Ok(false);
+    }
+    let missing = sqlx::query(
+        "SELECT count(*) AS n FROM attachment WHERE replacement = $1 AND want = 'attach' \
+         AND (confirmed IS NULL OR confirmed <> 'attach')",
+    )
+    .bind(id.as_str())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(failed("count confirmations"))?
+    .count("n")?;
+    if missing > 0 {
+        return Ok(false);
+    }
+    let (note, retry) = (Note::default(), Retry::STANDARD);
+    journal::apply(tx, id, name.as_str(), &Event::Attached, note, &retry).await?;
+    if let Some(earlier) = work.supersedes {
+        supersede(tx, name, &earlier, id).await?;
+    }
+    Ok(true)
+}
+
+async fn supersede(
+    tx: &mut Tx,
+    name: &DirectorName,
+    earlier: &ReplacementId,
+    by: &ReplacementId,
+) -> Result<(), StoreError> {
+    let (note, retry) = (Note::default(), Retry::STANDARD);
+    let state = journal::load(tx, earlier).await?.journal.state;
+    if matches!(
+        state,
+        ReplacementState::Attaching | ReplacementState::Succeeded
+    ) {
+        journal::apply(tx, earlier, name.as_str(), &Event::Superseded, note, &retry).await?;
+    }
+    sqlx::query("UPDATE replacement SET superseded_by = $2 WHERE id = $1")
+        .bind(earlier.as_str())
+        .bind(by.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("mark the earlier replacement"))?;
+    for director in directors_of(tx, earlier).await? {
+        want(tx, &director, earlier, Want::Withdraw).await?;
+    }
+    Ok(())
+}
+
+/// Directors that have, or are to have, the stand-in of a replacement.
+pub(super) async fn directors_of(
+    tx: &mut Tx,
+    id: &ReplacementId,
+) -> Result<Vec<DirectorName>, StoreError> {
+    sqlx::query("SELECT director FROM attachment WHERE replacement = $1 ORDER BY director")
+        .bind(id.as_str())
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed("list the directors of a stand-in"))?
+        .iter()
+        .map(|row| row.parsed("director"))
+        .collect()
+}
+
+/// Says what is wanted of a director for a stand-in.
+pub(super) async fn want(
+    tx: &mut Tx,
+    director: &DirectorName,
+    id: &ReplacementId,
+    want: Want,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO attachment (director, replacement, want, confirmed) VALUES ($1, $2, $3, NULL) \
+         ON CONFLICT (director, replacement) DO UPDATE SET want = excluded.want",
+    )
+    .bind(director.as_str())
+    .bind(id.as_str())
+    .bind(word(want))
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("want a member"))?;
+    moved(tx, director).await
+}
+
+/// A director's stand-ins have changed.
+async fn moved(tx: &mut Tx, director: &DirectorName) -> Result<(), StoreError> {
+    sqlx::query("UPDATE director SET version = version + 1 WHERE name = $1")
+        .bind(director.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("count a change of members"))?;
+    Ok(())
+}
+
+async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, StoreError> {
+    let Some(row) = sqlx::query("SELECT version FROM director WHERE name = $1")
+        .bind(name.as_str())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed("read a director"))?
+    else {
+        return Ok(None);
+    };
+    let mut members = Members {
+        version: row.count("version")?,
+        members: Vec::new(),
+    };
+    let rows = sqlx::query(
+        "SELECT m.replacement, m.want, m.confirmed, r.origin, \
+         (SELECT a.server FROM attempt a WHERE a.replacement = r.id \
+          AND a.state IN ('open', 'serving', 'superseded')) AS spare \
+         FROM attachment m JOIN replacement r ON r.id = m.replacement \
+         WHERE m.director = $1 AND (m.want = 'attach' OR m.confirmed IS NULL \
+         OR m.confirmed <> 'withdraw') ORDER BY m.replacement",
+    )
+    .bind(name.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("list the members"))?;
+    for row in rows {
+        let spare = row.text("spare")?;
+        let confirmed = row.text_opt("confirmed")?;
+        members.members.push(Member {
+            replacement: row.parsed("replacement")?,
+            origin: row.parsed("origin")?,
+            spare: spare_of(tx, spare).await?,
+            want: row.word("want", want_from)?,
+            confirmed: confirmed.as_deref().and_then(want_from),
+        });
+    }
+    Ok(Some(members))
+}
+
+/// A server as it is offered.
+pub(super) async fn spare_of(tx: &mut Tx, name: String) -> Result<Spare, StoreError> {
+    let addresses =
+        sqlx::query("SELECT address FROM server_address WHERE server = $1 ORDER BY ord")
+            .bind(name.as_str())
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed("read a spare's addresses"))?
+            .iter()
+            .map(|row| row.parsed("address"))
+            .collect::<Result<_, _>>()?;
+    Ok(Spare { name, addresses })
+}

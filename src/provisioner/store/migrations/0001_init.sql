@@ -1,0 +1,178 @@
+-- One schema for SQLite (3.35 and later) and PostgreSQL (12 and later): TEXT ids, BIGINT unix
+-- milliseconds, BIGINT 0/1 for truth, JSON as TEXT; no serials, no engine's own types.
+
+-- Counters. 'owner' is the fence of the newest run of the engine: only that one may write. 'fence' is seeded with the wall clock when the store is made, so that a store that was
+-- lost and made anew is still above every fence the spares have seen.
+CREATE TABLE meta (
+  name  TEXT   NOT NULL PRIMARY KEY,
+  value BIGINT NOT NULL
+);
+
+CREATE TABLE role (
+  code   TEXT NOT NULL PRIMARY KEY,
+  domain TEXT NOT NULL,
+  os     TEXT NOT NULL
+);
+
+-- The catalogue: a role's software in the order of installation.
+CREATE TABLE role_software (
+  role     TEXT   NOT NULL REFERENCES role (code) ON DELETE CASCADE,
+  ord      BIGINT NOT NULL,
+  software TEXT   NOT NULL,
+  PRIMARY KEY (role, ord)
+);
+
+-- The script database; os is '' where a script is for any.
+CREATE TABLE script (
+  software        TEXT   NOT NULL,
+  os              TEXT   NOT NULL,
+  ord             BIGINT NOT NULL,
+  body            TEXT   NOT NULL,
+  timeout_ms      BIGINT NOT NULL,
+  check_command   TEXT,
+  running_command TEXT,
+  start_command   TEXT,
+  reload_command  TEXT,
+  PRIMARY KEY (software, os)
+);
+
+-- The service configuration table.
+CREATE TABLE service_config (
+  domain   TEXT   NOT NULL,
+  software TEXT   NOT NULL,
+  path     TEXT   NOT NULL,
+  ord      BIGINT NOT NULL,
+  body     TEXT   NOT NULL,
+  template BIGINT NOT NULL CHECK (template IN (0, 1)),
+  mode     BIGINT NOT NULL,
+  owner    TEXT   NOT NULL,
+  grp      TEXT   NOT NULL,
+  PRIMARY KEY (domain, software, path)
+);
+
+-- The pool. files_role is what the files said last; what a server holds now is in role_assignment.
+CREATE TABLE server (
+  name        TEXT   NOT NULL PRIMARY KEY,
+  ssh_address TEXT   NOT NULL,
+  ssh_port    BIGINT NOT NULL,
+  host_keys   TEXT   NOT NULL,
+  files_role  TEXT,
+  state       TEXT   NOT NULL CHECK (state IN ('enrolled', 'ready', 'claimed', 'configuring', 'testing', 'serving', 'failed', 'quarantined')),
+  reason      TEXT,
+  os_seen     TEXT,
+  replacement TEXT,
+  CHECK (state NOT IN ('claimed', 'configuring', 'testing') OR replacement IS NOT NULL)
+);
+
+CREATE TABLE server_address (
+  address TEXT   NOT NULL PRIMARY KEY,
+  server  TEXT   NOT NULL REFERENCES server (name) ON DELETE CASCADE,
+  ord     BIGINT NOT NULL
+);
+
+-- The role database: source is 'files' or the id of the replacement that gave the role; passed_on is
+-- the replacement that gave it to another server because this one failed.
+CREATE TABLE role_assignment (
+  address   TEXT NOT NULL PRIMARY KEY,
+  role      TEXT NOT NULL,
+  server    TEXT NOT NULL,
+  source    TEXT NOT NULL,
+  passed_on TEXT
+);
+
+-- version counts the changes of a director's stand-ins.
+CREATE TABLE director (
+  name          TEXT   NOT NULL PRIMARY KEY,
+  address       TEXT   NOT NULL,
+  registration  TEXT   NOT NULL,
+  version       BIGINT NOT NULL,
+  registered_ms BIGINT NOT NULL
+);
+
+-- slot is the failed server's name, or the address where the inventory knows no such server; origin
+-- the configured server whose place it is; role what the spare was configured as.
+CREATE TABLE replacement (
+  id            TEXT   NOT NULL PRIMARY KEY,
+  first_key     TEXT   NOT NULL UNIQUE,
+  director      TEXT   NOT NULL REFERENCES director (name),
+  failed        TEXT   NOT NULL,
+  slot          TEXT   NOT NULL,
+  origin        TEXT   NOT NULL,
+  role          TEXT,
+  state         TEXT   NOT NULL CHECK (state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching', 'succeeded', 'failed', 'cancelled', 'superseded', 'refused')),
+  reason        TEXT,
+  rejected      TEXT   NOT NULL,
+  cancel        BIGINT NOT NULL CHECK (cancel IN (0, 1)),
+  fence         BIGINT NOT NULL,
+  supersedes    TEXT,
+  superseded_by TEXT,
+  version       BIGINT NOT NULL,
+  created_ms    BIGINT NOT NULL,
+  ended_ms      BIGINT
+);
+
+-- One live replacement for a failed server, whoever asks.
+CREATE UNIQUE INDEX replacement_live ON replacement (slot)
+  WHERE state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching');
+
+-- Every idempotency key that was ever taken, with what it asked.
+CREATE TABLE request (
+  key         TEXT   NOT NULL PRIMARY KEY,
+  body        TEXT   NOT NULL,
+  replacement TEXT   NOT NULL REFERENCES replacement (id),
+  at_ms       BIGINT NOT NULL
+);
+
+-- A spare in the hand of a replacement.
+CREATE TABLE attempt (
+  replacement TEXT   NOT NULL REFERENCES replacement (id),
+  number      BIGINT NOT NULL,
+  server      TEXT   NOT NULL,
+  state       TEXT   NOT NULL CHECK (state IN ('open', 'serving', 'failed', 'passed_over', 'abandoned', 'superseded')),
+  reason      TEXT,
+  started_ms  BIGINT NOT NULL,
+  ended_ms    BIGINT,
+  PRIMARY KEY (replacement, number)
+);
+
+-- No spare in two hands, no two spares in one.
+CREATE UNIQUE INDEX attempt_of_server ON attempt (server) WHERE state IN ('open', 'serving');
+CREATE UNIQUE INDEX attempt_of_replacement ON attempt (replacement) WHERE state IN ('open', 'serving');
+
+-- The journal: the steps as planned (payload) and how far each has come.
+CREATE TABLE step (
+  replacement TEXT   NOT NULL,
+  attempt     BIGINT NOT NULL,
+  position    BIGINT NOT NULL,
+  name        TEXT   NOT NULL,
+  payload     TEXT   NOT NULL,
+  state       TEXT   NOT NULL CHECK (state IN ('planned', 'running', 'done', 'failed')),
+  failures    BIGINT NOT NULL,
+  fence       BIGINT NOT NULL,
+  started_ms  BIGINT,
+  ended_ms    BIGINT,
+  detail      TEXT   NOT NULL,
+  output      TEXT   NOT NULL,
+  PRIMARY KEY (replacement, attempt, position),
+  FOREIGN KEY (replacement, attempt) REFERENCES attempt (replacement, number)
+);
+
+-- Which director is to have which stand-in in service, and what it said last.
+CREATE TABLE attachment (
+  director    TEXT NOT NULL REFERENCES director (name),
+  replacement TEXT NOT NULL REFERENCES replacement (id),
+  want        TEXT NOT NULL CHECK (want IN ('attach', 'withdraw')),
+  confirmed   TEXT CHECK (confirmed IN ('attach', 'withdraw')),
+  PRIMARY KEY (director, replacement)
+);
+
+-- Append-only.
+CREATE TABLE event (
+  id     TEXT   NOT NULL PRIMARY KEY,
+  at_ms  BIGINT NOT NULL,
+  actor  TEXT   NOT NULL,
+  object TEXT   NOT NULL,
+  what   TEXT   NOT NULL,
+  detail TEXT   NOT NULL
+);
+CREATE INDEX event_of ON event (object, id);

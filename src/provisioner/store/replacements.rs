@@ -1,0 +1,358 @@
+//! Asking for replacements, cancelling them, and showing them.
+
+use super::{
+    News, Store, StoreError, Tx, audit, failed,
+    journal::{self, Note},
+    members::spare_of,
+    next_fence, now_ms,
+    rows::{Columns, corrupt, json},
+    world::world,
+};
+use crate::{
+    model::{
+        ReplacementId,
+        wire::{PassedOver, Replacement, ReplacementRequest, ReplacementState, StepView},
+    },
+    provisioner::{
+        plan::{Source, World},
+        workflow::{Event, Retry},
+    },
+};
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Taken, now or before: this is the replacement.
+    Taken {
+        /// It.
+        replacement: Box<Replacement>,
+        /// Whether this request made it.
+        new: bool,
+    },
+    /// The key was used with another body.
+    KeyReused,
+    /// The director never registered.
+    NotRegistered,
+}
+
+/// What became of a wish to cancel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CancelOutcome {
+    /// It is, or will be when the step in hand has ended.
+    Cancelled {
+        /// It.
+        replacement: Box<Replacement>,
+        /// Whether this ended it.
+        ended: bool,
+    },
+    /// Its spare is offered or in service.
+    TooLate(Box<Replacement>),
+    /// There is none.
+    NoSuchReplacement,
+}
+
+/// Replacements shown in a list, the newest first.
+const LISTED: i64 = 500;
+
+impl Store {
+    /// Takes a request. The same key and body give the same replacement; another key for a server
+    /// whose replacement is under way, or whose place a spare holds, gives that one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ask(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
+        let mut tx = self.begin().await?;
+        let seen = sqlx::query("SELECT body, replacement FROM request WHERE key = $1")
+            .bind(key)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed("look for a key"))?;
+        if let Some(row) = seen {
+            let earlier: ReplacementRequest = row.json("body")?;
+            if earlier != *body {
+                return Ok(Asked::KeyReused);
+            }
+            let replacement = Box::new(view(&mut tx, &row.parsed("replacement")?).await?);
+            return Ok(Asked::Taken {
+                replacement,
+                new: false,
+            });
+        }
+        let world = world(&mut tx).await?;
+        if !world.directors.contains_key(&body.name) {
+            return Ok(Asked::NotRegistered);
+        }
+        let (id, new) = match standing(&mut tx, &world, body).await? {
+            Some(id) => (id, false),
+            None => (create(&mut tx, &world, key, body).await?, true),
+        };
+        sqlx::query("INSERT INTO request (key, body, replacement, at_ms) VALUES ($1, $2, $3, $4)")
+            .bind(key)
+            .bind(json("request", body)?)
+            .bind(id.as_str())
+            .bind(now_ms().0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("keep a key"))?;
+        let what = if new { "asked" } else { "asked_again" };
+        let detail = format!("{} with key {key}", body.failed);
+        audit(&mut tx, body.name.as_str(), id.as_str(), what, &detail).await?;
+        let replacement = Box::new(view(&mut tx, &id).await?);
+        self.commit(tx, if new { News::Work } else { News::None })
+            .await?;
+        Ok(Asked::Taken { replacement, new })
+    }
+
+    /// Asks a replacement to stop.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cancel(
+        &self,
+        id: &ReplacementId,
+        actor: &str,
+    ) -> Result<CancelOutcome, StoreError> {
+        let mut tx = self.begin().await?;
+        let work = match journal::load(&mut tx, id).await {
+            Ok(work) => work,
+            Err(StoreError::NoReplacement { .. }) => return Ok(CancelOutcome::NoSuchReplacement),
+            Err(e) => return Err(e),
+        };
+        use ReplacementState as S;
+        match work.journal.state {
+            S::Attaching | S::Succeeded => {
+                Ok(CancelOutcome::TooLate(Box::new(view(&mut tx, id).await?)))
+            }
+            S::Failed | S::Cancelled | S::Superseded | S::Refused => Ok(CancelOutcome::Cancelled {
+                replacement: Box::new(view(&mut tx, id).await?),
+                ended: false,
+            }),
+            S::Pending | S::Claiming | S::Configuring | S::Testing => {
+                if !work.journal.cancel {
+                    let (note, retry) = (Note::default(), Retry::STANDARD);
+                    journal::apply(&mut tx, id, actor, &Event::CancelAsked, note, &retry).await?;
+                }
+                let replacement = Box::new(view(&mut tx, id).await?);
+                self.commit(tx, News::Work).await?;
+                let ended = !replacement.state.is_live();
+                Ok(CancelOutcome::Cancelled { replacement, ended })
+            }
+        }
+    }
+
+    /// A replacement as the API shows it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoReplacement`] and others.
+    pub async fn replacement(&self, id: &ReplacementId) -> Result<Replacement, StoreError> {
+        let mut tx = self.begin().await?;
+        let view = view(&mut tx, id).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(view)
+    }
+
+    /// The newest replacements, the newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn replacements(&self) -> Result<Vec<Replacement>, StoreError> {
+        let mut tx = self.begin().await?;
+        let rows =
+            sqlx::query("SELECT id FROM replacement ORDER BY created_ms DESC, id DESC LIMIT $1")
+                .bind(LISTED)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed("list the replacements"))?;
+        let mut list = Vec::with_capacity(rows.len());
+        for row in rows {
+            list.push(view(&mut tx, &row.parsed("id")?).await?);
+        }
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(list)
+    }
+}
+
+/// The server that a request is about, by name where the inventory knows it.
+fn slot(world: &World, body: &ReplacementRequest) -> String {
+    world
+        .server_of(body.failed)
+        .map_or_else(|| body.failed.to_string(), |s| s.server.name.clone())
+}
+
+/// The replacement that is under way for this server or holds its place.
+async fn standing(
+    tx: &mut Tx,
+    world: &World,
+    body: &ReplacementRequest,
+) -> Result<Option<ReplacementId>, StoreError> {
+    let holder = world
+        .assignments
+        .get(&body.failed)
+        .and_then(|held| held.passed_on.clone());
+    if let Some(mut id) = holder {
+        // A stand-in that failed in its turn passed the place on: to whoever holds it now.
+        for _ in 0..MAX_CHAIN {
+            let next = sqlx::query("SELECT superseded_by FROM replacement WHERE id = $1")
+                .bind(id.as_str())
+                .fetch_one(&mut **tx)
+                .await
+                .map_err(failed("follow a chain"))?
+                .parsed_opt("superseded_by")?;
+            match next {
+                Some(next) => id = next,
+                None => break,
+            }
+        }
+        return Ok(Some(id));
+    }
+    sqlx::query(
+        "SELECT id FROM replacement WHERE slot = $1 \
+         AND state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching')",
+    )
+    .bind(slot(world, body))
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(failed("look for a replacement under way"))?
+    .map(|row| row.parsed("id"))
+    .transpose()
+}
+
+/// A chain longer than this is a loop that nobody has written.
+const MAX_CHAIN: usize = 10_000;
+
+async fn create(
+    tx: &mut Tx,
+    world: &World,
+    key: &str,
+    body: &ReplacementRequest,
+) -> Result<ReplacementId, StoreError> {
+    let id = format!("{}-{}", body.name, uuid::Uuid::now_v7());
+    let id: ReplacementId = id
+        .parse()
+        .map_err(|_long| corrupt("id of a replacement", id))?;
+    let earlier = match world.assignments.get(&body.failed).map(|h| &h.source) {
+        Some(Source::Replacement(earlier)) => Some(earlier.clone()),
+        Some(Source::Files) | None => None,
+    };
+    let origin = match &earlier {
+        Some(earlier) => journal::load(tx, earlier).await?.origin,
+        None => body.failed,
+    };
+    let fence = next_fence(tx).await?;
+    sqlx::query(
+        "INSERT INTO replacement (id, first_key, director, failed, slot, origin, state, rejected, \
+         cancel, fence, supersedes, version, created_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, 'pending', '[]', 0, $7, $8, 1, $9)",
+    )
+    .bind(id.as_str())
+    .bind(key)
+    .bind(body.name.as_str())
+    .bind(body.failed.to_string())
+    .bind(slot(world, body))
+    .bind(origin.to_string())
+    .bind(fence)
+    .bind(earlier.as_ref().map(ReplacementId::as_str))
+    .bind(now_ms().0)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("write a replacement"))?;
+    Ok(id)
+}
+
+/// A replacement as the API shows it.
+async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
+    let row = sqlx::query(
+        "SELECT first_key, director, failed, origin, state, reason, rejected, version \
+         FROM replacement WHERE id = $1",
+    )
+    .bind(id.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(failed("read a replacement"))?
+    .ok_or_else(|| StoreError::NoReplacement { id: id.to_string() })?;
+    let state = row.word("state", ReplacementState::from_word)?;
+    let mut passed_over = Vec::new();
+    let mut spare = None;
+    for attempt in sqlx::query(
+        "SELECT server, state, reason FROM attempt WHERE replacement = $1 ORDER BY number",
+    )
+    .bind(id.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("read the spares tried"))?
+    {
+        let server = attempt.text("server")?;
+        match attempt.text("state")?.as_str() {
+            // R13: the spare's address is said only once it is configured and tested.
+            "open" if state != ReplacementState::Attaching => {}
+            "open" | "serving" | "superseded" => spare = Some(spare_of(tx, server).await?),
+            _ => passed_over.push(PassedOver {
+                server,
+                reason: attempt.text_opt("reason")?.unwrap_or_default(),
+            }),
+        }
+    }
+    let rejected: Vec<PassedOver> = row.json("rejected")?;
+    for server in rejected {
+        if !passed_over.iter().any(|p| p.server == server.server) {
+            passed_over.push(server);
+        }
+    }
+    let reason = match row.text_opt("reason")? {
+        None if state == ReplacementState::Attaching => Some(awaited(tx, id).await?),
+        reason => reason,
+    };
+    Ok(Replacement {
+        id: id.clone(),
+        key: row.text("first_key")?,
+        director: row.parsed("director")?,
+        failed: row.parsed("failed")?,
+        origin: row.parsed("origin")?,
+        state,
+        reason,
+        spare,
+        passed_over,
+        steps: steps(tx, id).await?,
+        version: row.count("version")?,
+    })
+}
+
+/// Whom an offered spare waits for.
+async fn awaited(tx: &mut Tx, id: &ReplacementId) -> Result<String, StoreError> {
+    let names = sqlx::query(
+        "SELECT director FROM attachment WHERE replacement = $1 AND want = 'attach' \
+         AND (confirmed IS NULL OR confirmed <> 'attach') ORDER BY director",
+    )
+    .bind(id.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("list whom an offer waits for"))?
+    .iter()
+    .map(|row| row.text("director"))
+    .collect::<Result<Vec<_>, _>>()?;
+    Ok(format!("not_confirmed: by {}", names.join(", ")))
+}
+
+async fn steps(tx: &mut Tx, id: &ReplacementId) -> Result<Vec<StepView>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT a.server, s.name, s.state, s.started_ms, s.ended_ms, s.detail FROM step s \
+         JOIN attempt a ON a.replacement = s.replacement AND a.number = s.attempt \
+         WHERE s.replacement = $1 AND s.state <> 'planned' ORDER BY s.attempt, s.position",
+    )
+    .bind(id.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("read the journal"))?;
+    rows.iter()
+        .map(|row| {
+            Ok(StepView {
+                server: row.text("server")?,
+                step: row.text("name")?,
+                state: row.text("state")?,
+                started_ms: row.number_opt("started_ms")?.unwrap_or(0),
+                ended_ms: row.number_opt("ended_ms")?,
+                detail: row.text("detail")?,
+            })
+        })
+        .collect()
+}
