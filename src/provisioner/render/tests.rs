@@ -1,1 +1,124 @@
+use super::*;
+use crate::{
+    model::inventory::ServiceFile,
+    provisioner::{plan::World, testing::*},
+};
 
+fn brief() -> (Brief, Server) {
+    let world = World {
+        directors: [("lb1".parse().unwrap(), registration("lb1"))].into(),
+        ..World::default()
+    };
+    let inventory = inventory();
+    let role = inventory.roles["web.shop.example"].clone();
+    let web1 = &inventory.servers["web1"];
+    let brief = Brief {
+        failed: ip("10.0.0.1"),
+        role,
+        software: inventory.software.clone(),
+        files: inventory.files.clone(),
+        services: world.services_with(&web1.addresses),
+        need: crate::provisioner::select::Need {
+            failed: "web1".into(),
+            os: "debian-12".into(),
+            families: Default::default(),
+        },
+    };
+    (brief, inventory.servers["spare1"].clone())
+}
+
+fn template(body: &str) -> ServiceFile {
+    ServiceFile {
+        body: body.into(),
+        ..inventory().files[0].clone()
+    }
+}
+
+fn rendered(body: &str) -> Result<String, RenderError> {
+    let (brief, spare) = brief();
+    file(&brief, &spare, &template(body)).map(|f| String::from_utf8(f.body).unwrap())
+}
+
+#[test]
+fn fills_in_role_server_and_services() {
+    let text = rendered(
+        "# {{ role }} {{ domain }} {{ os }} {{ software }} for {{ failed }}\n\
+         name {{ server.name }} {{ server.addresses | join(' ') }}\n\
+         {% for s in services %}\n\
+         listen {{ s.address }} {{ s.real_port }}; # {{ s.protocol }} {{ s.vip }} {{ s.port }} {{ s.forward }}\n\
+         {% endfor %}\n\
+         <{{ server.address_v4 }}>\n",
+    )
+    .unwrap();
+    assert_eq!(
+        text,
+        "# web.shop.example shop.example debian-12 nginx for 10.0.0.1\n\
+         name spare1 10.0.0.11 fd00::11\n\
+         listen 10.0.0.11 8080; # tcp 192.0.2.1 80 nat\n\
+         listen fd00::11 80; # tcp 2001:db8::1 80 dr\n\
+         <10.0.0.11>\n"
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_there_names_file_and_line() {
+    let e = rendered("one\n{{ sever.name }}\n").unwrap_err();
+    assert!(e.to_string().contains("/etc/nginx/conf.d/shop.conf"), "{e}");
+    assert!(e.line().contains("undefined"), "{}", e.line());
+    assert!(e.line().contains(":2"), "{}", e.line());
+    assert!(rendered("{% for x in %}").is_err());
+    assert!(parse(&template("{% for x in %}")).is_err());
+}
+
+#[test]
+fn a_file_that_is_no_template_is_left_alone_and_digested() {
+    let (brief, spare) = brief();
+    let plain = ServiceFile {
+        template: false,
+        ..template("{{ untouched }}\n\n")
+    };
+    let f = file(&brief, &spare, &plain).unwrap();
+    assert_eq!(f.body, b"{{ untouched }}\n\n");
+    let abc = ServiceFile {
+        template: false,
+        ..template("abc")
+    };
+    assert_eq!(
+        file(&brief, &spare, &abc).unwrap().sha256,
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+}
+
+#[test]
+fn nothing_is_escaped_whatever_the_file_is_called() {
+    let (brief, spare) = brief();
+    let html = ServiceFile {
+        path: "/srv/index.html".into(),
+        ..template("{{ '<b>&' }}")
+    };
+    assert_eq!(file(&brief, &spare, &html).unwrap().body, b"<b>&");
+}
+
+#[test]
+fn a_scripts_environment() {
+    let (brief, spare) = brief();
+    let v = variables(&brief, &spare, "nginx");
+    let list: Vec<String> = v.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(
+        list,
+        [
+            "UNDERSTUDY_ADDRESS=10.0.0.11",
+            "UNDERSTUDY_ADDRESSES=10.0.0.11 fd00::11",
+            "UNDERSTUDY_ADDRESS_V4=10.0.0.11",
+            "UNDERSTUDY_ADDRESS_V6=fd00::11",
+            "UNDERSTUDY_DOMAIN=shop.example",
+            "UNDERSTUDY_FAILED=10.0.0.1",
+            "UNDERSTUDY_OS=debian-12",
+            "UNDERSTUDY_ROLE=web.shop.example",
+            "UNDERSTUDY_SERVER=spare1",
+            "UNDERSTUDY_SERVICES=tcp/192.0.2.1:80,nat,8080 tcp/[2001:db8::1]:80,dr,80",
+            "UNDERSTUDY_SOFTWARE=nginx",
+            "UNDERSTUDY_VIPS_LOCAL=2001:db8::1",
+        ]
+    );
+}

@@ -1,0 +1,289 @@
+//! A small cluster for tests: two web servers, three spares, two virtual services.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::order::{Class, Done, Hands, Order, Step, StepError};
+use crate::model::{
+    CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Weight,
+    inventory::{Inventory, Role, Server, ServiceFile, Software},
+    wire::{RegisteredServer, RegisteredService, Registration, ReplacementRequest},
+};
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn server(name: &str, addresses: &[&str], role: Option<&str>) -> Server {
+    Server {
+        name: name.into(),
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        ssh_address: ip(addresses[0]),
+        ssh_port: 22,
+        host_keys: vec![format!("ssh-ed25519 AAAA{name}")],
+        role: role.map(Into::into),
+    }
+}
+
+fn software(name: &str) -> Software {
+    Software {
+        name: name.into(),
+        os: None,
+        script: format!("install {name}\n"),
+        timeout: Duration::from_secs(60),
+        check: Some(format!("{name} --version")),
+        running: None,
+        start: Some(format!("start {name}")),
+        reload: None,
+    }
+}
+
+pub(crate) fn inventory() -> Inventory {
+    let role = Role {
+        code: "web.shop.example".into(),
+        domain: "shop.example".into(),
+        os: "debian-12".into(),
+        software: vec!["storage".into(), "nginx".into()],
+    };
+    let web = Some("web.shop.example");
+    Inventory {
+        roles: BTreeMap::from([(role.code.clone(), role)]),
+        software: vec![software("storage"), software("nginx")],
+        files: vec![ServiceFile {
+            domain: "shop.example".into(),
+            software: "nginx".into(),
+            path: "/etc/nginx/conf.d/shop.conf".into(),
+            body: "server_name {{ domain }};\n".into(),
+            template: true,
+            mode: 0o644,
+            owner: "root".into(),
+            group: "root".into(),
+        }],
+        servers: [
+            server("web1", &["10.0.0.1", "fd00::1"], web),
+            server("web2", &["10.0.0.2", "fd00::2"], web),
+            server("spare1", &["10.0.0.11", "fd00::11"], None),
+            server("spare2", &["10.0.0.12", "fd00::12"], None),
+            server("spare3", &["10.0.0.13", "fd00::13"], None),
+        ]
+        .into_iter()
+        .map(|s| (s.name.clone(), s))
+        .collect(),
+    }
+}
+
+/// An inventory of `n` servers and `n` spares, IPv4 only.
+pub(crate) fn wide(n: u8) -> Inventory {
+    let mut inventory = inventory();
+    let web = Some("web.shop.example");
+    inventory.servers = (1..=n)
+        .flat_map(|i| {
+            [
+                server(&format!("w{i}"), &[&format!("10.1.0.{i}")], web),
+                server(&format!("s{i:03}"), &[&format!("10.2.0.{i}")], None),
+            ]
+        })
+        .map(|s| (s.name.clone(), s))
+        .collect();
+    inventory
+}
+
+pub(crate) fn registration(name: &str) -> Registration {
+    let service = |key: &str, forward, servers: &[(&str, u16)]| RegisteredService {
+        key: key.parse().unwrap(),
+        scheduler: Scheduler("wlc".into()),
+        forward,
+        check: CheckSpec {
+            kind: CheckKind::Http {
+                path: "/".into(),
+                host: None,
+                status_from: 200,
+                status_to: 299,
+            },
+            timing: CheckTiming {
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_millis(500),
+                rise: 2,
+                fall: 2,
+            },
+        },
+        servers: servers
+            .iter()
+            .map(|(address, port)| RegisteredServer {
+                address: ip(address),
+                port: *port,
+                weight: Weight::ONE,
+            })
+            .collect(),
+    };
+    Registration {
+        address: ip(if name == "lb2" {
+            "10.0.0.252"
+        } else {
+            "10.0.0.251"
+        }),
+        services: vec![
+            service(
+                "tcp/192.0.2.1:80",
+                ForwardMethod::Nat,
+                &[("10.0.0.1", 8080), ("10.0.0.2", 8080)],
+            ),
+            service(
+                "tcp/[2001:db8::1]:80",
+                ForwardMethod::Dr,
+                &[("fd00::1", 80), ("fd00::2", 80)],
+            ),
+        ],
+    }
+}
+
+pub(crate) const CENTRE: &str = "10.0.0.250";
+
+pub(crate) fn request(director: &str, failed: &str) -> ReplacementRequest {
+    ReplacementRequest {
+        failed: ip(failed),
+        director: ip("10.0.0.251"),
+        centre: ip(CENTRE),
+        name: director.parse().unwrap(),
+    }
+}
+
+/// How a fake spare behaves.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Temper {
+    /// Steps (by name) that fail for good.
+    pub(crate) broken: BTreeSet<String>,
+    /// Steps that fail so many times with a transient error.
+    pub(crate) shaky: BTreeMap<String, u32>,
+    /// Its operating system, where it is not the wanted one.
+    pub(crate) os: Option<String>,
+}
+
+/// What happened on a fake spare.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Remote {
+    pub(crate) fence: u64,
+    /// Job directories: whether the job has ended.
+    pub(crate) jobs: BTreeMap<String, bool>,
+    /// Scripts started: must be one a job.
+    pub(crate) starts: Vec<String>,
+    /// Orders refused because of their fence.
+    pub(crate) refused: u32,
+}
+
+/// Hands without SSH: spares are entries of a map, which outlives the engine as real spares do.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FakeHands {
+    pub(crate) tempers: Arc<Mutex<BTreeMap<String, Temper>>>,
+    pub(crate) remotes: Arc<Mutex<BTreeMap<String, Remote>>>,
+    /// Every order, `server step`.
+    pub(crate) orders: Arc<Mutex<Vec<String>>>,
+    /// How long each step takes.
+    pub(crate) slow: Duration,
+    /// Names of steps that do not return before this is notified.
+    pub(crate) gate: Option<(String, Arc<tokio::sync::Semaphore>)>,
+}
+
+impl FakeHands {
+    pub(crate) fn temper(&self, server: &str, f: impl FnOnce(&mut Temper)) {
+        f(self
+            .tempers
+            .lock()
+            .unwrap()
+            .entry(server.into())
+            .or_default());
+    }
+
+    pub(crate) fn remote(&self, server: &str) -> Remote {
+        let remotes = self.remotes.lock().unwrap();
+        remotes.get(server).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn orders(&self) -> Vec<String> {
+        self.orders.lock().unwrap().clone()
+    }
+
+    fn begin(&self, order: &Order) -> Result<(), StepError> {
+        let name = order.server.name.clone();
+        let step = order.step.name();
+        self.orders.lock().unwrap().push(format!("{name} {step}"));
+        {
+            let mut remotes = self.remotes.lock().unwrap();
+            let remote = remotes.entry(name.clone()).or_default();
+            if order.fence < remote.fence {
+                remote.refused += 1;
+                return Err(error(Class::Fenced, "fenced", "a newer run owns it", ""));
+            }
+            if order.step == Step::Fence {
+                remote.fence = order.fence;
+            } else {
+                assert_eq!(remote.fence, order.fence, "{step} before its fence");
+            }
+            if let Step::Install { job, .. } = &order.step
+                && !remote.jobs.contains_key(job)
+            {
+                remote.jobs.insert(job.clone(), false);
+                remote.starts.push(job.clone());
+            }
+        }
+        let mut tempers = self.tempers.lock().unwrap();
+        let temper = tempers.entry(name).or_default();
+        if temper.broken.contains(&step) {
+            return Err(error(Class::Permanent, "script_failed", "exit 1", "boom"));
+        }
+        if let Some(left) = temper.shaky.get_mut(&step)
+            && *left > 0
+        {
+            *left -= 1;
+            return Err(error(Class::Transient, "unreachable", "no route", ""));
+        }
+        if let (Some(os), Step::Os { wanted }) = (&temper.os, &order.step)
+            && os != wanted
+        {
+            let detail = format!("runs {os}, wanted {wanted}");
+            return Err(error(Class::Unsuitable, "os_mismatch", &detail, os));
+        }
+        Ok(())
+    }
+}
+
+fn error(class: Class, code: &'static str, detail: &str, output: &str) -> StepError {
+    StepError {
+        class,
+        code,
+        detail: detail.into(),
+        output: output.into(),
+    }
+}
+
+impl Hands for FakeHands {
+    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+        // A script goes on on the spare when the link to it is dropped: it is started before the wait.
+        self.begin(order)?;
+        if let Some((step, gate)) = &self.gate
+            && *step == order.step.name()
+        {
+            gate.acquire().await.unwrap().forget();
+        }
+        if !self.slow.is_zero() {
+            tokio::time::sleep(self.slow).await;
+        }
+        if let Step::Install { job, .. } = &order.step {
+            let mut remotes = self.remotes.lock().unwrap();
+            let remote = remotes.get_mut(&order.server.name).unwrap();
+            remote.jobs.insert(job.clone(), true);
+        }
+        Ok(Done {
+            detail: "fine".into(),
+            output: String::new(),
+            os: match &order.step {
+                Step::Os { wanted } => Some(wanted.clone()),
+                _ => None,
+            },
+        })
+    }
+}
