@@ -8,6 +8,7 @@ mod diff;
 mod inventory;
 mod journal;
 mod members;
+mod offer;
 mod replacements;
 mod rows;
 mod world;
