@@ -11,6 +11,7 @@
 //! | `POST /v1/replacements/{id}/cancel` | | 200 [`Replacement`] |
 //! | `PUT /v1/inventory?dry_run=true` | [`super::inventory::Inventory`] | 200 [`super::inventory::InventoryAnswer`] |
 //! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
+//! | `POST /v1/servers/{name}/release` | | 204 |
 //!
 //! Errors are problem documents (RFC 9457): [`Problem`].
 
@@ -268,7 +269,7 @@ pub struct RegistrationAnswer {
 pub struct ServerWarning {
     /// The server.
     pub server: IpAddr,
-    /// `role_unknown`, `role_undefined`, `catalogue_empty`, `script_missing`, `config_missing`, `no_spare`.
+    /// `role_unknown`, `role_undefined`, `catalogue_empty`, `script_missing`, `template_error`, `no_spare`.
     pub code: String,
     /// In words, with the remedy.
     pub detail: String,

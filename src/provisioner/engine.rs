@@ -16,22 +16,20 @@ use std::{
 
 use tokio::{
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
+    chain,
     order::{Class, Done, Hands, Order, Step, StepError},
     plan,
     select::select,
     store::{Claim, Note, Run, Store, StoreError, Work},
     workflow::{Action, Event, Retry},
 };
-use crate::{
-    model::{ReplacementId, wire::PassedOver, wire::ReplacementState},
-    telemetry::Chain,
-};
+use crate::model::{ReplacementId, wire::PassedOver, wire::ReplacementState};
 
 /// Something that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +156,7 @@ pub async fn run<H: Hands>(
     let mut tasks: JoinSet<(ReplacementId, Result<Rest, StoreError>)> = JoinSet::new();
     let mut active: BTreeSet<ReplacementId> = BTreeSet::new();
     let mut waiting: BTreeSet<ReplacementId> = BTreeSet::new();
+    let mut look = tokio::time::Instant::now() + settings.look_again;
     loop {
         // Before the reading: what changes during it is seen by the next turn.
         work.borrow_and_update();
@@ -204,18 +203,21 @@ pub async fn run<H: Hands>(
                     Err(StoreError::Fenced) => return Err(StoreError::Fenced),
                     Err(e) => {
                         error!(
-                            replacement = %id, error = %Chain(&e),
+                            replacement = %id, error = chain(&e),
                             "replacement could not be worked on, will be tried again"
                         );
                         waiting.insert(id);
                     }
                 }
             }
-            // A full turn later everything that waits is looked at.
-            () = sleep(settings.look_again) => waiting.clear(),
+            // Not a fresh sleep each turn: tasks that end often must not put it off for ever.
+            () = sleep_until(look) => {
+                waiting.clear();
+                look = tokio::time::Instant::now() + settings.look_again;
+            }
         }
     }
-    // Each task sees the token at its next await; none is in the middle of a transaction it needs.
+    // A transaction that is cut off here is rolled back: the journal says what was begun.
     tasks.shutdown().await;
     Ok(())
 }

@@ -256,7 +256,7 @@ mod tests {
             if let Some(name) = &s.chosen {
                 let c = pool.iter().find(|c| c.name == *name).unwrap();
                 prop_assert_eq!(c.state, ServerState::Ready);
-                prop_assert!(!v6 || c.addresses.iter().any(std::net::IpAddr::is_ipv6));
+                prop_assert!(!v6 || c.addresses.iter().any(IpAddr::is_ipv6));
                 prop_assert!(c.os_seen.as_deref() != Some("debian-11"));
                 prop_assert!(c.os_seen.as_deref() != Some("not debian-12"));
             } else {

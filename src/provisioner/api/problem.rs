@@ -10,8 +10,7 @@ use tracing::error;
 
 use crate::{
     model::wire::Problem,
-    provisioner::store::StoreError,
-    telemetry::Chain,
+    provisioner::{chain, store::StoreError},
 };
 
 /// A problem as an answer.
@@ -45,7 +44,7 @@ impl From<StoreError> for Refusal {
                 format!("there is no replacement {id}"),
             ),
             _ => {
-                error!(error = %Chain(&e), "request failed in the store");
+                error!(error = chain(&e), "request failed in the store");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "store_failed",

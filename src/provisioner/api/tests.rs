@@ -1,1 +1,376 @@
+use std::{path::PathBuf, sync::Arc};
 
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    task::JoinSet,
+};
+
+use super::*;
+use crate::{
+    model::{
+        inventory::{ChangeAction, ServerState},
+        wire::Want,
+    },
+    provisioner::{
+        engine::{self, Settings},
+        testing::{self, CENTRE, FakeHands, inventory, ip, registration},
+    },
+};
+
+struct Rig {
+    _dir: TempDir,
+    socket: PathBuf,
+    tcp: std::net::SocketAddr,
+    store: Store,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+struct Answer {
+    status: u16,
+    kind: String,
+    location: Option<String>,
+    body: Value,
+}
+
+impl Answer {
+    fn is<T: DeserializeOwned>(self) -> T {
+        serde_json::from_value(self.body).unwrap()
+    }
+
+    /// Checks that it is a problem document of a code.
+    fn problem(&self, status: u16, code: &str) {
+        assert_eq!(self.status, status, "{}", self.body);
+        assert_eq!(self.kind, "application/problem+json");
+        assert_eq!(self.body["code"], code, "{}", self.body);
+        assert_eq!(self.body["type"], format!("urn:understudy:problem:{code}"));
+        assert_eq!(self.body["status"], status);
+    }
+}
+
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let talk = async {
+        let response = sender.send_request(request).await.unwrap();
+        let text = |name: &str| {
+            let value = response.headers().get(name);
+            value.map(|v| v.to_str().unwrap().to_owned())
+        };
+        let (status, kind) = (response.status().as_u16(), text("content-type"));
+        let location = text("location");
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        Answer {
+            status,
+            kind: kind.unwrap_or_default(),
+            location,
+            body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        }
+    };
+    let mut connection = std::pin::pin!(connection);
+    let mut talk = std::pin::pin!(talk);
+    tokio::select! {
+        answer = &mut talk => answer,
+        ended = &mut connection => {
+            ended.unwrap();
+            talk.await
+        }
+    }
+}
+
+fn build(method: &str, path: &str, key: Option<&str>, body: &Value) -> Request<Full<Bytes>> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "provisioner")
+        .header("content-type", "application/json");
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    let bytes = if body.is_null() {
+        Bytes::new()
+    } else {
+        Bytes::from(serde_json::to_vec(body).unwrap())
+    };
+    request.body(Full::new(bytes)).unwrap()
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let store = Store::open(&dir.path().join("store")).await.unwrap();
+        let socket = dir.path().join("api.sock");
+        let doors = Doors::open(Some(&socket), Some("127.0.0.1:0".parse().unwrap()))
+            .await
+            .unwrap();
+        let tcp = doors.tcp_address().unwrap();
+        let app = App {
+            store: store.clone(),
+            addresses: vec![ip(CENTRE)],
+            observer: Observer::nobody(),
+        };
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let token = stop.clone();
+        tasks.spawn(async move { serve(doors, app, token).await.unwrap() });
+        Self {
+            _dir: dir,
+            socket,
+            tcp,
+            store,
+            stop,
+            tasks,
+        }
+    }
+
+    /// With inventory, a director, and an engine.
+    async fn working() -> Self {
+        let mut rig = Self::new().await;
+        let (store, stop) = (rig.store.clone(), rig.stop.clone());
+        rig.tasks.spawn(async move {
+            let hands = Arc::new(FakeHands::default());
+            let observer = Observer::nobody();
+            engine::run(store, hands, Settings::STANDARD, observer, stop)
+                .await
+                .unwrap();
+        });
+        let answer = rig.send("PUT", "/v1/inventory", &json!(inventory())).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        rig.register().await;
+        rig
+    }
+
+    async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
+        let stream = UnixStream::connect(&self.socket).await.unwrap();
+        exchange(stream, build(method, path, None, body)).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &Value::Null).await
+    }
+
+    async fn ask(&self, key: Option<&str>, body: &ReplacementRequest) -> Answer {
+        let stream = UnixStream::connect(&self.socket).await.unwrap();
+        exchange(stream, build("POST", "/v1/replacements", key, &json!(body))).await
+    }
+
+    async fn register(&self) -> RegistrationAnswer {
+        let body = json!(registration("lb1"));
+        self.send("PUT", "/v1/directors/lb1", &body).await.is()
+    }
+}
+
+fn request(failed: &str) -> ReplacementRequest {
+    testing::request("lb1", failed)
+}
+
+#[tokio::test]
+async fn the_whole_way_over_the_socket() {
+    let rig = Rig::working().await;
+    let asked = rig.ask(Some("lb1/10.0.0.1/1"), &request("10.0.0.1")).await;
+    assert_eq!(asked.status, 202);
+    let location = asked.location.clone().unwrap();
+    let r: Replacement = asked.is();
+    assert_eq!(location, format!("/v1/replacements/{}", r.id));
+    assert_eq!(r.spare, None);
+    // One long poll until there is a spare.
+    let r: Replacement = rig.get(&format!("{location}?wait=30")).await.is();
+    assert_eq!(r.state, ReplacementState::Attaching);
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    let members: Members = rig.get("/v1/directors/lb1/members").await.is();
+    assert_eq!(members.members[0].want, Want::Attach);
+    let path = format!("/v1/directors/lb1/members/{}", r.id);
+    let done = rig.send("POST", &path, &json!({"is": "attach"})).await;
+    assert_eq!(done.status, 204);
+    let r: Replacement = rig.get(&location).await.is();
+    assert_eq!(r.state, ReplacementState::Succeeded);
+    let all: Vec<Replacement> = rig.get("/v1/replacements").await.is();
+    assert_eq!(all, [r]);
+    let servers: Vec<ServerView> = rig.get("/v1/inventory/servers").await.is();
+    let serving = |s: &&ServerView| s.state == ServerState::Serving;
+    assert_eq!(servers.iter().filter(serving).count(), 2);
+    // The same files once more: nothing but what is held.
+    let again: InventoryAnswer = rig
+        .send("PUT", "/v1/inventory", &json!(inventory()))
+        .await
+        .is();
+    assert!(!again.applied);
+    assert!(again.changes.iter().all(|c| c.action == ChangeAction::Held));
+    assert_eq!(again.changes.len(), 2);
+}
+
+#[tokio::test]
+async fn requests_that_are_wrong_are_refused_with_a_code() {
+    let rig = Rig::working().await;
+    let good = request("10.0.0.1");
+    rig.ask(None, &good)
+        .await
+        .problem(400, "idempotency_key_required");
+    rig.ask(Some(&"k".repeat(256)), &good)
+        .await
+        .problem(400, "idempotency_key_invalid");
+    let mut lost = good.clone();
+    lost.centre = ip("10.0.0.9");
+    rig.ask(Some("k1"), &lost)
+        .await
+        .problem(421, "wrong_centre");
+    let mut stranger = good.clone();
+    stranger.name = "lb9".parse().unwrap();
+    rig.ask(Some("k1"), &stranger)
+        .await
+        .problem(409, "not_registered");
+    assert_eq!(rig.ask(Some("k1"), &good).await.status, 202);
+    rig.ask(Some("k1"), &request("10.0.0.2"))
+        .await
+        .problem(422, "idempotency_key_reused");
+}
+
+#[tokio::test]
+async fn every_other_error_is_a_problem_document_too() {
+    let rig = Rig::working().await;
+    rig.get("/v2").await.problem(404, "no_such_route");
+    let answer = rig.send("DELETE", "/v1/replacements", &Value::Null).await;
+    answer.problem(405, "wrong_method");
+    let answer = rig.send("PUT", "/v1/directors/lb1", &json!({})).await;
+    answer.problem(422, "wrong_body");
+    let answer = rig.send("PUT", "/v1/inventory", &Value::Null).await;
+    answer.problem(400, "no_json");
+    rig.get("/v1/replacements/lb1-none?wait=x")
+        .await
+        .problem(400, "bad_query");
+    rig.get("/v1/replacements/lb1-none")
+        .await
+        .problem(404, "no_such_replacement");
+    rig.get("/v1/directors/lb9/members")
+        .await
+        .problem(409, "not_registered");
+    rig.get("/v1/directors/LB%201/members")
+        .await
+        .problem(400, "bad_name");
+    let answer = rig
+        .send("POST", "/v1/servers/nobody/release", &Value::Null)
+        .await;
+    answer.problem(404, "no_such_server");
+    let answer = rig
+        .send("POST", "/v1/servers/web1/release", &Value::Null)
+        .await;
+    answer.problem(409, "not_releasable");
+    let answer = rig
+        .send(
+            "POST",
+            "/v1/directors/lb1/members/lb1-none",
+            &json!({"is": "attach"}),
+        )
+        .await;
+    answer.problem(404, "no_such_member");
+    let mut bad = inventory();
+    bad.roles.clear();
+    let answer = rig.send("PUT", "/v1/inventory", &json!(bad)).await;
+    answer.problem(422, "inventory_faults");
+}
+
+#[tokio::test]
+async fn cancelling_over_the_api() {
+    let rig = Rig::new().await;
+    rig.store.apply(&inventory(), false, "test").await.unwrap();
+    rig.register().await;
+    let r: Replacement = rig.ask(Some("k1"), &request("10.0.0.1")).await.is();
+    let path = format!("/v1/replacements/{}/cancel", r.id);
+    for _ in 0..2 {
+        let r: Replacement = rig.send("POST", &path, &Value::Null).await.is();
+        assert_eq!(r.state, ReplacementState::Cancelled);
+    }
+}
+
+#[tokio::test]
+async fn registration_warns_of_what_could_not_be_replaced() {
+    let rig = Rig::new().await;
+    let codes =
+        |a: RegistrationAnswer| -> Vec<String> { a.warnings.into_iter().map(|w| w.code).collect() };
+    assert_eq!(codes(rig.register().await), ["role_unknown"; 4]);
+    let mut few = inventory();
+    few.servers.retain(|name, _| name.starts_with("web"));
+    rig.store.apply(&few, false, "test").await.unwrap();
+    assert_eq!(codes(rig.register().await), ["no_spare"; 4]);
+    let mut bad = inventory();
+    bad.files[0].body = "{{ nothing }}".into();
+    rig.store.apply(&bad, false, "test").await.unwrap();
+    assert_eq!(codes(rig.register().await), ["template_error"; 4]);
+    rig.store.apply(&inventory(), false, "test").await.unwrap();
+    assert_eq!(codes(rig.register().await), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_at_the_change_and_at_shutdown() {
+    let mut rig = Rig::new().await;
+    rig.store.apply(&inventory(), false, "test").await.unwrap();
+    rig.register().await;
+    let r: Replacement = rig.ask(Some("k1"), &request("10.0.0.1")).await.is();
+    let path = format!("/v1/replacements/{}?after={}&wait=60", r.id, r.version);
+    let (poll, _) = tokio::join!(rig.get(&path), async {
+        tokio::task::yield_now().await;
+        rig.store.cancel(&r.id, "test").await.unwrap();
+    });
+    let seen: Replacement = poll.is();
+    assert_eq!(seen.state, ReplacementState::Cancelled);
+    let path = format!("/v1/replacements/{}?after={}&wait=60", r.id, seen.version);
+    let poll = {
+        let mut poll = std::pin::pin!(rig.get(&path));
+        let early = timeout(Duration::from_millis(300), poll.as_mut()).await;
+        assert!(early.is_err(), "answered although nothing has changed");
+        rig.stop.cancel();
+        poll.await
+    };
+    assert_eq!(poll.status, 200);
+    let ended = timeout(Duration::from_secs(10), rig.tasks.join_next()).await;
+    ended.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_mute_client_holds_up_nobody() {
+    let rig = Rig::working().await;
+    let mut mute = UnixStream::connect(&rig.socket).await.unwrap();
+    mute.write_all(b"GET /v1/repl").await.unwrap();
+    assert_eq!(rig.get("/v1/replacements").await.status, 200);
+    let tcp = TcpStream::connect(rig.tcp).await.unwrap();
+    let answer = exchange(tcp, build("GET", "/v1/replacements", None, &Value::Null)).await;
+    assert_eq!(answer.status, 200);
+    rig.stop.cancel();
+    let mut rest = Vec::new();
+    // Cut off at the end, whatever it was about to say.
+    let closed = timeout(Duration::from_secs(20), mute.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok());
+}
+
+#[tokio::test]
+async fn a_door_is_opened_only_where_it_may() {
+    use std::os::unix::fs::PermissionsExt;
+    let rig = Rig::new().await;
+    let mode = std::fs::metadata(&rig.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let e = Doors::open(Some(&rig.socket), None).await.unwrap_err();
+    assert!(matches!(e, DoorError::InUse { .. }), "{e}");
+    let e = Doors::open(None, Some("0.0.0.0:0".parse().unwrap())).await;
+    assert!(matches!(e, Err(DoorError::NotLoopback { .. })), "{e:?}");
+
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let e = Doors::open(Some(&file), None).await.unwrap_err();
+    assert!(matches!(e, DoorError::NoSocket { .. }), "{e}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+
+    // Left behind by a run that was killed.
+    let stale = dir.path().join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    Doors::open(Some(&stale), None).await.unwrap();
+}

@@ -1,1 +1,487 @@
+use std::collections::BTreeMap;
 
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::{
+    model::{
+        inventory::ServerState,
+        wire::{Confirmation, Replacement, Want},
+    },
+    provisioner::{
+        store::{Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome},
+        testing::*,
+    },
+};
+
+/// Short pauses; the rest as in production.
+const FAST: Settings = Settings {
+    retry: Retry {
+        tries: 3,
+        first: Duration::from_millis(2),
+        longest: Duration::from_millis(10),
+    },
+    at_once: 8,
+    look_again: Duration::from_secs(5),
+};
+
+/// Nothing in these tests takes longer unless it hangs.
+const SOON: Duration = Duration::from_secs(30);
+
+struct Rig {
+    dir: TempDir,
+    store: Store,
+    hands: FakeHands,
+    facts: Arc<std::sync::Mutex<Vec<Fact>>>,
+    stop: CancellationToken,
+    tasks: JoinSet<Result<(), StoreError>>,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let store = Store::open(&dir.path().join("store")).await.unwrap();
+        store.apply(&inventory(), false, "test").await.unwrap();
+        let rig = Self {
+            dir,
+            store,
+            hands: FakeHands::default(),
+            facts: Arc::default(),
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        };
+        rig.register("lb1").await;
+        rig
+    }
+
+    async fn register(&self, name: &str) {
+        let director = name.parse().unwrap();
+        self.store
+            .register(&director, &registration(name))
+            .await
+            .unwrap();
+    }
+
+    fn start(&mut self) {
+        let facts = Arc::clone(&self.facts);
+        let observer = Observer::new(move |fact| facts.lock().unwrap().push(fact));
+        self.tasks.spawn(run(
+            self.store.clone(),
+            Arc::new(self.hands.clone()),
+            FAST,
+            observer,
+            self.stop.clone(),
+        ));
+    }
+
+    async fn ask(&self, key: &str, failed: &str) -> ReplacementId {
+        match self.store.ask(key, &request("lb1", failed)).await.unwrap() {
+            Asked::Taken { replacement, .. } => replacement.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn until(&self, id: &ReplacementId, is: impl Fn(&Replacement) -> bool) -> Replacement {
+        let mut changes = self.store.changes();
+        let wait = async {
+            loop {
+                changes.borrow_and_update();
+                let r = self.store.replacement(id).await.unwrap();
+                if is(&r) {
+                    return r;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        match timeout(SOON, wait).await {
+            Ok(r) => r,
+            Err(_) => panic!("stuck at {:#?}", self.store.replacement(id).await.unwrap()),
+        }
+    }
+
+    async fn until_state(&self, id: &ReplacementId, state: ReplacementState) -> Replacement {
+        self.until(id, |r| r.state == state).await
+    }
+
+    async fn confirm(&self, id: &ReplacementId) -> ConfirmOutcome {
+        let is = Confirmation { is: Want::Attach };
+        let director = "lb1".parse().unwrap();
+        self.store.confirm(&director, id, is).await.unwrap()
+    }
+
+    async fn states(&self) -> BTreeMap<String, (ServerState, Option<String>)> {
+        let servers = self.store.servers().await.unwrap();
+        servers
+            .into_iter()
+            .map(|s| (s.server.name, (s.state, s.reason)))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn configures_a_spare_and_hands_the_role_over() {
+    let mut rig = Rig::new().await;
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    let spare = r.spare.unwrap();
+    assert_eq!(spare.name, "spare1");
+    assert_eq!(spare.addresses, [ip("10.0.0.11"), ip("fd00::11")]);
+    let steps: Vec<_> = r.steps.iter().map(|s| s.step.as_str()).collect();
+    assert_eq!(
+        steps,
+        [
+            "fence",
+            "os",
+            "install:storage",
+            "install:nginx",
+            "configure:storage",
+            "configure:nginx",
+            "test"
+        ]
+    );
+    assert!(
+        r.steps
+            .iter()
+            .all(|s| s.state == "done" && s.ended_ms.is_some())
+    );
+    assert_eq!(rig.confirm(&id).await, ConfirmOutcome::Succeeded);
+    let servers = rig.store.servers().await.unwrap();
+    let spare = servers.iter().find(|s| s.server.name == "spare1").unwrap();
+    assert_eq!(spare.state, ServerState::Serving);
+    assert_eq!(spare.role.as_deref(), Some("web.shop.example"));
+    assert_eq!(spare.by_replacement.as_deref(), Some(id.as_str()));
+    assert_eq!(spare.os_seen.as_deref(), Some("debian-12"));
+    let web1 = servers.iter().find(|s| s.server.name == "web1").unwrap();
+    assert_eq!((web1.state, &web1.role), (ServerState::Failed, &None));
+    let facts = rig.facts.lock().unwrap();
+    assert_eq!(facts.len(), 7, "{facts:?}");
+}
+
+#[tokio::test]
+async fn a_broken_spare_is_quarantined_and_the_next_one_taken() {
+    let mut rig = Rig::new().await;
+    rig.hands
+        .temper("spare1", |t| t.broken.extend(["install:nginx".into()]));
+    rig.hands
+        .temper("spare2", |t| t.shaky.extend([("fence".into(), 99)]));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+    let why: Vec<_> = r
+        .passed_over
+        .iter()
+        .map(|p| format!("{}: {}", p.server, p.reason))
+        .collect();
+    assert_eq!(
+        why,
+        [
+            "spare1: install:nginx: script_failed: exit 1",
+            "spare2: fence: unreachable: no route"
+        ]
+    );
+    let states = rig.states().await;
+    assert_eq!(states["spare1"].0, ServerState::Quarantined);
+    assert_eq!(
+        states["spare1"].1.as_deref(),
+        Some("install:nginx: script_failed: exit 1")
+    );
+    // Three tries and no more of what may be transient.
+    let tries = rig.hands.orders();
+    assert_eq!(tries.iter().filter(|o| *o == "spare2 fence").count(), 3);
+}
+
+#[tokio::test]
+async fn a_transient_error_is_got_over() {
+    let mut rig = Rig::new().await;
+    rig.hands
+        .temper("spare1", |t| t.shaky.extend([("install:nginx".into(), 2)]));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    assert_eq!(rig.hands.remote("spare1").starts.len(), 2);
+}
+
+#[tokio::test]
+async fn another_operating_system_is_passed_over_once_and_remembered() {
+    let mut rig = Rig::new().await;
+    rig.hands
+        .temper("spare1", |t| t.os = Some("debian-11".into()));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare2");
+    assert_eq!(r.passed_over[0].server, "spare1");
+    assert!(r.passed_over[0].reason.contains("os_mismatch"));
+    let servers = rig.store.servers().await.unwrap();
+    let spare1 = servers.iter().find(|s| s.server.name == "spare1").unwrap();
+    assert_eq!(spare1.state, ServerState::Ready);
+    assert_eq!(spare1.os_seen.as_deref(), Some("debian-11"));
+    // The next failure does not even look at it.
+    let id = rig.ask("k2", "10.0.0.2").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+    assert_eq!(
+        r.passed_over[0].reason,
+        "runs debian-11, the role needs debian-12"
+    );
+    let looks = rig.hands.orders();
+    assert_eq!(looks.iter().filter(|o| *o == "spare1 os").count(), 1);
+}
+
+#[tokio::test]
+async fn with_no_spare_left_it_waits_says_so_and_goes_on_after_a_release() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2", "spare3"] {
+        rig.hands
+            .temper(spare, |t| t.broken.extend(["test".into()]));
+    }
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until(&id, |r| r.reason.is_some()).await;
+    assert_eq!(r.state, ReplacementState::Pending);
+    let reason = r.reason.unwrap();
+    assert!(reason.starts_with("no_spare: spare1 (quarantined: test: script_failed"));
+    assert!(reason.contains("spare3 (quarantined"));
+    rig.hands.temper("spare2", |t| t.broken.clear());
+    let released = rig.store.release("spare2", "test").await.unwrap();
+    assert_eq!(released, ReleaseOutcome::Released);
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare2");
+    // The second try is another job: the first one's result is not taken for it.
+    assert_eq!(rig.hands.remote("spare2").starts.len(), 4);
+}
+
+#[tokio::test]
+async fn what_is_missing_in_the_inventory_is_waited_for() {
+    let mut rig = Rig::new().await;
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.77").await;
+    let r = rig.until(&id, |r| r.reason.is_some()).await;
+    assert!(r.reason.unwrap().starts_with("role_unknown: "));
+    let mut more = inventory();
+    let web = Some("web.shop.example");
+    more.servers
+        .insert("web7".into(), server("web7", &["10.0.0.77"], web));
+    rig.store.apply(&more, false, "test").await.unwrap();
+    rig.until_state(&id, ReplacementState::Attaching).await;
+}
+
+#[tokio::test]
+async fn a_template_that_cannot_be_rendered_costs_no_spare() {
+    let mut rig = Rig::new().await;
+    let mut bad = inventory();
+    bad.files[0].body = "{{ nothing }}".into();
+    rig.store.apply(&bad, false, "test").await.unwrap();
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until(&id, |r| r.reason.is_some()).await;
+    let reason = r.reason.unwrap();
+    assert!(reason.starts_with("template_error: "), "{reason}");
+    assert!(reason.contains("/etc/nginx/conf.d/shop.conf"), "{reason}");
+    assert_eq!(rig.hands.orders(), Vec::<String>::new());
+    rig.store.apply(&inventory(), false, "test").await.unwrap();
+    rig.until_state(&id, ReplacementState::Attaching).await;
+}
+
+#[tokio::test]
+async fn many_failures_get_a_spare_each_and_no_spare_two() {
+    let mut rig = Rig::new().await;
+    rig.store.apply(&wide(50), false, "test").await.unwrap();
+    let mut set = JoinSet::new();
+    for n in 1..=50 {
+        let store = rig.store.clone();
+        set.spawn(async move {
+            let body = request("lb1", &format!("10.1.0.{n}"));
+            match store.ask(&format!("k{n}"), &body).await.unwrap() {
+                Asked::Taken { replacement, .. } => replacement.id,
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+    rig.start();
+    let mut spares = BTreeSet::new();
+    for id in set.join_all().await {
+        let r = rig.until_state(&id, ReplacementState::Attaching).await;
+        assert!(spares.insert(r.spare.unwrap().name));
+    }
+    assert_eq!(spares.len(), 50);
+}
+
+#[tokio::test]
+async fn a_stand_in_that_fails_gets_one_in_its_turn() {
+    let mut rig = Rig::new().await;
+    rig.start();
+    let first = rig.ask("k1", "10.0.0.1").await;
+    rig.until_state(&first, ReplacementState::Attaching).await;
+    rig.confirm(&first).await;
+    let second = rig.ask("k2", "10.0.0.11").await;
+    let r = rig.until_state(&second, ReplacementState::Attaching).await;
+    assert_eq!(r.origin, ip("10.0.0.1"));
+    assert_eq!(r.spare.unwrap().name, "spare2");
+    assert_eq!(rig.confirm(&second).await, ConfirmOutcome::Succeeded);
+    let r = rig.store.replacement(&first).await.unwrap();
+    assert_eq!(r.state, ReplacementState::Superseded);
+    assert_eq!(rig.states().await["spare1"].0, ServerState::Failed);
+}
+
+#[tokio::test]
+async fn cancelled_before_a_script_the_spare_is_free_after_one_it_is_put_aside() {
+    let mut rig = Rig::new().await;
+    for (n, (gated, state)) in [
+        ("os", ServerState::Ready),
+        ("install:nginx", ServerState::Quarantined),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let gate = Arc::new(Semaphore::new(0));
+        rig.hands.gate = Some((gated.into(), Arc::clone(&gate)));
+        rig.start();
+        let id = rig.ask(&format!("k{n}"), "10.0.0.1").await;
+        rig.until(&id, |r| {
+            r.steps
+                .last()
+                .is_some_and(|s| s.step == gated && s.state == "running")
+        })
+        .await;
+        let outcome = rig.store.cancel(&id, "test").await.unwrap();
+        assert!(matches!(
+            outcome,
+            CancelOutcome::Cancelled { ended: false, .. }
+        ));
+        gate.add_permits(1);
+        rig.until_state(&id, ReplacementState::Cancelled).await;
+        let (is, reason) = rig.states().await["spare1"].clone();
+        assert_eq!(is, state);
+        assert_eq!(reason.is_some(), is == ServerState::Quarantined);
+        rig.stop.cancel();
+        rig.tasks.join_next().await.unwrap().unwrap().unwrap();
+        rig.stop = CancellationToken::new();
+    }
+}
+
+#[tokio::test]
+async fn an_offer_is_too_late_to_cancel() {
+    let mut rig = Rig::new().await;
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    rig.until_state(&id, ReplacementState::Attaching).await;
+    let outcome = rig.store.cancel(&id, "test").await.unwrap();
+    assert!(matches!(outcome, CancelOutcome::TooLate(_)));
+}
+
+#[tokio::test]
+async fn a_running_step_is_ordered_again_after_a_restart_under_a_higher_fence() {
+    let mut rig = Rig::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:nginx".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    rig.until(&id, |r| r.steps.iter().any(|s| s.step == "install:nginx"))
+        .await;
+    let fence = rig.hands.remote("spare1").fence;
+    rig.tasks.abort_all();
+    while rig.tasks.join_next().await.is_some() {}
+    rig.hands.gate = None;
+    rig.start();
+    rig.until_state(&id, ReplacementState::Attaching).await;
+    let remote = rig.hands.remote("spare1");
+    assert!(remote.fence > fence);
+    let orders = rig.hands.orders();
+    let nginx = orders
+        .iter()
+        .filter(|o| *o == "spare1 install:nginx")
+        .count();
+    let storage = orders
+        .iter()
+        .filter(|o| *o == "spare1 install:storage")
+        .count();
+    assert_eq!((nginx, storage), (2, 1), "{orders:?}");
+    // Ordered twice, started once: the job directory was found.
+    assert_eq!(remote.starts.len(), 2);
+}
+
+#[tokio::test]
+async fn a_second_engine_ends_the_first() {
+    let mut rig = Rig::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("os".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    rig.until(&id, |r| r.steps.iter().any(|s| s.step == "os"))
+        .await;
+    rig.hands.gate = None;
+    rig.start();
+    rig.until_state(&id, ReplacementState::Attaching).await;
+    gate.add_permits(10);
+    let ended = timeout(SOON, rig.tasks.join_next()).await.unwrap();
+    assert!(
+        matches!(ended, Some(Ok(Err(StoreError::Fenced)))),
+        "{ended:?}"
+    );
+    assert_eq!(rig.hands.remote("spare1").starts.len(), 2);
+}
+
+/// Dies at a random moment, again and again, on the same file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
+    let mut random = 0x5eed_u64;
+    let mut crashes = 0;
+    for seed in 0..20 {
+        let mut rig = Rig::new().await;
+        rig.hands.slow = Duration::from_millis(1);
+        if seed % 4 == 0 {
+            rig.hands
+                .temper("spare1", |t| t.broken.extend(["configure:nginx".into()]));
+        }
+        let id = rig.ask("k1", "10.0.0.1").await;
+        loop {
+            // splitmix64: the same moments every time, as far as a machine keeps time.
+            random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let z = (random ^ (random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let life = Duration::from_micros((z >> 33) % 25_000);
+            let hands = Arc::new(rig.hands.clone());
+            let stop = CancellationToken::new();
+            let engine = run(rig.store.clone(), hands, FAST, Observer::nobody(), stop);
+            let ended = timeout(life, engine).await;
+            assert!(ended.is_err(), "the engine ended by itself: {ended:?}");
+            // A process that is gone has its file closed.
+            rig.store = Store::open(&rig.dir.path().join("store")).await.unwrap();
+            let r = rig.store.replacement(&id).await.unwrap();
+            if r.state == ReplacementState::Attaching {
+                let broken = usize::from(seed % 4 == 0);
+                assert_eq!(r.passed_over.len(), broken, "{r:#?}");
+                break;
+            }
+            crashes += 1;
+        }
+        assert_eq!(rig.confirm(&id).await, ConfirmOutcome::Succeeded);
+        // Asked again after all: the same.
+        assert_eq!(rig.ask("k1", "10.0.0.1").await, id);
+        let states = rig.states().await;
+        let serving: Vec<_> = states
+            .iter()
+            .filter(|(name, (s, _))| *s == ServerState::Serving && name.starts_with("spare"))
+            .collect();
+        assert_eq!(serving.len(), 1, "{states:?}");
+        let used = rig.hands.remotes.lock().unwrap().clone();
+        assert_eq!(used.len(), 1 + usize::from(seed % 4 == 0), "{used:?}");
+        for (name, remote) in used {
+            // One job a script, each started once.
+            let jobs: BTreeSet<_> = remote.starts.iter().collect();
+            assert_eq!(
+                (jobs.len(), remote.starts.len()),
+                (2, 2),
+                "{name}: {remote:?}"
+            );
+        }
+    }
+    assert!(
+        crashes > 20,
+        "only {crashes} crashes: the moments are chosen badly"
+    );
+}

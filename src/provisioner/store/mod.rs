@@ -8,6 +8,7 @@ mod diff;
 mod inventory;
 mod journal;
 mod members;
+mod offer;
 mod replacements;
 mod rows;
 mod world;
@@ -20,7 +21,7 @@ use std::{
 };
 
 use sqlx::{
-    Any, AnyConnection, AnyPool, Row, Transaction,
+    Any, AnyConnection, AnyPool, Connection, Row, Transaction,
     any::{AnyPoolOptions, install_default_drivers},
     migrate::MigrateError,
 };
@@ -170,6 +171,9 @@ impl Store {
                 path: path.to_owned(),
                 source,
             })?;
+        let url = sqlite_url(path);
+        // The pool would try a file that is no database again and again, and then say "timed out".
+        probe(&url).await.map_err(|e| open_error(path, e))?;
         let pool = AnyPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE)
@@ -188,7 +192,7 @@ impl Store {
                     Ok(())
                 })
             })
-            .connect(&sqlite_url(path))
+            .connect(&url)
             .await
             .map_err(|source| open_error(path, source))?;
         let store = Self {
@@ -314,6 +318,16 @@ fn sqlite_url(path: &Path) -> String {
     }
     url.push_str("?mode=rwc");
     url
+}
+
+/// Reads the file's first page.
+async fn probe(url: &str) -> Result<(), sqlx::Error> {
+    let mut connection = AnyConnection::connect(url).await?;
+    sqlx::query(BUSY).execute(&mut connection).await?;
+    sqlx::query("SELECT count(*) FROM sqlite_master")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await
 }
 
 fn open_error(path: &Path, source: sqlx::Error) -> StoreError {

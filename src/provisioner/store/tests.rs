@@ -1,1 +1,510 @@
+use std::collections::BTreeSet;
 
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    model::{
+        inventory::{ChangeAction, Inventory, InventoryAnswer, ServerState},
+        wire::{Confirmation, ReplacementState, Want},
+    },
+    provisioner::{
+        order::Step,
+        testing::*,
+        workflow::{Event, Retry},
+    },
+};
+
+async fn fresh() -> (TempDir, Store) {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+    store.apply(&inventory(), false, "test").await.unwrap();
+    store
+        .register(&d("lb1"), &registration("lb1"))
+        .await
+        .unwrap();
+    (dir, store)
+}
+
+fn d(name: &str) -> crate::model::DirectorName {
+    name.parse().unwrap()
+}
+
+async fn asked(store: &Store, key: &str, director: &str, failed: &str) -> ReplacementId {
+    match store.ask(key, &request(director, failed)).await.unwrap() {
+        Asked::Taken { replacement, .. } => replacement.id,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Brings a replacement to its offer with a given spare, as the engine would.
+async fn offered(store: &Store, id: &ReplacementId, spare: &str) {
+    let run = store.take_over().await.unwrap();
+    let claim = Claim {
+        server: spare,
+        role: "web.shop.example",
+        steps: &[Step::Fence],
+        rejected: Vec::new(),
+    };
+    assert!(store.claim(run, id, claim).await.unwrap());
+    for event in [
+        Event::Started { position: 0 },
+        Event::Done { position: 0 },
+        Event::Offered,
+    ] {
+        let note = Note::default();
+        store
+            .advance(run, id, &event, note, &Retry::STANDARD)
+            .await
+            .unwrap();
+    }
+}
+
+async fn confirm(store: &Store, director: &str, id: &ReplacementId, is: Want) -> ConfirmOutcome {
+    store
+        .confirm(&d(director), id, Confirmation { is })
+        .await
+        .unwrap()
+}
+
+async fn state(store: &Store, server: &str) -> ServerState {
+    let servers = store.servers().await.unwrap();
+    servers
+        .iter()
+        .find(|s| s.server.name == server)
+        .unwrap()
+        .state
+}
+
+fn said(answer: &InventoryAnswer, action: ChangeAction) -> Vec<String> {
+    answer
+        .changes
+        .iter()
+        .filter(|c| c.action == action)
+        .map(|c| format!("{}: {}", c.object, c.detail))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_made_or_is_something_else_is_named() {
+    let dir = TempDir::new().unwrap();
+    let e = Store::open(&dir.path().join("no/such/store")).await;
+    assert!(matches!(e, Err(StoreError::Create { .. })), "{e:?}");
+
+    let garbage = dir.path().join("garbage");
+    std::fs::write(&garbage, vec![b'x'; 8192]).unwrap();
+    let e = Store::open(&garbage).await;
+    assert!(matches!(e, Err(StoreError::NotADatabase { .. })), "{e:?}");
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused() {
+    let (dir, store) = fresh().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'later', 1, x'00', 0)",
+    )
+    .execute(&store.pool)
+    .await
+    .unwrap();
+    store.close().await;
+    let e = Store::open(&dir.path().join("store.sqlite")).await;
+    assert!(
+        matches!(e, Err(StoreError::Newer { migration: 99, .. })),
+        "{e:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_file_is_private_and_its_path_may_have_blanks() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a ?b#%20.db");
+    let store = Store::open(&path).await.unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    store.apply(&inventory(), false, "test").await.unwrap();
+    store.close().await;
+    let store = Store::open(&path).await.unwrap();
+    assert_eq!(store.servers().await.unwrap().len(), 5);
+    for (pragma, want) in [
+        ("PRAGMA synchronous", 2_i64),
+        ("PRAGMA foreign_keys", 1),
+        ("PRAGMA busy_timeout", 10_000),
+    ] {
+        let row = sqlx::query(pragma).fetch_one(&store.pool).await.unwrap();
+        assert_eq!(row.try_get::<i64, _>(0).unwrap(), want, "{pragma}");
+    }
+}
+
+#[tokio::test]
+async fn applying_twice_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(&dir.path().join("s")).await.unwrap();
+    let dry = store.apply(&inventory(), true, "test").await.unwrap();
+    assert!(!dry.applied);
+    assert_eq!(dry.changes.len(), 9, "{dry:?}");
+    assert_eq!(store.servers().await.unwrap(), []);
+    let first = store.apply(&inventory(), false, "test").await.unwrap();
+    assert!(first.applied);
+    assert_eq!(first.changes, dry.changes);
+    let before = store.world().await.unwrap();
+    let second = store.apply(&inventory(), false, "test").await.unwrap();
+    assert!(!second.applied);
+    assert_eq!(second.changes, []);
+    assert_eq!(store.world().await.unwrap(), before);
+    assert_eq!(state(&store, "web1").await, ServerState::Serving);
+    assert_eq!(state(&store, "spare1").await, ServerState::Ready);
+}
+
+#[tokio::test]
+async fn every_fault_of_an_inventory_is_listed_and_nothing_written() {
+    let (_dir, store) = fresh().await;
+    let before = store.world().await.unwrap();
+    let mut bad = inventory();
+    bad.software.remove(0);
+    bad.files[0].body = "{{".into();
+    let web1 = bad.servers.get_mut("web1").unwrap();
+    web1.role = Some("nobody".into());
+    web1.addresses = vec![ip("10.0.0.2")];
+    bad.servers.get_mut("spare1").unwrap().host_keys.clear();
+    let e = store.apply(&bad, false, "test").await.unwrap_err();
+    let ApplyError::Problems(Problems(all)) = e else {
+        panic!("{e}")
+    };
+    assert_eq!(all.len(), 5, "{all:#?}");
+    assert_eq!(store.world().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn what_differs_is_changed_and_said() {
+    let (_dir, store) = fresh().await;
+    let mut new = inventory();
+    new.servers.remove("spare3");
+    new.servers.get_mut("spare1").unwrap().host_keys = vec!["ssh-ed25519 BBBB".into()];
+    new.servers.get_mut("spare2").unwrap().role = Some("web.shop.example".into());
+    new.servers.get_mut("web2").unwrap().role = None;
+    new.roles.get_mut("web.shop.example").unwrap().software = vec!["nginx".into()];
+    new.files[0].body.push('#');
+    let answer = store.apply(&new, false, "test").await.unwrap();
+    assert_eq!(
+        said(&answer, ChangeAction::Remove),
+        ["server spare3: was ready"]
+    );
+    assert_eq!(
+        said(&answer, ChangeAction::Change),
+        [
+            "file /etc/nginx/conf.d/shop.conf of nginx in shop.example: other text",
+            "role web.shop.example: nginx on debian-12, was storage nginx on debian-12",
+            "server spare1: other host keys",
+            "server spare2: role web.shop.example, was none",
+            "server web2: role none, was web.shop.example",
+        ]
+    );
+    assert_eq!(state(&store, "spare2").await, ServerState::Serving);
+    assert_eq!(state(&store, "web2").await, ServerState::Quarantined);
+    let again = store.apply(&new, false, "test").await.unwrap();
+    assert_eq!(
+        (again.applied, again.changes.len()),
+        (false, 0),
+        "{again:?}"
+    );
+}
+
+#[tokio::test]
+async fn two_servers_may_swap_their_addresses() {
+    let (_dir, store) = fresh().await;
+    let mut new = inventory();
+    let a = new.servers["spare1"].addresses.clone();
+    let b = new.servers["spare2"].addresses.clone();
+    new.servers.get_mut("spare1").unwrap().addresses = b;
+    new.servers.get_mut("spare2").unwrap().addresses = a;
+    assert!(store.apply(&new, false, "test").await.unwrap().applied);
+    let world = store.world().await.unwrap();
+    assert_eq!(
+        world.server_of(ip("10.0.0.11")).unwrap().server.name,
+        "spare2"
+    );
+}
+
+#[tokio::test]
+async fn what_a_replacement_gave_is_held_against_the_files() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &id, "spare1").await;
+    confirm(&store, "lb1", &id, Want::Attach).await;
+    let before = store.world().await.unwrap();
+    let answer = store.apply(&inventory(), false, "test").await.unwrap();
+    assert!(!answer.applied);
+    assert_eq!(store.world().await.unwrap(), before);
+    assert_eq!(
+        said(&answer, ChangeAction::Held),
+        [
+            format!(
+                "server spare1: the files say role none: it holds the role web.shop.example by {id}"
+            ),
+            format!(
+                "server web1: the files say role web.shop.example: its role is held by spare1 ({id})"
+            ),
+        ]
+    );
+    // Nor can the files take it away by dropping it, or the role, or by moving its addresses.
+    let mut new = inventory();
+    new.servers.remove("spare1");
+    new.servers.remove("web1");
+    new.servers.remove("web2");
+    new.roles.clear();
+    let answer = store.apply(&new, false, "test").await.unwrap();
+    assert!(!answer.applied, "{answer:?}");
+    assert_eq!(said(&answer, ChangeAction::Held).len(), 4, "{answer:?}");
+    let mut new = inventory();
+    new.servers.get_mut("spare1").unwrap().addresses = vec![ip("10.0.0.99")];
+    store.apply(&new, false, "test").await.unwrap();
+    assert_eq!(store.world().await.unwrap(), before);
+    // Files that agree with what is are no longer held.
+    let mut new = inventory();
+    new.servers.get_mut("spare1").unwrap().role = Some("web.shop.example".into());
+    new.servers.get_mut("web1").unwrap().role = None;
+    store.apply(&new, false, "test").await.unwrap();
+    let again = store.apply(&new, false, "test").await.unwrap();
+    assert_eq!(again.changes, []);
+}
+
+#[tokio::test]
+async fn a_server_at_work_is_held() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let run = store.take_over().await.unwrap();
+    let claim = Claim {
+        server: "spare1",
+        role: "web.shop.example",
+        steps: &[Step::Fence],
+        rejected: Vec::new(),
+    };
+    store.claim(run, &id, claim).await.unwrap();
+    let mut new = inventory();
+    new.servers.remove("spare1");
+    let answer = store.apply(&new, false, "test").await.unwrap();
+    assert_eq!(
+        said(&answer, ChangeAction::Held),
+        [format!(
+            "server spare1: gone from the files: it is being configured by {id}"
+        )]
+    );
+    assert_eq!(
+        store.release("spare1", "test").await.unwrap(),
+        ReleaseOutcome::Refused(
+            "spare1 is claimed: only a server that is quarantined or failed can be released".into()
+        )
+    );
+}
+
+#[tokio::test]
+async fn one_failure_has_one_replacement_whoever_asks_with_whatever_key() {
+    let (_dir, store) = fresh().await;
+    store
+        .register(&d("lb2"), &registration("lb2"))
+        .await
+        .unwrap();
+    let mut set = tokio::task::JoinSet::new();
+    for n in 0..50 {
+        let store = store.clone();
+        set.spawn(async move {
+            // Its IPv4 and its IPv6 address are the same server.
+            let failed = if n % 3 == 0 { "fd00::1" } else { "10.0.0.1" };
+            let director = if n % 2 == 0 { "lb1" } else { "lb2" };
+            let mut body = request(director, failed);
+            body.director = ip("10.0.0.252");
+            match store.ask(&format!("key-{n}"), &body).await.unwrap() {
+                Asked::Taken { replacement, new } => (replacement.id, new),
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+    let all = set.join_all().await;
+    assert_eq!(all.iter().filter(|(_, new)| *new).count(), 1);
+    let ids: BTreeSet<_> = all.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_is_for_one_body_and_a_director_registers_first() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    assert_eq!(asked(&store, "k1", "lb1", "10.0.0.1").await, id);
+    let other = store.ask("k1", &request("lb1", "10.0.0.2")).await.unwrap();
+    assert_eq!(other, Asked::KeyReused);
+    let stranger = store.ask("k2", &request("lb9", "10.0.0.1")).await.unwrap();
+    assert_eq!(stranger, Asked::NotRegistered);
+    assert!(id.as_str().starts_with("lb1-"));
+}
+
+#[tokio::test]
+async fn two_directors_attach_before_it_has_succeeded() {
+    let (_dir, store) = fresh().await;
+    store
+        .register(&d("lb2"), &registration("lb2"))
+        .await
+        .unwrap();
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let before = store.members(&d("lb2")).await.unwrap().unwrap();
+    assert_eq!(store.replacement(&id).await.unwrap().spare, None);
+    offered(&store, &id, "spare1").await;
+    let members = store.members(&d("lb2")).await.unwrap().unwrap();
+    assert!(members.version > before.version);
+    assert_eq!(members.members.len(), 1);
+    assert_eq!(members.members[0].want, Want::Attach);
+    assert_eq!(members.members[0].spare.addresses.len(), 2);
+    let r = store.replacement(&id).await.unwrap();
+    assert_eq!(r.state, ReplacementState::Attaching);
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    assert_eq!(r.reason.as_deref(), Some("not_confirmed: by lb1, lb2"));
+    assert_eq!(
+        confirm(&store, "lb1", &id, Want::Attach).await,
+        ConfirmOutcome::Noted
+    );
+    assert_eq!(state(&store, "spare1").await, ServerState::Testing);
+    assert_eq!(
+        confirm(&store, "lb2", &id, Want::Attach).await,
+        ConfirmOutcome::Succeeded
+    );
+    assert_eq!(state(&store, "spare1").await, ServerState::Serving);
+    assert_eq!(state(&store, "web1").await, ServerState::Failed);
+    // Once more is no harm, and a stranger has none.
+    assert_eq!(
+        confirm(&store, "lb2", &id, Want::Attach).await,
+        ConfirmOutcome::Noted
+    );
+    assert_eq!(
+        confirm(&store, "lb9", &id, Want::Attach).await,
+        ConfirmOutcome::NoSuchMember
+    );
+    // A third director comes later and gets it too; the replacement stays what it is.
+    store
+        .register(&d("lb3"), &registration("lb3"))
+        .await
+        .unwrap();
+    let members = store.members(&d("lb3")).await.unwrap().unwrap();
+    assert_eq!(members.members.len(), 1);
+}
+
+#[tokio::test]
+async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &first, "spare1").await;
+    confirm(&store, "lb1", &first, Want::Attach).await;
+    // Asked again for the first failure: the stand-in has its place.
+    assert_eq!(asked(&store, "k1b", "lb1", "10.0.0.1").await, first);
+    let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
+    assert_ne!(second, first);
+    let r = store.replacement(&second).await.unwrap();
+    assert_eq!(r.origin, ip("10.0.0.1"));
+    offered(&store, &second, "spare2").await;
+    assert_eq!(
+        store.release("spare1", "test").await.unwrap(),
+        ReleaseOutcome::Refused(
+            "spare1 may still be in service: not confirmed to be withdrawn by lb1".into()
+        )
+    );
+    confirm(&store, "lb1", &second, Want::Attach).await;
+    let r = store.replacement(&first).await.unwrap();
+    assert_eq!(r.state, ReplacementState::Superseded);
+    let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
+    let wants: Vec<_> = members
+        .iter()
+        .map(|m| (m.spare.name.as_str(), m.want))
+        .collect();
+    assert_eq!(
+        wants,
+        [("spare1", Want::Withdraw), ("spare2", Want::Attach)]
+    );
+    // Both failures now lead to the one that holds the place.
+    assert_eq!(asked(&store, "k1c", "lb1", "10.0.0.1").await, second);
+    assert_eq!(asked(&store, "k2b", "lb1", "10.0.0.11").await, second);
+    confirm(&store, "lb1", &first, Want::Withdraw).await;
+    let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
+    assert_eq!(members.len(), 1);
+    assert_eq!(state(&store, "spare1").await, ServerState::Failed);
+    assert_eq!(
+        store.release("spare1", "test").await.unwrap(),
+        ReleaseOutcome::Released
+    );
+    // It can stand in again, for another.
+    let third = asked(&store, "k3", "lb1", "10.0.0.2").await;
+    offered(&store, &third, "spare1").await;
+    assert_eq!(
+        confirm(&store, "lb1", &third, Want::Attach).await,
+        ConfirmOutcome::Succeeded
+    );
+}
+
+#[tokio::test]
+async fn an_older_run_can_write_no_more() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let old = store.take_over().await.unwrap();
+    let new = store.take_over().await.unwrap();
+    let waits = Event::Waits {
+        reason: "no_spare: x".into(),
+    };
+    let write = |run| store.advance(run, &id, &waits, Note::default(), &Retry::STANDARD);
+    assert!(matches!(write(old).await, Err(StoreError::Fenced)));
+    assert!(write(new).await.is_ok());
+}
+
+#[tokio::test]
+async fn fences_only_rise_and_start_above_those_of_a_lost_store() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let first = store.work_on(&id).await.unwrap().fence;
+    assert!(first > 1_600_000_000_000);
+    offered(&store, &id, "spare1").await;
+    assert!(store.work_on(&id).await.unwrap().fence > first);
+}
+
+#[tokio::test]
+async fn the_audit_trail_tells_the_story() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &id, "spare1").await;
+    confirm(&store, "lb1", &id, Want::Attach).await;
+    let rows = sqlx::query("SELECT what FROM event WHERE object = $1 ORDER BY id")
+        .bind(id.as_str())
+        .fetch_all(&store.pool)
+        .await
+        .unwrap();
+    let story: Vec<String> = rows.iter().map(|r| r.try_get(0).unwrap()).collect();
+    assert_eq!(
+        story,
+        [
+            "asked",
+            "resumed",
+            "claimed",
+            "step_started",
+            "step_done",
+            "offered",
+            "confirmed_attach",
+            "attached"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn counts_by_state_name_every_state() {
+    let (_dir, store) = fresh().await;
+    let pool = store.pool_by_state().await.unwrap();
+    assert_eq!(pool.len(), ServerState::ALL.len());
+    assert_eq!(pool[&ServerState::Ready], 3);
+    let replacements = store.replacements_by_state().await.unwrap();
+    assert_eq!(replacements.values().sum::<u64>(), 0);
+    assert_eq!(replacements.len(), ReplacementState::ALL.len());
+}
+
+#[tokio::test]
+async fn an_empty_inventory_is_no_fault() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(&dir.path().join("s")).await.unwrap();
+    let answer = store.apply(&Inventory::default(), false, "test").await;
+    assert!(!answer.unwrap().applied);
+}
