@@ -18,5 +18,7 @@ pub mod telemetry;
 use telemetry::metrics::Build;
 
 /// Which program this is.
-pub const BUILD: Build =
-    Build { version: env!("CARGO_PKG_VERSION"), commit: env!("UNDERSTUDY_COMMIT") };
+pub const BUILD: Build = Build {
+    version: env!("CARGO_PKG_VERSION"),
+    commit: env!("UNDERSTUDY_COMMIT"),
+};

@@ -71,7 +71,10 @@ impl Shell {
         loop {
             let now = clock::now();
             self.out.heartbeat.send_replace(now);
-            let wait = self.core.next_deadline(now).map_or(BEAT, |d| d.since(now).min(BEAT));
+            let wait = self
+                .core
+                .next_deadline(now)
+                .map_or(BEAT, |d| d.since(now).min(BEAT));
             let event = tokio::select! {
                 () = stop.cancelled() => return,
                 // Cancel-safe, all of them: nothing is taken unless the branch wins.
@@ -118,7 +121,9 @@ impl Shell {
                     false
                 }
             };
-        self.metrics.state_file_ok.set((ok && self.core.remembers()).into());
+        self.metrics
+            .state_file_ok
+            .set((ok && self.core.remembers()).into());
     }
 
     fn publish(&mut self, fx: &Effects, now: MonoTime) {
@@ -148,7 +153,8 @@ impl Shell {
 
     fn count(&self, now: MonoTime) {
         let m = &self.metrics;
-        m.incidents_open.set(i64::try_from(self.core.incident_count()).unwrap_or(i64::MAX));
+        m.incidents_open
+            .set(i64::try_from(self.core.incident_count()).unwrap_or(i64::MAX));
         m.provisioner_up.set(self.core.provisioner_answers().into());
         let held = self.core.held(now);
         for guard in Guard::LABELS {
@@ -230,8 +236,16 @@ fn renew(desired: &mut Desired, key: ServiceKey, core: &Core) -> bool {
 
 /// Everything the core wants of the kernel, at the start.
 #[must_use]
-pub fn desired(core: &Core, services: impl Iterator<Item = ServiceKey>, exclusive: bool) -> Desired {
-    let mut desired = Desired { generation: 1, services: BTreeMap::new(), exclusive };
+pub fn desired(
+    core: &Core,
+    services: impl Iterator<Item = ServiceKey>,
+    exclusive: bool,
+) -> Desired {
+    let mut desired = Desired {
+        generation: 1,
+        services: BTreeMap::new(),
+        exclusive,
+    };
     for key in services {
         renew(&mut desired, key, core);
     }
@@ -241,6 +255,10 @@ pub fn desired(core: &Core, services: impl Iterator<Item = ServiceKey>, exclusiv
 /// Everybody whom the core wants checked.
 #[must_use]
 pub fn targets(core: &Core) -> Arc<Targets> {
-    let target = |(id, spec)| Target { id, spec, fast: false };
+    let target = |(id, spec)| Target {
+        id,
+        spec,
+        fast: false,
+    };
     Arc::new(core.targets().into_iter().map(target).collect())
 }

@@ -1,6 +1,6 @@
 //! Puts the director's tasks and channels together.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -16,8 +16,7 @@ use super::{
 };
 use crate::{
     api::operator,
-    check,
-    clock, config,
+    check, clock, config,
     director::{Core, Recall, Start},
     ipvs::{self, Ipvs},
     model::ServiceKey,
@@ -92,9 +91,12 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
     let mut registry = Registry::default();
     let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
     let counted = metrics.clone();
-    let mut kernel = Ipvs::connect().await.map_err(Error::Kernel)?.with_observer(Arc::new(
-        move |operation, result| counted.netlink_request(operation, result),
-    ));
+    let mut kernel = Ipvs::connect()
+        .await
+        .map_err(Error::Kernel)?
+        .with_observer(Arc::new(move |operation, result| {
+            counted.netlink_request(operation, result)
+        }));
     let keys: Vec<ServiceKey> = config.services.keys().copied().collect();
     let found = kernel.read(&keys).await.map_err(Error::Kernel)?;
     warn_of_missing_addresses(&keys);
@@ -124,34 +126,49 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
     let operator_listener = listen_unix(&config.socket, "the operator socket")?;
     let metrics_listener = match config.metrics {
         None => None,
-        Some(at) => Some(TcpListener::bind(at).await.map_err(|source| Error::Listen {
-            what: "/metrics",
-            at: at.to_string(),
-            source,
-        })?),
+        Some(at) => Some(
+            TcpListener::bind(at)
+                .await
+                .map_err(|source| Error::Listen {
+                    what: "/metrics",
+                    at: at.to_string(),
+                    source,
+                })?,
+        ),
     };
 
     let mut tasks = Supervisor::default();
     let observe = facts_to(metrics.clone());
-    let timing = Timing { resync: config.resync, retry: RETRY };
+    let timing = Timing {
+        resync: config.resync,
+        retry: RETRY,
+    };
     tasks.start("reconcile", |stop| {
         task::run(kernel, desired_rx, applied_tx, timing, observe, stop)
     });
     let observer = metrics.clone();
-    tasks.start("checks", |stop| check::run(targets_rx, reports_tx, observer, stop));
+    tasks.start("checks", |stop| {
+        check::run(targets_rx, reports_tx, observer, stop)
+    });
     if let Some(to) = config.provisioner.clone() {
         let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());
         tasks.start("stand-ins", |stop| link::follow(c, l, e, stop));
         let c = Arc::clone(&config);
-        tasks.start("requests", |stop| link::deliver(c, to, outbox_rx, events_tx, stop));
+        tasks.start("requests", |stop| {
+            link::deliver(c, to, outbox_rx, events_tx, stop)
+        });
     }
     let registry = Arc::new(registry);
     if let Some(listener) = metrics_listener {
         let beat = heartbeat_rx.clone();
-        tasks.start("metrics", |stop| telemetry::serve(listener, registry, beat, stop));
+        tasks.start("metrics", |stop| {
+            telemetry::serve(listener, registry, beat, stop)
+        });
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
-    tasks.start("operator", |stop| operator::serve(operator_listener, questions_tx, stop));
+    tasks.start("operator", |stop| {
+        operator::serve(operator_listener, questions_tx, stop)
+    });
     let mut first_pass = applied.clone();
     tasks.start("ready", |stop| async move {
         if first_pass.changed().await.is_ok() {
@@ -160,10 +177,28 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
         }
         stop.cancelled().await;
     });
-    let out = Outputs { desired, targets, outbox, heartbeat };
-    let shell = Shell { core, file, metrics, out };
+    let out = Outputs {
+        desired,
+        targets,
+        outbox,
+        heartbeat,
+    };
+    let shell = Shell {
+        core,
+        file,
+        metrics,
+        out,
+    };
     tasks.start("core", |stop| {
-        shell.run(Inputs { reports, events, applied, questions }, stop)
+        shell.run(
+            Inputs {
+                reports,
+                events,
+                applied,
+                questions,
+            },
+            stop,
+        )
     });
     info!(director = %config.name, services = keys.len(), "director started");
     let ended = tasks.run(signal, GRACE).await;
@@ -172,8 +207,12 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
     ended.map_err(Error::Ended)
 }
 
-fn listen_unix(path: &PathBuf, what: &'static str) -> Result<UnixListener, Error> {
-    let fail = |source| Error::Listen { what, at: path.display().to_string(), source };
+fn listen_unix(path: &Path, what: &'static str) -> Result<UnixListener, Error> {
+    let fail = |source| Error::Listen {
+        what,
+        at: path.display().to_string(),
+        source,
+    };
     super::listen_unix(path).map_err(fail)
 }
 
@@ -189,7 +228,9 @@ fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
         Fact::Step(step, true) => metrics.step(step, StepResult::Ok),
         Fact::Step(step, false) => metrics.step(step, StepResult::Refused),
         Fact::Drift(services) => {
-            metrics.drift.inc_by(u64::try_from(services).unwrap_or(u64::MAX));
+            metrics
+                .drift
+                .inc_by(u64::try_from(services).unwrap_or(u64::MAX));
         }
         Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
     }

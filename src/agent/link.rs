@@ -67,22 +67,35 @@ async fn follow_once(
     let name = &config.name;
     let body = registration(config);
     let path = format!("/v1/directors/{name}");
-    let answer: RegistrationAnswer =
-        client.ask(Method::PUT, &path, None, Some(&body), LIMIT).await?;
-    info!(services = body.services.len(), "virtual services were registered with the provisioner");
+    let answer: RegistrationAnswer = client
+        .ask(Method::PUT, &path, None, Some(&body), LIMIT)
+        .await?;
+    info!(
+        services = body.services.len(),
+        "virtual services were registered with the provisioner"
+    );
     for w in answer.warnings {
         warn!(server = %w.server, reason = %w.code, detail = %w.detail, "real server could not be replaced if it failed now");
     }
     let mut after: Option<u64> = None;
     loop {
         let version = after.map(|v| format!("?after={v}&wait={}", WAIT.as_secs()));
-        let path = format!("/v1/directors/{name}/members{}", version.unwrap_or_default());
-        let list: Members = client.ask(Method::GET, &path, None, NOTHING, WAIT + LIMIT).await?;
+        let path = format!(
+            "/v1/directors/{name}/members{}",
+            version.unwrap_or_default()
+        );
+        let list: Members = client
+            .ask(Method::GET, &path, None, NOTHING, WAIT + LIMIT)
+            .await?;
         if after == Some(list.version) {
             continue;
         }
         after = Some(list.version);
-        debug!(version = list.version, members = list.members.len(), "stand-ins were listed");
+        debug!(
+            version = list.version,
+            members = list.members.len(),
+            "stand-ins were listed"
+        );
         if events.send(Event::Members(list)).await.is_err() {
             return Ok(());
         }
@@ -102,10 +115,17 @@ fn registration(config: &Director) -> Registration {
         servers: s
             .servers
             .iter()
-            .map(|(d, a)| RegisteredServer { address: d.addr, port: d.port, weight: a.weight })
+            .map(|(d, a)| RegisteredServer {
+                address: d.addr,
+                port: d.port,
+                weight: a.weight,
+            })
             .collect(),
     });
-    Registration { address: config.address, services: services.collect() }
+    Registration {
+        address: config.address,
+        services: services.collect(),
+    }
 }
 
 /// Tells what the outbox holds, again and again while it holds it, until `stop`.
@@ -116,7 +136,12 @@ pub async fn deliver(
     events: mpsc::Sender<Event>,
     stop: CancellationToken,
 ) {
-    let courier = Courier { client: Client::new(link.at.clone()), config, link, events };
+    let courier = Courier {
+        client: Client::new(link.at.clone()),
+        config,
+        link,
+        events,
+    };
     let work = async {
         loop {
             let now = outbox.borrow_and_update().clone();
@@ -125,7 +150,11 @@ pub async fn deliver(
                 return;
             }
             let pause = async {
-                if empty { std::future::pending().await } else { time::sleep(PAUSE).await }
+                if empty {
+                    std::future::pending().await
+                } else {
+                    time::sleep(PAUSE).await
+                }
             };
             tokio::select! {
                 // Cancel-safe: `changed` only marks the value seen when it returns.
@@ -158,7 +187,10 @@ impl Courier {
         }
         for (key, id) in outbox.cancels {
             let path = format!("/v1/replacements/{id}/cancel");
-            let answer = self.client.ask(Method::POST, &path, None, NOTHING, LIMIT).await;
+            let answer = self
+                .client
+                .ask(Method::POST, &path, None, NOTHING, LIMIT)
+                .await;
             self.tell(key, answer).await?;
         }
         for key in outbox.requests {
@@ -169,8 +201,10 @@ impl Courier {
                 name: self.config.name.clone(),
             };
             let (path, text) = ("/v1/replacements", key.to_string());
-            let answer =
-                self.client.ask(Method::POST, path, Some(&text), Some(&body), LIMIT).await;
+            let answer = self
+                .client
+                .ask(Method::POST, path, Some(&text), Some(&body), LIMIT)
+                .await;
             self.tell(key, answer).await?;
         }
         Ok(())
@@ -179,7 +213,11 @@ impl Courier {
     async fn confirm(&self, id: ReplacementId, is: Want) -> Result<(), Gone> {
         let path = format!("/v1/directors/{}/members/{id}", self.config.name);
         let body = Confirmation { is };
-        match self.client.ask::<()>(Method::POST, &path, None, Some(&body), LIMIT).await {
+        match self
+            .client
+            .ask::<()>(Method::POST, &path, None, Some(&body), LIMIT)
+            .await
+        {
             Ok(()) => self.send(Event::Confirmed(id, is)).await,
             Err(e) if e.problem().is_some() => {
                 warn!(replacement = %id, error = %Chain(&e), "provisioner refused a confirmation");

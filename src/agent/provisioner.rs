@@ -1,12 +1,6 @@
 //! Puts the provisioner's tasks and channels together.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, time};
@@ -26,10 +20,7 @@ use crate::{
     },
     supervise::{Exit, Supervisor},
     systemd,
-    telemetry::{
-        self, Chain,
-        metrics::ProvisionerMetrics,
-    },
+    telemetry::{self, Chain, metrics::ProvisionerMetrics},
 };
 
 /// Tasks end within this after the stop; running scripts go on without us and are found again.
@@ -98,16 +89,27 @@ impl step::Prober for Checks {
 /// What kept it from starting, or the task that ended.
 pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     let signal = shutdown_signal().map_err(Error::Signals)?;
-    let key = config.ssh.key.clone().or_else(|| systemd::credential("ssh_key"));
+    let key = config
+        .ssh
+        .key
+        .clone()
+        .or_else(|| systemd::credential("ssh_key"));
     let key = ClientKey::load(&key.ok_or(Error::NoKey)?).map_err(Error::Key)?;
     let dir = config.state_dir.clone();
-    std::fs::create_dir_all(&dir).map_err(|source| Error::Folder { path: dir.clone(), source })?;
-    let store = Store::open(&dir.join("understudy.db")).await.map_err(Error::Store)?;
+    std::fs::create_dir_all(&dir).map_err(|source| Error::Folder {
+        path: dir.clone(),
+        source,
+    })?;
+    let store = Store::open(&dir.join("understudy.db"))
+        .await
+        .map_err(Error::Store)?;
     let mut registry = Registry::default();
     let metrics = ProvisionerMetrics::register(&mut registry, &crate::BUILD);
     let counted = metrics.clone();
     let observer = Observer::new(move |fact| count(&counted, &fact));
-    let doors = Doors::open(Some(&config.socket), config.listen).await.map_err(Error::Door)?;
+    let doors = Doors::open(Some(&config.socket), config.listen)
+        .await
+        .map_err(Error::Door)?;
     let metrics_listener = match config.metrics {
         None => None,
         Some(at) => {
@@ -131,7 +133,11 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
             error!(error = %Chain(&e), "engine stopped");
         }
     });
-    let app = App { store: store.clone(), addresses: vec![config.address], observer };
+    let app = App {
+        store: store.clone(),
+        addresses: vec![config.address],
+        observer,
+    };
     tasks.start("api", |stop| async move {
         if let Err(e) = serve(doors, app, stop).await {
             error!(error = %Chain(&e), "API stopped");
@@ -140,7 +146,9 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
     if let Some(listener) = metrics_listener {
         let (registry, beat) = (Arc::new(registry), heartbeat_rx.clone());
-        tasks.start("metrics", |stop| telemetry::serve(listener, registry, beat, stop));
+        tasks.start("metrics", |stop| {
+            telemetry::serve(listener, registry, beat, stop)
+        });
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
     tasks.start("gauges", |stop| gauges(store, metrics, heartbeat, stop));
@@ -173,18 +181,30 @@ async fn gauges(
 
 async fn read_gauges(store: &Store, metrics: &ProvisionerMetrics) -> Result<(), StoreError> {
     let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    let pool: BTreeMap<_, _> =
-        store.pool_by_state().await?.into_iter().map(|(s, n)| (s, narrow(n))).collect();
+    let pool: BTreeMap<_, _> = store
+        .pool_by_state()
+        .await?
+        .into_iter()
+        .map(|(s, n)| (s, narrow(n)))
+        .collect();
     metrics.set_pool(&pool);
-    let replacements: BTreeMap<_, _> =
-        store.replacements_by_state().await?.into_iter().map(|(s, n)| (s, narrow(n))).collect();
+    let replacements: BTreeMap<_, _> = store
+        .replacements_by_state()
+        .await?
+        .into_iter()
+        .map(|(s, n)| (s, narrow(n)))
+        .collect();
     metrics.set_replacements(&replacements);
     Ok(())
 }
 
 fn count(metrics: &ProvisionerMetrics, fact: &Fact) {
     match fact {
-        Fact::StepEnded { step, result, elapsed } => metrics.step(step, result, *elapsed),
+        Fact::StepEnded {
+            step,
+            result,
+            elapsed,
+        } => metrics.step(step, result, *elapsed),
         Fact::ReplacementEnded { outcome } => metrics.replacement_ended(*outcome),
         Fact::SpareQuarantined | Fact::SparePassedOver | Fact::ReplacementWaits { .. } => {}
     }

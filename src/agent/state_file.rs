@@ -40,7 +40,11 @@ impl StateFile {
         let path = dir.join("state.json");
         let fail = |action| {
             let path = path.clone();
-            move |source| Error { path, action, source }
+            move |source| Error {
+                path,
+                action,
+                source,
+            }
         };
         fs::create_dir_all(dir).map_err(fail("given its folder"))?;
         let bytes = match fs::read(&path) {
@@ -54,7 +58,14 @@ impl StateFile {
             Recall::Known(m) => Some(m.clone()),
             Recall::Forgot(_) => None,
         };
-        Ok((Self { path, set_aside, written }, found))
+        Ok((
+            Self {
+                path,
+                set_aside,
+                written,
+            },
+            found,
+        ))
     }
 
     /// Writes `memory` if it is not what the file holds; true where it was written.
@@ -68,7 +79,11 @@ impl StateFile {
         }
         let fail = |action| {
             let path = self.path.clone();
-            move |source| Error { path, action, source }
+            move |source| Error {
+                path,
+                action,
+                source,
+            }
         };
         if self.set_aside {
             let aside = self.path.with_extension("json.unreadable");
@@ -122,9 +137,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("state.json"), b"{\"version\":9}").unwrap();
         let (mut file, found) = StateFile::open(dir.path(), &name()).unwrap();
-        let Recall::Forgot(why) = found else { panic!("{found:?}") };
+        let Recall::Forgot(why) = found else {
+            panic!("{found:?}")
+        };
         assert!(why.contains("version 9"), "{why}");
-        file.keep(Memory::new("b".into(), name(), 1, vec![], vec![])).unwrap();
+        file.keep(Memory::new("b".into(), name(), 1, vec![], vec![]))
+            .unwrap();
         let aside = fs::read(dir.path().join("state.json.unreadable")).unwrap();
         assert_eq!(aside, b"{\"version\":9}");
     }

@@ -86,7 +86,9 @@ fn hint(e: &io::Error) -> &'static str {
     match e.kind() {
         io::ErrorKind::NotFound => "the socket is not there; is the service running?",
         io::ErrorKind::ConnectionRefused => "nobody listens there; is the service running?",
-        io::ErrorKind::PermissionDenied => "not permitted; run as root or as a member of the socket's group",
+        io::ErrorKind::PermissionDenied => {
+            "not permitted; run as root or as a member of the socket's group"
+        }
         _ => "see the cause",
     }
 }
@@ -162,20 +164,32 @@ impl Client {
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-        Error::Broken { at: self.at.clone(), source: source.into() }
+        Error::Broken {
+            at: self.at.clone(),
+            source: source.into(),
+        }
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Error> {
-        let unreachable = |source| Error::Unreachable { at: self.at.clone(), source };
+        let unreachable = |source| Error::Unreachable {
+            at: self.at.clone(),
+            source,
+        };
         let late = |_elapsed| unreachable(io::ErrorKind::TimedOut.into());
         match &self.at {
             Endpoint::Unix(p) => {
-                let connected = timeout(CONNECT_LIMIT, UnixStream::connect(p)).await.map_err(late)?;
-                self.converse(connected.map_err(unreachable)?, request).await
+                let connected = timeout(CONNECT_LIMIT, UnixStream::connect(p))
+                    .await
+                    .map_err(late)?;
+                self.converse(connected.map_err(unreachable)?, request)
+                    .await
             }
             Endpoint::Tcp(a) => {
-                let connected = timeout(CONNECT_LIMIT, TcpStream::connect(a)).await.map_err(late)?;
-                self.converse(connected.map_err(unreachable)?, request).await
+                let connected = timeout(CONNECT_LIMIT, TcpStream::connect(a))
+                    .await
+                    .map_err(late)?;
+                self.converse(connected.map_err(unreachable)?, request)
+                    .await
             }
         }
     }
@@ -185,22 +199,24 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes), Error> {
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.broken(e))?;
         let answer = async {
-            let answer = sender.send_request(request).await.map_err(|e| self.broken(e))?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|e| self.broken(e))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
             Ok((status, body.map_err(|e| self.broken(e))?.to_bytes()))
         };
         tokio::pin!(connection, answer);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut answer => return done,
-                // The connection ends with the answer, or breaks: then `answer` says so.
-                _end = &mut connection => return answer.await,
-            }
+        tokio::select! {
+            biased;
+            done = &mut answer => done,
+            // The connection ended with the answer, or broke: `answer` says so.
+            _end = &mut connection => answer.await,
         }
     }
 }

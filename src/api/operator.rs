@@ -46,7 +46,11 @@ pub async fn serve(
     let router = Router::new()
         .route("/v1/status", get(status))
         .fallback(|| async {
-            problem(StatusCode::NOT_FOUND, "no_such_route", "the operator socket has GET /v1/status")
+            problem(
+                StatusCode::NOT_FOUND,
+                "no_such_route",
+                "the operator socket has GET /v1/status",
+            )
         })
         .with_state(questions);
     let mut connections = JoinSet::new();
@@ -70,7 +74,9 @@ pub async fn serve(
 
 async fn converse(stream: UnixStream, router: Router) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(ANSWER_LIMIT).keep_alive(false);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(ANSWER_LIMIT)
+        .keep_alive(false);
     let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     match time::timeout(CONNECTION_LIMIT, connection).await {
         Ok(Ok(())) => {}
@@ -97,5 +103,10 @@ async fn status(State(questions): State<mpsc::Sender<Question>>) -> Response {
 fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();
     let body = Problem::new(status.as_u16(), title, code, detail);
-    (status, [("content-type", "application/problem+json")], Json(body)).into_response()
+    (
+        status,
+        [("content-type", "application/problem+json")],
+        Json(body),
+    )
+        .into_response()
 }

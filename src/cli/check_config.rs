@@ -23,7 +23,11 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
             Err(other) => return Err(other),
         }
     }
-    if wrong.is_empty() { Ok(()) } else { Err(Failure::Wrong(wrong.join("\n"))) }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Wrong(wrong.join("\n")))
+    }
 }
 
 fn check(path: &Path) -> Result<&'static str, Failure> {

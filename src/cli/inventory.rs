@@ -1,6 +1,9 @@
 //! `understudy inventory`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hyper::Method;
 
@@ -48,20 +51,30 @@ pub(super) enum Verb {
 
 pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Apply { folder, dry_run, socket } => apply(folder, *dry_run, socket),
+        Verb::Apply {
+            folder,
+            dry_run,
+            socket,
+        } => apply(folder, *dry_run, socket),
         Verb::List { socket, json } => list(socket, *json),
         Verb::Release { server, socket } => release(server, socket),
     }
 }
 
-fn apply(folder: &PathBuf, dry_run: bool, socket: &Socket) -> Result<(), Failure> {
+fn apply(folder: &Path, dry_run: bool, socket: &Socket) -> Result<(), Failure> {
     let inventory = folder::load(folder).map_err(|e| Failure::Wrong(e.to_string()))?;
     let client = Client::unix(socket.or(SOCKET));
-    let path = if dry_run { "/v1/inventory?dry_run=true" } else { "/v1/inventory" };
+    let path = if dry_run {
+        "/v1/inventory?dry_run=true"
+    } else {
+        "/v1/inventory"
+    };
     let ask = client.ask(Method::PUT, path, None, Some(&inventory), LIMIT);
     let answer: InventoryAnswer = block_on(async {
         ask.await.map_err(|e| match e.problem() {
-            Some(p) if p.status == 422 => Failure::Wrong(format!("{}: {}", folder.display(), p.detail)),
+            Some(p) if p.status == 422 => {
+                Failure::Wrong(format!("{}: {}", folder.display(), p.detail))
+            }
             Some(_) | None => Failure::failed(&e),
         })
     })?;
@@ -78,9 +91,19 @@ fn show(answer: &InventoryAnswer, dry_run: bool) -> String {
     let rows: Vec<_> = answer
         .changes
         .iter()
-        .map(|c| vec![word(c.action).to_owned(), c.object.clone(), c.detail.clone()])
+        .map(|c| {
+            vec![
+                word(c.action).to_owned(),
+                c.object.clone(),
+                c.detail.clone(),
+            ]
+        })
         .collect();
-    let changes = answer.changes.iter().filter(|c| c.action != ChangeAction::Held).count();
+    let changes = answer
+        .changes
+        .iter()
+        .filter(|c| c.action != ChangeAction::Held)
+        .count();
     let end = match (changes, dry_run) {
         (0, _) => "nothing to change".to_owned(),
         (n, true) => format!("{n} to change, nothing was done (dry run)"),
@@ -92,17 +115,21 @@ fn show(answer: &InventoryAnswer, dry_run: bool) -> String {
 fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
     let client = Client::unix(socket.or(SOCKET));
     let ask = client.ask(Method::GET, "/v1/inventory/servers", None, NOTHING, LIMIT);
-    let servers: Vec<ServerView> =
-        block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
+    let servers: Vec<ServerView> = block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
     if json {
         let text = serde_json::to_string_pretty(&servers).map_err(|e| Failure::failed(&e))?;
         return say(&format!("{text}\n"));
     }
-    let head = ["SERVER", "STATE", "ROLE", "OS", "ADDRESSES", "REASON"].map(str::to_owned).to_vec();
+    let head = ["SERVER", "STATE", "ROLE", "OS", "ADDRESSES", "REASON"]
+        .map(str::to_owned)
+        .to_vec();
     let row = |v: &ServerView| {
         let or_dash = |t: &Option<String>| t.clone().unwrap_or_else(|| "-".to_owned());
         let addresses: Vec<_> = v.server.addresses.iter().map(ToString::to_string).collect();
-        let by = v.by_replacement.as_ref().map(|r| format!("by replacement {r}"));
+        let by = v
+            .by_replacement
+            .as_ref()
+            .map(|r| format!("by replacement {r}"));
         let reason = v.reason.clone().or(by).unwrap_or_default();
         vec![
             v.server.name.clone(),
@@ -113,7 +140,9 @@ fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
             reason,
         ]
     };
-    let rows: Vec<_> = std::iter::once(head).chain(servers.iter().map(row)).collect();
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(servers.iter().map(row))
+        .collect();
     say(&table(&rows))
 }
 

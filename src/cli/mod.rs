@@ -29,7 +29,12 @@ struct Arguments {
     command: Command,
 }
 
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("UNDERSTUDY_COMMIT"), ")");
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("UNDERSTUDY_COMMIT"),
+    ")"
+);
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -103,7 +108,9 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 /// Runs one short task.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     runtime.map_err(|e| Failure::failed(&e))?.block_on(work)
 }
 
@@ -111,7 +118,11 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| {
-        rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|t| t.chars().count())
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
@@ -136,7 +147,9 @@ struct Socket {
 
 impl Socket {
     fn or(&self, default: &str) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| PathBuf::from(default))
+        self.socket
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(default))
     }
 }
 

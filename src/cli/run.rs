@@ -17,16 +17,26 @@ pub(super) struct Arguments {
 
 pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
     let config = config::director::parse(&a.config, &read(&a.config)?)?;
-    daemon(a, async { agent::director::run(config).await.map_err(|e| Failure::failed(&e)) })
+    daemon(a, async {
+        agent::director::run(config)
+            .await
+            .map_err(|e| Failure::failed(&e))
+    })
 }
 
 pub(super) fn provisioner(a: &Arguments) -> Result<(), Failure> {
     let config = config::provisioner::parse(&a.config, &read(&a.config)?)?;
-    daemon(a, async { agent::provisioner::run(config).await.map_err(|e| Failure::failed(&e)) })
+    daemon(a, async {
+        agent::provisioner::run(config)
+            .await
+            .map_err(|e| Failure::failed(&e))
+    })
 }
 
 fn daemon(a: &Arguments, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     telemetry::init_logs(a.logs.log_format).map_err(|e| Failure::failed(&e))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     runtime.map_err(|e| Failure::failed(&e))?.block_on(work)
 }

@@ -22,7 +22,13 @@ pub(super) struct Arguments {
 
 pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
     let client = Client::unix(a.socket.or("/run/understudy/director.sock"));
-    let ask = client.ask(Method::GET, "/v1/status", None, NOTHING, Duration::from_secs(10));
+    let ask = client.ask(
+        Method::GET,
+        "/v1/status",
+        None,
+        NOTHING,
+        Duration::from_secs(10),
+    );
     let status: Status = block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
     if a.json {
         let text = serde_json::to_string_pretty(&status).map_err(|e| Failure::failed(&e))?;
@@ -34,10 +40,15 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
 fn show(status: &Status) -> String {
     let mut text = format!("director {}\n", status.director);
     for s in &status.services {
-        text.push_str(&format!("\n{} ({}, {})\n", s.service, s.scheduler, s.forward));
-        let mut rows = vec![["  SERVER", "KIND", "HEALTH", "WEIGHT", "SINCE", "REASON"]
-            .map(str::to_owned)
-            .to_vec()];
+        text.push_str(&format!(
+            "\n{} ({}, {})\n",
+            s.service, s.scheduler, s.forward
+        ));
+        let mut rows = vec![
+            ["  SERVER", "KIND", "HEALTH", "WEIGHT", "SINCE", "REASON"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
         rows.extend(s.servers.iter().map(row));
         text.push_str(&table(&rows));
     }
@@ -46,16 +57,25 @@ fn show(status: &Status) -> String {
         let row = |s: &crate::director::status::StandInStatus| {
             let places: Vec<_> = s.in_place_of.iter().map(ToString::to_string).collect();
             let place = format!("in place of {}", places.join(", "));
-            vec![format!("  {}", s.name), s.state.clone(), place, s.replacement.clone()]
+            vec![
+                format!("  {}", s.name),
+                s.state.clone(),
+                place,
+                s.replacement.clone(),
+            ]
         };
-        text.push_str(&table(&status.stand_ins.iter().map(row).collect::<Vec<_>>()));
+        text.push_str(&table(
+            &status.stand_ins.iter().map(row).collect::<Vec<_>>(),
+        ));
     }
     if !status.incidents.is_empty() {
         text.push_str("\nfailed servers\n");
         let row = |i: &crate::director::status::IncidentStatus| {
             vec![format!("  {}", i.failed), i.stage.clone(), i.detail.clone()]
         };
-        text.push_str(&table(&status.incidents.iter().map(row).collect::<Vec<_>>()));
+        text.push_str(&table(
+            &status.incidents.iter().map(row).collect::<Vec<_>>(),
+        ));
     }
     for w in &status.warnings {
         text.push_str(&format!("\nwarning: {w}\n"));

@@ -646,6 +646,6 @@ proptest! {
 proptest! {
     #[test]
     fn no_state_file_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = recall(Some(&bytes), &"lb1".parse().unwrap());
+        drop(recall(Some(&bytes), &"lb1".parse().unwrap()));
     }
 }

@@ -22,14 +22,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
-    chain,
     order::{Class, Done, Hands, Order, Step, StepError},
     plan,
     select::select,
     store::{Claim, Note, Run, Store, StoreError, Work},
     workflow::{Action, Event, Retry},
 };
-use crate::model::{ReplacementId, wire::PassedOver, wire::ReplacementState};
+use crate::{
+    model::{ReplacementId, wire::PassedOver, wire::ReplacementState},
+    telemetry::Chain,
+};
 
 /// Something that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +205,7 @@ pub async fn run<H: Hands>(
                     Err(StoreError::Fenced) => return Err(StoreError::Fenced),
                     Err(e) => {
                         error!(
-                            replacement = %id, error = chain(&e),
+                            replacement = %id, error = %Chain(&e),
                             "replacement could not be worked on, will be tried again"
                         );
                         waiting.insert(id);

@@ -2,30 +2,22 @@
 //!
 //! In reading order: a request comes in at [`api`] and is written into the [`store`]; [`engine`] takes
 //! it up, [`plan`] looks the role up and says what a spare must be told, [`select`] picks the spare,
-//! [`render`] fills in its files, [`order`] is what goes to whoever has the hands on it. What may
+//! [`render`] fills in its files, [`order`] is what goes to whoever has the hands on it: [`step`], over
+//! [`ssh`]. [`folder`] reads what operators write. What may
 //! happen when is decided by [`workflow`] alone. [`plan`], [`select`], [`render`], [`order`] and
 //! [`workflow`] are PURE.
 
 pub mod api;
 pub mod engine;
+pub mod folder;
 pub mod order;
 pub mod plan;
 pub mod render;
 pub mod select;
+pub mod ssh;
+pub mod step;
 pub mod store;
 pub mod workflow;
-
-/// An error with all its causes, each once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -72,7 +72,11 @@ pub async fn run(
             next_whole = now + timing.resync;
         }
         applied.send_replace(reconciler.applied.clone());
-        let wake = if ok { next_whole } else { time::Instant::now() + timing.retry };
+        let wake = if ok {
+            next_whole
+        } else {
+            time::Instant::now() + timing.retry
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             // Cancel-safe: `changed` only marks the value seen when it returns.
@@ -93,7 +97,12 @@ struct Reconciler<O> {
 
 impl<O: Fn(Fact)> Reconciler<O> {
     fn new(observe: O) -> Self {
-        Self { applied: Applied::default(), reached: BTreeMap::new(), steps: 0, observe }
+        Self {
+            applied: Applied::default(),
+            reached: BTreeMap::new(),
+            steps: 0,
+            observe,
+        }
     }
 
     /// One pass on one reading: of the whole table, or only of the services whose part changed or
@@ -123,14 +132,24 @@ impl<O: Fn(Fact)> Reconciler<O> {
             }
         };
         self.applied.unreadable = None;
-        let scope = if whole { self.whole_scope(want, &actual) } else { scope };
-        let contradicted = self.make(kernel, want, &actual, &scope, whole.then_some(&changed)).await;
+        let scope = if whole {
+            self.whole_scope(want, &actual)
+        } else {
+            scope
+        };
+        let contradicted = self
+            .make(kernel, want, &actual, &scope, whole.then_some(&changed))
+            .await;
         if !contradicted.is_empty() {
             // The kernel contradicts what was read: somebody else changed it meanwhile. Once more.
             self.again(kernel, want, contradicted).await;
         }
-        self.applied.kernel.retain(|k, _| want.services.contains_key(k));
-        self.applied.failed.retain(|k, _| want.services.contains_key(k));
+        self.applied
+            .kernel
+            .retain(|k, _| want.services.contains_key(k));
+        self.applied
+            .failed
+            .retain(|k, _| want.services.contains_key(k));
         let ok = self.applied.failed.is_empty();
         if ok {
             self.applied.generation = want.generation;
@@ -264,7 +283,13 @@ impl Work {
     fn new(key: ServiceKey, plan: Plan, actual: Option<&ServiceState>) -> Self {
         let dests = actual.into_iter().flat_map(|a| &a.dests);
         let holds = dests.map(|(k, d)| (*k, d.attrs)).collect();
-        Self { key, plan, holds, failed: None, contradicted: false }
+        Self {
+            key,
+            plan,
+            holds,
+            failed: None,
+            contradicted: false,
+        }
     }
 
     fn did(&mut self, step: Step) {

@@ -58,7 +58,10 @@ struct Seen {
 
 fn main() -> ExitCode {
     println!("building a client, a director, three web servers and two spares ...");
-    let wiring = Wiring { v4: Forward::Nat, v6: Forward::Direct };
+    let wiring = Wiring {
+        v4: Forward::Nat,
+        v6: Forward::Direct,
+    };
     let servers = [
         ("web1", Tree::Web),
         ("web2", Tree::Web),
@@ -81,8 +84,11 @@ fn main() -> ExitCode {
 
     println!("starting the provisioner and the director ...");
     let args = |role, config| [role, "--config", config, "--log-format", "json"];
-    let mut provisioner =
-        lab.understudy("provisioner", &args("provisioner", &provisioner_config), &[]);
+    let mut provisioner = lab.understudy(
+        "provisioner",
+        &args("provisioner", &provisioner_config),
+        &[],
+    );
     provisioner.wait_for_log("provisioner is ready", Duration::from_secs(60));
     let socket = lab.provisioner_socket();
     let applied = lab.on_director(
@@ -92,30 +98,44 @@ fn main() -> ExitCode {
     print!("{applied}");
     let mut director = lab.understudy("director", &args("director", &director_config), &[]);
     director.wait_for_log("director is ready", Duration::from_secs(60));
-    wait_until("three web servers in IPVS", Duration::from_secs(60), || in_kernel(&lab).len() == 3);
+    wait_until("three web servers in IPVS", Duration::from_secs(60), || {
+        in_kernel(&lab).len() == 3
+    });
     let before = in_kernel(&lab);
 
-    println!("sending {RATE} client requests a second to http://{}/ ...", vip4(80));
+    println!(
+        "sending {RATE} client requests a second to http://{}/ ...",
+        vip4(80)
+    );
     let traffic = Traffic::start(&lab, vip4(80), RATE, COUNT);
     wait_until("answers of all three", Duration::from_secs(60), || {
-        let answers: BTreeSet<_> =
-            traffic.so_far().into_iter().filter_map(|r| r.outcome.ok()).collect();
+        let answers: BTreeSet<_> = traffic
+            .so_far()
+            .into_iter()
+            .filter_map(|r| r.outcome.ok())
+            .collect();
         answers.len() == 3
     });
 
-    let watch = Watch::start(&lab, [("director", &director), ("provisioner", &provisioner)]);
+    let watch = Watch::start(
+        &lab,
+        [("director", &director), ("provisioner", &provisioner)],
+    );
     println!("switching web1 off; from here on nobody touches anything ...\n");
     let killed = now();
     lab.server("web1").power_off();
-    let from_spare =
-        |r: &Request| r.outcome.as_ref().is_ok_and(|body| body.contains("spare"));
-    wait_until("a client request answered by a spare", Duration::from_secs(240), || {
-        traffic.so_far().iter().any(from_spare)
-    });
+    let from_spare = |r: &Request| r.outcome.as_ref().is_ok_and(|body| body.contains("spare"));
+    wait_until(
+        "a client request answered by a spare",
+        Duration::from_secs(240),
+        || traffic.so_far().iter().any(from_spare),
+    );
     // Errors that come late must have their chance to be seen.
     let served = now();
     let late = Duration::from_secs(3);
-    wait_until("three more seconds of traffic", late * 3, || now() > served + nanos(late));
+    wait_until("three more seconds of traffic", late * 3, || {
+        now() > served + nanos(late)
+    });
     let requests = traffic.stop();
     let mut seen = watch.stop();
     let after = in_kernel(&lab);
@@ -123,9 +143,17 @@ fn main() -> ExitCode {
     if let Some(first) = requests.iter().find(|r| from_spare(r)) {
         let body = first.outcome.clone().unwrap_or_default();
         let what = format!("first request answered by the spare: {body:?}");
-        seen.push(Seen { at: first.end, who: "client", what });
+        seen.push(Seen {
+            at: first.end,
+            who: "client",
+            what,
+        });
     }
-    seen.push(Seen { at: killed, who: "demo", what: "web1 was switched off".to_owned() });
+    seen.push(Seen {
+        at: killed,
+        who: "demo",
+        what: "web1 was switched off".to_owned(),
+    });
     seen.sort_by_key(|s| s.at);
     println!("     time  seen by      what");
     for s in &seen {
@@ -136,7 +164,14 @@ fn main() -> ExitCode {
         &["status", "--socket", &lab.director_socket()],
     );
     println!("\nunderstudy status\n{status}");
-    verdict(killed, &seen, &requests, &before, &after, &real_server("web1").to_string())
+    verdict(
+        killed,
+        &seen,
+        &requests,
+        &before,
+        &after,
+        &real_server("web1").to_string(),
+    )
 }
 
 fn verdict(
@@ -155,19 +190,30 @@ fn verdict(
         lost.len()
     );
     for r in &lost {
-        let why = r.outcome.as_ref().err().map(String::as_str).unwrap_or_default();
+        let why = r
+            .outcome
+            .as_ref()
+            .err()
+            .map(String::as_str)
+            .unwrap_or_default();
         let (start, end) = (seconds(killed, r.start), seconds(killed, r.end));
         println!("  lost: sent {start:.3}s, given up {end:.3}s: {why}");
     }
     let mut faults = Vec::new();
-    let removal = seen.iter().find(|s| s.who == "kernel" && s.what == format!("{dead} left IPVS"));
+    let removal = seen
+        .iter()
+        .find(|s| s.who == "kernel" && s.what == format!("{dead} left IPVS"));
     match removal {
         None => faults.push(format!("{dead} was never taken out of IPVS")),
         Some(removal) => {
-            let too_late =
-                lost.iter().filter(|r| r.start > removal.at + nanos(GRACE)).count();
+            let too_late = lost
+                .iter()
+                .filter(|r| r.start > removal.at + nanos(GRACE))
+                .count();
             if too_late > 0 {
-                faults.push(format!("{too_late} requests were lost later than {GRACE:?} after the removal"));
+                faults.push(format!(
+                    "{too_late} requests were lost later than {GRACE:?} after the removal"
+                ));
             }
         }
     }
@@ -180,7 +226,9 @@ fn verdict(
     }
     let joined: Vec<_> = after.difference(before).collect();
     if joined.len() != 1 {
-        faults.push(format!("one spare should have joined, but these did: {joined:?}"));
+        faults.push(format!(
+            "one spare should have joined, but these did: {joined:?}"
+        ));
     }
     if faults.is_empty() {
         println!("\nthe understudy is on stage: nobody was woken");
@@ -200,7 +248,9 @@ fn in_kernel(lab: &Lab) -> BTreeSet<String> {
 fn destinations() -> BTreeSet<String> {
     let text = std::fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap();
     let dests = text.lines().filter_map(|l| l.trim().strip_prefix("-> "));
-    dests.filter_map(|l| hex_address(l.split_whitespace().next()?)).collect()
+    dests
+        .filter_map(|l| hex_address(l.split_whitespace().next()?))
+        .collect()
 }
 
 /// `0A4D010B:0050` is 10.77.1.11:80.
@@ -220,7 +270,10 @@ struct Watch {
 
 impl Watch {
     fn start(lab: &Lab, logs: [(&'static str, &Process<'_>); 2]) -> Self {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (stop, seen) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(Mutex::new(Vec::new())),
+        );
         let mut threads = Vec::new();
         let (s, n) = (Arc::clone(&stop), Arc::clone(&seen));
         // A thread begins in the namespace of the one that starts it.
@@ -260,7 +313,11 @@ impl Watch {
                 }
             }));
         }
-        Self { stop, seen, threads }
+        Self {
+            stop,
+            seen,
+            threads,
+        }
     }
 
     fn stop(self) -> Vec<Seen> {
@@ -283,7 +340,15 @@ fn sentence(line: &str) -> Option<String> {
     let fields = line.as_object()?;
     let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
     let message = text(fields.get("message")?);
-    let shown = ["server", "failed", "step", "spare", "state", "reason", "elapsed_ms"];
+    let shown = [
+        "server",
+        "failed",
+        "step",
+        "spare",
+        "state",
+        "reason",
+        "elapsed_ms",
+    ];
     let details: Vec<_> = shown
         .iter()
         .filter_map(|name| Some(format!("{name}={}", text(fields.get(*name)?))))

@@ -20,8 +20,8 @@ use understudy::{
     },
     telemetry::{
         metrics::{
-            Build, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics,
-            StandInState, StepResult, To,
+            Build, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics, StandInState,
+            StepResult, To,
         },
         serve,
     },

@@ -8,10 +8,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 use tracing::error;
 
-use crate::{
-    model::wire::Problem,
-    provisioner::{chain, store::StoreError},
-};
+use crate::{model::wire::Problem, provisioner::store::StoreError, telemetry::Chain};
 
 /// A problem as an answer.
 #[derive(Debug)]
@@ -44,7 +41,7 @@ impl From<StoreError> for Refusal {
                 format!("there is no replacement {id}"),
             ),
             _ => {
-                error!(error = chain(&e), "request failed in the store");
+                error!(error = %Chain(&e), "request failed in the store");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "store_failed",

@@ -1,5 +1,7 @@
 //! Directors: what they registered, and which stand-ins they are to have in service.
 
+use std::net::IpAddr;
+
 use super::{
     News, Store, StoreError, Tx, audit, failed,
     journal::{self, Note},
@@ -272,13 +274,40 @@ async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, St
         let confirmed = row.text_opt("confirmed")?;
         members.members.push(Member {
             replacement: row.parsed("replacement")?,
-            origin: row.parsed("origin")?,
+            origins: addresses_with(tx, row.text("origin")?).await?,
             spare: spare_of(tx, spare).await?,
             want: row.word("want", want_from)?,
             confirmed: confirmed.as_deref().and_then(want_from),
         });
     }
     Ok(Some(members))
+}
+
+/// All addresses of the server that has this one; it alone where the inventory no longer knows it.
+async fn addresses_with(tx: &mut Tx, address: String) -> Result<Vec<IpAddr>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT o.address FROM server_address a JOIN server_address o ON o.server = a.server \
+         WHERE a.address = $1 ORDER BY o.ord",
+    )
+    .bind(address.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("read a failed server's addresses"))?;
+    let mut all = rows
+        .iter()
+        .map(|row| row.parsed("address"))
+        .collect::<Result<Vec<IpAddr>, _>>()?;
+    if all.is_empty() {
+        all.push(
+            address
+                .parse()
+                .map_err(|_not_an_address| StoreError::Corrupt {
+                    what: "address",
+                    found: address,
+                })?,
+        );
+    }
+    Ok(all)
 }
 
 /// A server as it is offered.

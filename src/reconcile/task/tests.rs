@@ -38,7 +38,9 @@ impl FakeKernel {
         }
         f.reads.push(keys.map_or(usize::MAX, <[_]>::len));
         let all = f.table.clone().into_iter();
-        Ok(all.filter(|(k, _)| keys.is_none_or(|w| w.contains(k))).collect())
+        Ok(all
+            .filter(|(k, _)| keys.is_none_or(|w| w.contains(k)))
+            .collect())
     }
 }
 
@@ -82,7 +84,11 @@ impl Kernel for FakeKernel {
             }
             Step::DelService(k) => drop(f.table.remove(k).ok_or_else(gone)?),
             Step::NewDest(k, d, a) | Step::SetDest(k, d, a) => {
-                f.table.get_mut(k).ok_or_else(gone)?.dests.insert(*d, dest_state(*a));
+                f.table
+                    .get_mut(k)
+                    .ok_or_else(gone)?
+                    .dests
+                    .insert(*d, dest_state(*a));
             }
             Step::DelDest(k, d) => {
                 let dests = &mut f.table.get_mut(k).ok_or_else(gone)?.dests;
@@ -109,7 +115,10 @@ fn key(n: u8) -> ServiceKey {
 }
 
 fn dest(n: u8) -> DestKey {
-    DestKey { addr: [10, 0, 0, n].into(), port: 80 }
+    DestKey {
+        addr: [10, 0, 0, n].into(),
+        port: 80,
+    }
 }
 
 fn service(dests: &[DestKey]) -> Service {
@@ -123,7 +132,11 @@ fn service(dests: &[DestKey]) -> Service {
     let scheduler = Scheduler("wlc".to_owned());
     let flags = ServiceFlags::default();
     Service {
-        attrs: ServiceAttrs { scheduler, flags, persistence: None },
+        attrs: ServiceAttrs {
+            scheduler,
+            flags,
+            persistence: None,
+        },
         dests: dests.iter().map(|d| (*d, attrs)).collect(),
     }
 }
@@ -131,18 +144,36 @@ fn service(dests: &[DestKey]) -> Service {
 fn table<const N: usize>(services: [(ServiceKey, &[DestKey]); N]) -> KernelTable {
     let state = |dests: &[DestKey]| {
         let s = service(dests);
-        let dests = s.dests.into_iter().map(|(k, a)| (k, dest_state(a))).collect();
-        ServiceState { attrs: s.attrs, stats: Stats::default(), dests }
+        let dests = s
+            .dests
+            .into_iter()
+            .map(|(k, a)| (k, dest_state(a)))
+            .collect();
+        ServiceState {
+            attrs: s.attrs,
+            stats: Stats::default(),
+            dests,
+        }
     };
     services.into_iter().map(|(k, d)| (k, state(d))).collect()
 }
 
 fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) -> Desired {
     let want = |dests: &[DestKey], out: &[DestKey]| {
-        Arc::new(Want { service: service(dests), out: out.iter().copied().collect() })
+        Arc::new(Want {
+            service: service(dests),
+            out: out.iter().copied().collect(),
+        })
     };
-    let services = services.into_iter().map(|(k, d, o)| (k, want(d, o))).collect();
-    Desired { generation: 1, services, exclusive: false }
+    let services = services
+        .into_iter()
+        .map(|(k, d, o)| (k, want(d, o)))
+        .collect();
+    Desired {
+        generation: 1,
+        services,
+        exclusive: false,
+    }
 }
 
 async fn pass(kernel: &FakeKernel, want: &Desired) -> (bool, Applied) {
@@ -151,7 +182,10 @@ async fn pass(kernel: &FakeKernel, want: &Desired) -> (bool, Applied) {
     (ok, r.applied)
 }
 
-const TIMING: Timing = Timing { resync: Duration::from_secs(10), retry: Duration::from_secs(1) };
+const TIMING: Timing = Timing {
+    resync: Duration::from_secs(10),
+    retry: Duration::from_secs(1),
+};
 
 #[tokio::test(start_paused = true)]
 async fn drift_is_put_right_and_stopping_leaves_the_table() {
@@ -176,7 +210,10 @@ async fn drift_is_put_right_and_stopping_leaves_the_table() {
 #[tokio::test(start_paused = true)]
 async fn a_change_reads_and_writes_only_its_own_service() {
     let kernel = FakeKernel::default();
-    let first = desired([(key(1), &[dest(1)], &[]), (key(2), &[dest(1), dest(2)], &[])]);
+    let first = desired([
+        (key(1), &[dest(1)], &[]),
+        (key(2), &[dest(1), dest(2)], &[]),
+    ]);
     let (want, rx) = watch::channel(first);
     let (tx, mut applied) = watch::channel(Applied::default());
     let stop = CancellationToken::new();
@@ -186,12 +223,22 @@ async fn a_change_reads_and_writes_only_its_own_service() {
     let steps = kernel.get().applied.len();
     want.send_modify(|d| {
         d.generation = 2;
-        let part = Want { service: service(&[dest(2)]), out: [dest(1)].into() };
+        let part = Want {
+            service: service(&[dest(2)]),
+            out: [dest(1)].into(),
+        };
         d.services.insert(key(2), Arc::new(part));
     });
     applied.wait_for(|a| a.generation == 2).await.unwrap();
-    assert_eq!(kernel.get().applied[steps..], [Step::DelDest(key(2), dest(1))]);
-    assert_eq!(kernel.get().reads, [usize::MAX, 1], "one service was read, not the table");
+    assert_eq!(
+        kernel.get().applied[steps..],
+        [Step::DelDest(key(2), dest(1))]
+    );
+    assert_eq!(
+        kernel.get().reads,
+        [usize::MAX, 1],
+        "one service was read, not the table"
+    );
     stop.cancel();
     tasks.join_next().await.unwrap().unwrap();
 }
@@ -213,15 +260,27 @@ async fn a_refused_addition_holds_back_neither_a_removal_nor_another_service() {
     kernel.get().table = table([(key(1), before), (key(2), before)]);
     kernel.get().refuse = Some(dest(9));
     // 1 failed in both; service 1 is to get 9, which the kernel refuses, and to lose 2.
-    let want = desired([(key(1), &[dest(9)], &[dest(1)]), (key(2), &[dest(2)], &[dest(1)])]);
+    let want = desired([
+        (key(1), &[dest(9)], &[dest(1)]),
+        (key(2), &[dest(2)], &[dest(1)]),
+    ]);
     let (ok, applied) = pass(&kernel, &want).await;
     assert!(!ok);
     assert_eq!(applied.failed.keys().copied().collect::<Vec<_>>(), [key(1)]);
     // The failed one is out; the sound one stays, since what was to replace it did not come.
-    assert_eq!(kernel.get().table, table([(key(1), &[dest(2)]), (key(2), &[dest(2)])]));
+    assert_eq!(
+        kernel.get().table,
+        table([(key(1), &[dest(2)]), (key(2), &[dest(2)])])
+    );
     let first: Vec<_> = kernel.get().applied.iter().take(2).cloned().collect();
-    let out = [Step::DelDest(key(1), dest(1)), Step::DelDest(key(2), dest(1))];
-    assert_eq!(first, out, "failed servers leave before anything else, in all services");
+    let out = [
+        Step::DelDest(key(1), dest(1)),
+        Step::DelDest(key(2), dest(1)),
+    ];
+    assert_eq!(
+        first, out,
+        "failed servers leave before anything else, in all services"
+    );
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ mod director;
 mod provisioner;
 
 pub use director::{
-    DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState,
-    StepLabels, StepResult, To, TransitionLabels,
+    DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState, StepLabels, StepResult,
+    To, TransitionLabels,
 };
 pub use provisioner::ProvisionerMetrics;
 

@@ -132,7 +132,7 @@ async fn the_time_limit_leaves_nothing_running() {
     let e = e.unwrap_err();
     assert_eq!((e.class, e.code), (Class::Permanent, "script_timed_out"));
     assert_eq!(e.output, "waiting\n");
-    assert_eq!(lab.of_jobs(), [], "processes left");
+    assert_eq!(lab.of_jobs(), [0; 0], "processes left");
     assert!(lab.wrappers().is_empty());
     let again = lab.perform(1, step).await.unwrap_err();
     assert_eq!(again, e);
@@ -144,7 +144,7 @@ async fn a_leader_that_obeys_does_not_hide_a_child_that_does_not() {
     let script = "(trap '' TERM; while :; do sleep 1; done) &\nsleep 300\n";
     let e = lab.perform(1, lab.install("r-0", script, 1)).await;
     assert_eq!(e.unwrap_err().code, "script_timed_out");
-    assert_eq!(lab.of_jobs(), [], "processes left");
+    assert_eq!(lab.of_jobs(), [0; 0], "processes left");
 }
 
 #[tokio::test]
