@@ -2,10 +2,8 @@
 //! root and a real sshd.
 //!
 //! ```text
-//!   client ──┐                                ┌── web1   10.77.1.11   fd77:1::11
-//!            ├─ 10.77.0.0/24 ─ director ─ 10.77.1.0/24 ──┼── web2   10.77.1.12   fd77:1::12
-//!            │   fd77:0::/64    .1    .1   fd77:1::/64   └── ...
-//!            └────── .254 router .254 ─────────┘
+//!  client .100 ─── 10.77.0.0/24 ─┬─ .1 director .1 ─┬─ 10.77.1.0/24 ─┬─ web1 .11
+//!                  fd77:0::/64  └─ .254 router .254 ┘   fd77:1::/64  └─ web2 .12 ...
 //! ```
 //!
 //! Both networks are bridges in one more namespace, which is also the router that direct replies
