@@ -144,8 +144,9 @@ listen = "127.0.0.1:9713"
         )
     }
 
-    /// Writes the inventory folder: the servers named in `serving` have the role, all others are spares. `script` installs
-    /// the role's software: [`NGINX_SCRIPT`], or one that misbehaves. Where the folder is.
+    /// Writes the inventory folder: the servers named in `serving` have the role, all others are
+    /// spares. `script` installs the role's software: [`NGINX_SCRIPT`], or one that misbehaves.
+    /// Where the folder is.
     pub(crate) fn write_inventory(&self, serving: &[&str], script: &str) -> String {
         let mut servers = String::new();
         for server in self.servers() {

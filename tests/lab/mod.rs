@@ -1,15 +1,15 @@
-//! A small cluster in namespaces: a client, a director and servers, each with real packets, a real root and a real sshd.
+//! A small cluster in namespaces: a client, a director and servers, each with real packets, a real
+//! root and a real sshd.
 //!
 //! ```text
-//!   client ──┐                                ┌── web1   10.77.1.11   fd77:1::11
-//!            ├─ 10.77.0.0/24 ─ director ─ 10.77.1.0/24 ──┼── web2   10.77.1.12   fd77:1::12
-//!            │   fd77:0::/64    .1    .1   fd77:1::/64   └── ...
-//!            └────── .254 router .254 ─────────┘
+//!  client .100 ─── 10.77.0.0/24 ─┬─ .1 director .1 ─┬─ 10.77.1.0/24 ─┬─ web1 .11
+//!                  fd77:0::/64  └─ .254 router .254 ┘   fd77:1::/64  └─ web2 .12 ...
 //! ```
 //!
-//! Both networks are bridges in one more namespace, which is also the router that direct replies (DR) take past the
-//! director. No namespace has a name and none is reachable from outside: two labs use the same addresses side by side,
-//! and all of a lab ends with its descriptors and the first process of each server, also when a test panics.
+//! Both networks are bridges in one more namespace, which is also the router that direct replies
+//! (DR) take past the director. No namespace has a name and none is reachable from outside: two
+//! labs use the same addresses side by side, and all of a lab ends with its descriptors and the
+//! first process of each server, also when a test panics.
 //!
 //! Run under `tests/vm/run`, which provides the kernel, the servers' trees and the packages.
 
@@ -46,7 +46,8 @@ use self::server::{Server, Tree};
 /// The virtual address of each family; the director has it on its loopback.
 pub(crate) const VIP4: &str = "192.0.2.1";
 pub(crate) const VIP6: &str = "2001:db8::1";
-/// The director's address on the client's network, which is also its identity and the provisioner's.
+/// The director's address on the client's network, which is also its identity and the
+/// provisioner's.
 pub(crate) const DIRECTOR: &str = "10.77.0.1";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,8 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Builds the networks and starts `servers`, each with its sshd listening; a server of [`Tree::Web`] also serves.
+    /// Builds the networks and starts `servers`, each with its sshd listening; a server of
+    /// [`Tree::Web`] also serves.
     pub(crate) fn new(wiring: Wiring, servers: &[(&str, Tree)]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("lab-")
@@ -211,8 +213,8 @@ impl Lab {
         lines
     }
 
-    /// Runs `command` as root on a server through ssh with the lab's key, from the director; whether it succeeded and
-    /// what it printed.
+    /// Runs `command` as root on a server through ssh with the lab's key, from the director;
+    /// whether it succeeded and what it printed.
     pub(crate) fn ssh(&self, server: &Server, command: &str) -> (bool, String) {
         let known = self.dir.path().join(format!("known-{}", server.name));
         fs::write(
@@ -288,8 +290,8 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut ask: impl FnMut() -> b
     });
 }
 
-/// Writes a new ed25519 private key to `path`; the public half as known_hosts and authorized_keys take it. ssh-keygen
-/// would take an emulated guest 0.3 s each.
+/// Writes a new ed25519 private key to `path`; the public half as known_hosts and authorized_keys
+/// take it. ssh-keygen would take an emulated guest 0.3 s each.
 fn keygen(path: &Path) -> String {
     let mut seed = [0; 32];
     File::open("/dev/urandom")
@@ -301,7 +303,8 @@ fn keygen(path: &Path) -> String {
     key.public_key().to_openssh().unwrap().trim_end().to_owned()
 }
 
-/// Runs a command to its end with `input` on its standard input; panics with what it printed if it fails.
+/// Runs a command to its end with `input` on its standard input; panics with what it printed if it
+/// fails.
 fn run(command: &mut Command, input: &str) -> String {
     let mut child = command
         .stdin(Stdio::piped())
@@ -325,7 +328,8 @@ fn run(command: &mut Command, input: &str) -> String {
     out
 }
 
-/// Prints, whatever thread and whether or not the test harness captures: parts take seconds, so one wants to see them.
+/// Prints, whatever thread and whether or not the test harness captures: parts take seconds, so one
+/// wants to see them.
 pub(crate) fn show(line: &str) {
     let mut out = std::io::stderr().lock();
     writeln!(out, "{line}").unwrap();

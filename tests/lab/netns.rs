@@ -19,7 +19,8 @@ impl NetNs {
         };
         let file = std::thread::scope(|scope| scope.spawn(open).join().unwrap());
         let ns = Self { file };
-        // Before any link exists: every address works at once, redirects teach nobody a way around the director.
+        // Before any link exists: every address works at once, redirects teach nobody a way around
+        // the director.
         ns.sysctls(&[
             ("ipv6/conf/default/accept_dad", "0"),
             ("ipv6/conf/default/accept_ra", "0"),
@@ -48,7 +49,8 @@ impl NetNs {
         setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
     }
 
-    /// Runs commands of ip(8), one a line. As many as possible at once: each start costs an emulated guest 0.1 s.
+    /// Runs commands of ip(8), one a line. As many as possible at once: each start costs an
+    /// emulated guest 0.1 s.
     pub(crate) fn ip(&self, batch: &str) {
         self.run(|| super::run(Command::new("ip").args(["-batch", "-"]), batch));
     }

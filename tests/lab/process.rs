@@ -107,7 +107,8 @@ impl<'a> Process<'a> {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
 
-    /// Waits until a line of its present life contains `needle`; that line. Panics with the log if the process ends first.
+    /// Waits until a line of its present life contains `needle`; that line. Panics with the log if
+    /// the process ends first.
     pub(crate) fn wait_for_log(&mut self, needle: &str, limit: Duration) -> String {
         let what = format!("line with {needle:?}");
         wait_for(&what, limit, POLL, || {

@@ -1,11 +1,12 @@
-//! A server: network, mount, UTS and PID namespaces of its own, its root an overlay over a prepared tree, its first
-//! process a real sshd. Whatever is started on it ends with that process.
+//! A server: network, mount, UTS and PID namespaces of its own, its root an overlay over a prepared
+//! tree, its first process a real sshd. Whatever is started on it ends with that process.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub(crate) struct Server {
     authorized: String,
     host_key: String,
     init: Mutex<Option<Child>>,
+    blackholed: AtomicBool,
 }
 
 impl Server {
@@ -98,6 +100,7 @@ impl Server {
             authorized: authorized.to_owned(),
             host_key,
             init: Mutex::new(None),
+            blackholed: AtomicBool::new(false),
         };
         server.boot(tree);
         server
@@ -116,7 +119,8 @@ impl Server {
         &self.host_key
     }
 
-    /// The server shows another host key from here on; [`Self::host_key`] stays the one that was enrolled.
+    /// The server shows another host key from here on; [`Self::host_key`] stays the one that was
+    /// enrolled.
     pub(crate) fn replace_host_key(&self) {
         let path = self.dir.join("other_key");
         keygen(&path);
@@ -129,14 +133,16 @@ impl Server {
         });
     }
 
-    /// Starts over with an untouched root: everything that ran or was written is gone, name, addresses and host key stay.
+    /// Starts over with an untouched root: everything that ran or was written is gone, name,
+    /// addresses and host key stay.
     pub(crate) fn reset(&self, tree: Tree) {
         self.power_off();
         self.unblackhole();
         self.boot(tree);
     }
 
-    /// Ends every process at once, as a pulled plug does. The links stay: packets are answered with resets.
+    /// Ends every process at once, as a pulled plug does. The links stay: packets are answered with
+    /// resets.
     pub(crate) fn power_off(&self) {
         let init = self
             .init
@@ -144,7 +150,8 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(mut init) = init {
-            // The end of its first process ends the PID namespace, and is complete only after all others'.
+            // The end of its first process ends the PID namespace, and is complete only after all
+            // others'.
             init.kill().unwrap();
             init.wait().unwrap();
         }
@@ -155,7 +162,8 @@ impl Server {
         let namespaces = ["ipc", "uts", "net", "pid", "mnt"]
             .map(|n| File::open(self.proc(&format!("ns/{n}"))).unwrap());
         let inside = || {
-            // A thread that shares its working folder with others may not change its mount namespace.
+            // A thread that shares its working folder with others may not change its mount
+            // namespace.
             unshare(CloneFlags::CLONE_FS).unwrap();
             for namespace in &namespaces {
                 setns(namespace, CloneFlags::empty()).unwrap();
@@ -222,12 +230,14 @@ impl Server {
         self.signal("sshd", Signal::SIGCONT);
     }
 
-    /// Drops what arrives, without an answer: all of it, or what is for one TCP port. Neighbour discovery goes on, for a
-    /// host that is unreachable is another failure.
+    /// Drops what arrives, without an answer: all of it, or what is for one TCP port. Neighbour
+    /// discovery goes on, for a host that is unreachable is another failure.
     pub(crate) fn blackhole(&self, port: Option<u16>) {
         let what = port.map_or("meta l4proto != ipv6-icmp".to_owned(), |p| {
             format!("tcp dport {p}")
         });
+        self.unblackhole();
+        self.blackholed.store(true, Ordering::Relaxed);
         self.nft(&format!(
             "table inet blackhole {{
                 chain input {{
@@ -240,8 +250,9 @@ impl Server {
     }
 
     pub(crate) fn unblackhole(&self) {
-        // Declared first, so that deleting it is no error where it never was.
-        self.nft("table inet blackhole {}; delete table inet blackhole");
+        if self.blackholed.swap(false, Ordering::Relaxed) {
+            self.nft("delete table inet blackhole");
+        }
     }
 
     /// The processes of that name, by their ids here.
@@ -313,8 +324,8 @@ impl Server {
         }
     }
 
-    /// In a thread of its own, which takes on all of the server's namespaces: system calls, for each command started in an
-    /// emulated guest costs more than all of these.
+    /// In a thread of its own, which takes on all of the server's namespaces: system calls, for
+    /// each command started in an emulated guest costs more than all of these.
     fn start_init(&self, tree: Tree) -> Child {
         let trees = PathBuf::from(std::env::var_os("LAB_TREES").expect("run under tests/vm/run"));
         let packages =
@@ -387,7 +398,8 @@ impl Server {
         )
         .unwrap();
 
-        // Only children enter the new PID namespace; the first is its init. sshd reaps what is left to it.
+        // Only children enter the new PID namespace; the first is its init. sshd reaps what is left
+        // to it.
         unshare(CloneFlags::CLONE_NEWPID).unwrap();
         let start = format!(
             "mount -t proc proc /proc && exec /usr/sbin/sshd -D -f /etc/ssh/lab_config -E {SSHD_LOG}"

@@ -40,8 +40,8 @@ struct Shared {
 }
 
 impl Traffic {
-    /// Up to `count` requests from the lab's client, `rate` a second. Enough threads that the rate holds while a tenth of
-    /// the requests runs into its limit; beyond that requests start late.
+    /// Up to `count` requests from the lab's client, `rate` a second. Enough threads that the rate
+    /// holds while a tenth of the requests runs into its limit; beyond that requests start late.
     pub(crate) fn start(lab: &Lab, target: SocketAddr, rate: u32, count: u32) -> Self {
         let shared = Arc::new(Shared {
             target,
