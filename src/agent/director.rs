@@ -76,12 +76,13 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs a director until it is told to stop. IPVS stays as it is.
+/// Runs a director until it is told to stop. IPVS stays as it is. `digest` is the SHA-256 of its
+/// configuration file, for the metrics.
 ///
 /// # Errors
 ///
 /// What kept it from starting, or the task that ended.
-pub async fn run(config: config::Director) -> Result<(), Error> {
+pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let config = Arc::new(config);
     let signal = shutdown_signal().map_err(Error::Signals)?;
     let (file, recall) = StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
@@ -90,6 +91,7 @@ pub async fn run(config: config::Director) -> Result<(), Error> {
     }
     let mut registry = Registry::default();
     let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
+    metrics.set_config(digest);
     let counted = metrics.clone();
     let mut kernel = Ipvs::connect()
         .await

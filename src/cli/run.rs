@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sha2::{Digest, Sha256};
+
 use super::{Failure, Logs, read};
 use crate::{agent, config, telemetry};
 
@@ -16,9 +18,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
-    let config = config::director::parse(&a.config, &read(&a.config)?)?;
+    let text = read(&a.config)?;
+    let config = config::director::parse(&a.config, &text)?;
+    let digest: String = Sha256::digest(&text)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     daemon(a, async {
-        agent::director::run(config)
+        agent::director::run(config, &digest)
             .await
             .map_err(|e| Failure::failed(&e))
     })

@@ -604,6 +604,10 @@ impl Reader {
                 .push(l.span(), "lower_threshold is above upper_threshold");
         }
         let at = self.value(&raw.address, socket_address)?;
+        if at.port() == 0 {
+            let message = "a real server needs its port: that is where it is checked";
+            self.bad.push(raw.address.span(), message);
+        }
         let dest = DestKey {
             addr: at.ip(),
             port: at.port(),
