@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod director;
 pub mod health;
+pub mod http;
 pub mod ipvs;
 pub mod model;
 pub mod provisioner;

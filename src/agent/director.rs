@@ -1,10 +1,10 @@
 //! Puts the director's tasks and channels together.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     sync::{mpsc, watch},
 };
 use tracing::{info, warn};
@@ -18,6 +18,7 @@ use crate::{
     api::operator,
     check, clock, config,
     director::{Core, Recall, Start},
+    http::{DoorError, Doors},
     ipvs::{self, Ipvs},
     model::ServiceKey,
     reconcile::{
@@ -54,13 +55,14 @@ pub enum Error {
     /// The kernel.
     #[error("IPVS could not be read at the start; nothing was changed")]
     Kernel(#[source] ipvs::Error),
-    /// A socket.
-    #[error("{what} cannot listen on {at}")]
-    Listen {
-        /// For whom.
-        what: &'static str,
+    /// The operator socket.
+    #[error("the operator socket cannot listen")]
+    Door(#[source] DoorError),
+    /// `/metrics`.
+    #[error("/metrics cannot listen on {at}")]
+    Metrics {
         /// Where.
-        at: String,
+        at: SocketAddr,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -125,17 +127,15 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let (events_tx, events) = mpsc::channel(EVENTS);
     let (questions_tx, questions) = mpsc::channel(16);
 
-    let operator_listener = listen_unix(&config.socket, "the operator socket")?;
+    let operator = Doors::open(Some(&config.socket), None)
+        .await
+        .map_err(Error::Door)?;
     let metrics_listener = match config.metrics {
         None => None,
         Some(at) => Some(
             TcpListener::bind(at)
                 .await
-                .map_err(|source| Error::Listen {
-                    what: "/metrics",
-                    at: at.to_string(),
-                    source,
-                })?,
+                .map_err(|source| Error::Metrics { at, source })?,
         ),
     };
 
@@ -169,7 +169,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
     tasks.start("operator", |stop| {
-        operator::serve(operator_listener, questions_tx, stop)
+        operator::serve(operator, questions_tx, stop)
     });
     let mut first_pass = applied.clone();
     tasks.start("ready", |stop| async move {
@@ -207,15 +207,6 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     systemd::stopping();
     info!("director stopped, IPVS stays as it is");
     ended.map_err(Error::Ended)
-}
-
-fn listen_unix(path: &Path, what: &'static str) -> Result<UnixListener, Error> {
-    let fail = |source| Error::Listen {
-        what,
-        at: path.display().to_string(),
-        source,
-    };
-    super::listen_unix(path).map_err(fail)
 }
 
 fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {

@@ -10,9 +10,10 @@ use tracing::{error, info, warn};
 use super::shutdown_signal;
 use crate::{
     check, clock, config,
+    http::{DoorError, Doors},
     model::{CheckKind, MonoTime, Outcome},
     provisioner::{
-        api::{App, DoorError, Doors, serve},
+        api::{self, App},
         engine::{self, Fact, Observer, Settings},
         ssh::{ClientKey, ClientKeyError},
         step::{self, SshHands},
@@ -138,11 +139,7 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
         addresses: vec![config.address],
         observer,
     };
-    tasks.start("api", |stop| async move {
-        if let Err(e) = serve(doors, app, stop).await {
-            error!(error = %Chain(&e), "API stopped");
-        }
-    });
+    tasks.start("api", |stop| api::serve(doors, app, stop));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
     if let Some(listener) = metrics_listener {
         let (registry, beat) = (Arc::new(registry), heartbeat_rx.clone());

@@ -1,7 +1,6 @@
 //! The provisioner's HTTP API: the table in [`crate::model::wire`]. Answers from the store; what
 //! takes long is the engine's work, watched by long polls.
 
-mod door;
 mod problem;
 
 use std::{net::IpAddr, time::Duration};
@@ -22,7 +21,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use door::{Caller, DoorError, Doors, serve};
 use problem::{Body, Path, Query, Refusal};
 
 use super::{
@@ -31,12 +29,15 @@ use super::{
     select::select,
     store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, Store},
 };
-use crate::model::{
-    DirectorName, ReplacementId,
-    inventory::{Inventory, InventoryAnswer, ServerView},
-    wire::{
-        Confirmation, Members, Registration, RegistrationAnswer, Replacement, ReplacementRequest,
-        ReplacementState, ServerWarning,
+use crate::{
+    http::{self, Caller, Doors, Limits},
+    model::{
+        DirectorName, ReplacementId,
+        inventory::{Inventory, InventoryAnswer, ServerView},
+        wire::{
+            Confirmation, Members, Registration, RegistrationAnswer, Replacement,
+            ReplacementRequest, ReplacementState, ServerWarning,
+        },
     },
 };
 
@@ -70,6 +71,19 @@ pub struct App {
 struct Shared {
     app: App,
     stop: CancellationToken,
+}
+
+/// Connections at once; a long poll holds one. A connection may ask more than once, for a day.
+const LIMITS: Limits = Limits {
+    connections: 256,
+    header: Duration::from_secs(20),
+    lasting: Duration::from_secs(24 * 3600),
+    keep_alive: true,
+};
+
+/// Answers at `doors` until `stop`.
+pub async fn serve(doors: Doors, app: App, stop: CancellationToken) {
+    http::serve(doors, router(app, stop.clone()), LIMITS, stop).await;
 }
 
 /// The routes. `stop` ends long polls with what is then the case.

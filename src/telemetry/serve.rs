@@ -9,35 +9,25 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    select,
-    sync::watch,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::error;
 
-use crate::{clock, model::MonoTime};
+use crate::{
+    clock,
+    http::{self, Doors, Limits},
+    model::MonoTime,
+};
 
-/// Connections at a time: a scraper or two, and a person. More wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 16;
-
-/// A connection lasts at most this long; it serves one request.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-
-/// The request's head must have come by then: well before a scraper that waits gives up.
-const HEAD_LIMIT: Duration = Duration::from_secs(2);
-
-/// After an `accept` that failed (no descriptors), the next one waits.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A scraper or two, and a person; the request's head must come well before a scraper that waits
+/// gives up.
+const LIMITS: Limits = Limits {
+    connections: 16,
+    header: Duration::from_secs(2),
+    lasting: Duration::from_secs(10),
+    keep_alive: false,
+};
 
 /// `/healthz` calls a core dead whose heart has not beaten for this long.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
@@ -68,45 +58,7 @@ pub async fn serve(
             registry,
             heartbeat,
         });
-    let mut connections = JoinSet::new();
-    loop {
-        select! {
-            biased;
-            () = stop.cancelled() => return,
-            // Cancel-safe per the docs of `join_next`.
-            Some(end) = connections.join_next() => {
-                if let Err(error) = end {
-                    error!(%error, "a metrics connection panicked");
-                }
-            }
-            // Cancel-safe per the docs of `accept`.
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _peer)) => {
-                    connections.spawn(converse(stream, router.clone()));
-                }
-                Err(error) => {
-                    warn!(%error, "metrics connection could not be accepted");
-                    select! {
-                        () = stop.cancelled() => return,
-                        () = sleep(ACCEPT_PAUSE) => {}
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn converse(stream: TcpStream, router: Router) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .keep_alive(false);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match timeout(CONNECTION_LIMIT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "metrics connection broke"),
-        Err(_elapsed) => debug!("metrics connection took too long"),
-    }
+    http::serve(Doors::tcp(listener), router, LIMITS, stop).await;
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {

@@ -1,3 +1,4 @@
+use crate::http::DoorError;
 use std::{path::PathBuf, sync::Arc};
 
 use http_body_util::{BodyExt, Full};
@@ -121,7 +122,7 @@ impl Rig {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let token = stop.clone();
-        tasks.spawn(async move { serve(doors, app, token).await.unwrap() });
+        tasks.spawn(async move { serve(doors, app, token).await });
         Self {
             _dir: dir,
             socket,

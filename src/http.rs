@@ -1,4 +1,5 @@
-//! Where requests come in: a Unix socket, a TCP port on the loopback interface.
+//! Where HTTP requests come in, for both roles: Unix sockets and TCP ports, each connection a task of
+//! its own under limits, so that a mute client holds up nobody.
 
 use std::{
     convert::Infallible,
@@ -22,13 +23,18 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::App;
-
-/// Connections at once; a long poll holds one. More wait in the kernel's queue.
-const CONNECTIONS: usize = 256;
-
-/// A client that says nothing for so long is cut off.
-const HEADER: Duration = Duration::from_secs(20);
+/// What a client may take up.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait in the kernel's queue.
+    pub connections: usize,
+    /// A client that says nothing for so long is cut off.
+    pub header: Duration,
+    /// A connection lasts at most this long.
+    pub lasting: Duration,
+    /// Whether a connection serves more than one request.
+    pub keep_alive: bool,
+}
 
 /// Answers under way at the end have this long.
 const GRACE: Duration = Duration::from_secs(5);
@@ -37,7 +43,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
     /// The socket's path is taken.
-    #[error("{} is in use by a running provisioner", path.display())]
+    #[error("{} is in use: is this service running already?", path.display())]
     InUse {
         /// The path.
         path: PathBuf,
@@ -126,6 +132,15 @@ impl Doors {
         Ok(doors)
     }
 
+    /// One port, bound already, on whatever interface.
+    #[must_use]
+    pub fn tcp(listener: TcpListener) -> Self {
+        Self {
+            unix: None,
+            tcp: Some(listener),
+        }
+    }
+
     /// Where the port is, where there is one.
     #[must_use]
     pub fn tcp_address(&self) -> Option<SocketAddr> {
@@ -169,31 +184,27 @@ async fn unix_door(path: &Path) -> Result<UnixListener, DoorError> {
 }
 
 /// Answers requests until `stop`; then lets answers under way go out.
-///
-/// # Errors
-/// None today: a connection's fault is that connection's.
-pub async fn serve(doors: Doors, app: App, stop: CancellationToken) -> Result<(), DoorError> {
-    let router = super::router(app, stop.clone());
+pub async fn serve(doors: Doors, router: Router, limits: Limits, stop: CancellationToken) {
     let mut tasks: JoinSet<()> = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             // Cancel-safe: `accept` takes a connection only when it returns it.
-            accepted = accept_unix(doors.unix.as_ref()), if tasks.len() < CONNECTIONS => {
+            accepted = accept_unix(doors.unix.as_ref()), if tasks.len() < limits.connections => {
                 match accepted.and_then(|s| Ok((s.peer_cred()?.uid(), s))) {
                     Ok((uid, stream)) => {
                         let caller = Caller::Local { uid };
-                        tasks.spawn(connection(stream, caller, router.clone(), stop.clone()));
+                        tasks.spawn(connection(stream, caller, router.clone(), limits, stop.clone()));
                     }
                     Err(e) => refused(&e, &stop).await,
                 }
             }
             // Cancel-safe: as above.
-            accepted = accept_tcp(doors.tcp.as_ref()), if tasks.len() < CONNECTIONS => {
+            accepted = accept_tcp(doors.tcp.as_ref()), if tasks.len() < limits.connections => {
                 match accepted {
                     Ok((stream, peer)) => {
                         let caller = Caller::Loopback(peer);
-                        tasks.spawn(connection(stream, caller, router.clone(), stop.clone()));
+                        tasks.spawn(connection(stream, caller, router.clone(), limits, stop.clone()));
                     }
                     Err(e) => refused(&e, &stop).await,
                 }
@@ -211,7 +222,6 @@ pub async fn serve(doors: Doors, app: App, stop: CancellationToken) -> Result<()
         warn!(left = tasks.len(), "connections cut off at the end");
     }
     tasks.shutdown().await;
-    Ok(())
 }
 
 async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
@@ -237,8 +247,13 @@ async fn refused(e: &io::Error, stop: &CancellationToken) {
     }
 }
 
-async fn connection<S>(stream: S, caller: Caller, router: Router, stop: CancellationToken)
-where
+async fn connection<S>(
+    stream: S,
+    caller: Caller,
+    router: Router,
+    limits: Limits,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     debug!(%caller, "connection accepted");
@@ -252,16 +267,22 @@ where
         }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header)
+        .keep_alive(limits.keep_alive);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let ended = timeout(limits.lasting, async {
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
-    };
-    if let Err(e) = ended {
-        debug!(%caller, error = %e, "connection ended early");
+    });
+    match ended.await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => debug!(%caller, error = %e, "connection ended early"),
+        Err(_elapsed) => debug!(%caller, "connection took too long"),
     }
 }
