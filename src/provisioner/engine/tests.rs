@@ -383,6 +383,9 @@ async fn a_running_step_is_ordered_again_after_a_restart_under_a_higher_fence() 
     let id = rig.ask("k1", "10.0.0.1").await;
     rig.until(&id, |r| r.steps.iter().any(|s| s.step == "install:nginx"))
         .await;
+    // R13: nobody is told of a spare that is not finished.
+    let r = rig.store.replacement(&id).await.unwrap();
+    assert_eq!((r.state, r.spare), (ReplacementState::Configuring, None));
     let fence = rig.hands.remote("spare1").fence;
     rig.tasks.abort_all();
     while rig.tasks.join_next().await.is_some() {}

@@ -440,6 +440,31 @@ async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
 }
 
 #[tokio::test]
+async fn only_a_ready_server_can_be_claimed() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let second = asked(&store, "k2", "lb1", "10.0.0.2").await;
+    let run = store.take_over().await.unwrap();
+    let claim = async |id: &ReplacementId, server: &str| {
+        let claim = Claim {
+            server,
+            role: "web.shop.example",
+            steps: &[Step::Fence],
+            rejected: Vec::new(),
+        };
+        store.claim(run, id, claim).await.unwrap()
+    };
+    assert!(claim(&first, "spare1").await);
+    // Claimed by another, serving, unknown: the journal is as it was.
+    for server in ["spare1", "web2", "nobody"] {
+        assert!(!claim(&second, server).await, "{server}");
+    }
+    let work = store.work_on(&second).await.unwrap();
+    assert_eq!(work.journal.hand, None);
+    assert!(claim(&second, "spare2").await);
+}
+
+#[tokio::test]
 async fn an_older_run_can_write_no_more() {
     let (_dir, store) = fresh().await;
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
