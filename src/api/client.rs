@@ -29,7 +29,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody could be reached.
-    #[error("{at} cannot be reached: {}", hint(source))]
+    #[error("{at} cannot be reached")]
     Unreachable {
         /// Where.
         at: Endpoint,
@@ -79,17 +79,6 @@ impl Error {
             | Self::Broken { .. }
             | Self::Foreign { .. } => None,
         }
-    }
-}
-
-fn hint(e: &io::Error) -> &'static str {
-    match e.kind() {
-        io::ErrorKind::NotFound => "the socket is not there; is the service running?",
-        io::ErrorKind::ConnectionRefused => "nobody listens there; is the service running?",
-        io::ErrorKind::PermissionDenied => {
-            "not permitted; run as root or as a member of the socket's group"
-        }
-        _ => "see the cause",
     }
 }
 

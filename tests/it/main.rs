@@ -7,6 +7,7 @@
 )]
 
 mod check;
+mod cli;
 mod inventory;
 mod logs;
 mod metrics;
