@@ -11,6 +11,7 @@ mod cli;
 mod inventory;
 mod logs;
 mod metrics;
+mod rooms;
 mod rtnl;
 mod ssh;
 mod support;
