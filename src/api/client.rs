@@ -209,3 +209,24 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_that_says_nothing_is_given_up_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mute.sock");
+        // Takes the connection into its backlog, and that is all.
+        let _mute = UnixListener::bind(&path).unwrap();
+        let client = Client::unix(path);
+        let limit = Duration::from_millis(50);
+        let ask = client.ask::<()>(Method::GET, "/", None, NOTHING, limit);
+        let ended = timeout(Duration::from_secs(20), ask).await;
+        let error = ended.expect("an end within the limit").unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    }
+}

@@ -310,6 +310,58 @@ fn the_pure_rooms_do_no_io_and_know_no_room_that_does() {
     assert!(lines.is_empty(), "in PURE rooms:\n{}", lines.join("\n"));
 }
 
+/// Sources outside the rooms that may, and what they must not name.
+fn named_outside(may: &[&str], words: &[&str]) -> Vec<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for path in sources(&src) {
+        let file = path.strip_prefix(&src).unwrap();
+        if may.iter().any(|m| file.starts_with(m)) {
+            continue;
+        }
+        let code = code(&fs::read_to_string(&path).unwrap());
+        for (line, text) in (1..).zip(code.lines()) {
+            for word in words.iter().filter(|w| text.contains(**w)) {
+                found.push(format!("src/{}:{line}: {word}", file.display()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn only_the_reconciler_writes_to_ipvs() {
+    let writes = [
+        ".new_service(",
+        ".set_service(",
+        ".del_service(",
+        ".new_dest(",
+        ".set_dest(",
+        ".del_dest(",
+        ".flush()",
+        "kernel.apply(",
+    ];
+    let may = ["ipvs", "reconcile/task.rs"];
+    assert_eq!(named_outside(&may, &writes), [""; 0]);
+    // Nobody else is given the kernel either.
+    assert_eq!(named_outside(&may, &["Kernel,", "Kernel;"]), [""; 0]);
+    let found = named_outside(&["ipvs"], &writes);
+    assert!(!found.is_empty(), "the words are those of the code");
+}
+
+#[test]
+fn no_queue_is_without_a_bound_and_no_task_is_forgotten() {
+    let words = [
+        "unbounded_channel",
+        "UnboundedSender",
+        "sync::mpsc::channel()",
+        "tokio::spawn(",
+        "task::spawn(",
+        "thread::spawn(",
+    ];
+    assert_eq!(named_outside(&[], &words), [""; 0]);
+}
+
 /// The rule's own test: each line of a bad file is found, and nothing else.
 #[test]
 fn a_room_that_does_io_is_found_out_at_its_line() {
