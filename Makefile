@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo compiler prepare lint unit doc deny kernel
+.PHONY: test demo mutants compiler prepare lint unit doc deny kernel
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -55,3 +55,7 @@ kernel: prepare
 demo: prepare
 	$(call say,waiting for the demo to be built and to run)
 	@cargo test --quiet --locked $(in_vm) --test demo -- --nocapture $(ARGS)
+
+# Breaks each invariant on purpose, in a copy, and expects its test to fail. ARGS names mutants: make mutants ARGS='08 12'
+mutants: compiler
+	@tests/mutations/run $(ARGS)

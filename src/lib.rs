@@ -1,3 +1,5 @@
+#![doc = include_str!("../ARCHITECTURE.md")]
+
 pub mod agent;
 pub mod api;
 pub mod check;

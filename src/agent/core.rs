@@ -262,3 +262,47 @@ pub fn targets(core: &Core) -> Arc<Targets> {
     };
     Arc::new(core.targets().into_iter().map(target).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config,
+        director::{Recall, Start},
+        model::WallMillis,
+    };
+
+    const CONFIG: &str = r#"
+[director]
+name = "lb1"
+address = "10.77.0.1"
+[[virtual_service]]
+address = "192.0.2.1:80"
+scheduler = "wlc"
+forward = "nat"
+real_server = [{ address = "10.0.0.1:80" }]
+"#;
+
+    #[test]
+    fn a_service_that_did_not_change_keeps_its_shared_part() {
+        let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
+        let key = "tcp/192.0.2.1:80".parse().unwrap();
+        let stranger = "tcp/192.0.2.1:81".parse().unwrap();
+        let start = Start {
+            now: MonoTime::ZERO,
+            wall: WallMillis(0),
+            boot_id: "boot".into(),
+            recall: Recall::Forgot("there is no state file".into()),
+            kernel: BTreeMap::new(),
+        };
+        let core = Core::new(Arc::new(config), start);
+        let mut all = desired(&core, [key, stranger].into_iter(), false);
+        assert_eq!(all.services.len(), 1);
+        let part = Arc::clone(&all.services[&key]);
+        assert!(!renew(&mut all, key, &core));
+        // The reconciler tells by this that there is nothing to read or write.
+        assert!(Arc::ptr_eq(&part, &all.services[&key]));
+    }
+}

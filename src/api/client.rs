@@ -29,7 +29,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody could be reached.
-    #[error("{at} cannot be reached: {}", hint(source))]
+    #[error("{at} cannot be reached")]
     Unreachable {
         /// Where.
         at: Endpoint,
@@ -79,17 +79,6 @@ impl Error {
             | Self::Broken { .. }
             | Self::Foreign { .. } => None,
         }
-    }
-}
-
-fn hint(e: &io::Error) -> &'static str {
-    match e.kind() {
-        io::ErrorKind::NotFound => "the socket is not there; is the service running?",
-        io::ErrorKind::ConnectionRefused => "nobody listens there; is the service running?",
-        io::ErrorKind::PermissionDenied => {
-            "not permitted; run as root or as a member of the socket's group"
-        }
-        _ => "see the cause",
     }
 }
 
@@ -218,5 +207,26 @@ impl Client {
             // The connection ended with the answer, or broke: `answer` says so.
             _end = &mut connection => answer.await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_that_says_nothing_is_given_up_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mute.sock");
+        // Takes the connection into its backlog, and that is all.
+        let _mute = UnixListener::bind(&path).unwrap();
+        let client = Client::unix(path);
+        let limit = Duration::from_millis(50);
+        let ask = client.ask::<()>(Method::GET, "/", None, NOTHING, limit);
+        let ended = timeout(Duration::from_secs(20), ask).await;
+        let error = ended.expect("an end within the limit").unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     }
 }

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Failure, read, say};
-use crate::{config, provisioner::folder};
+use super::{Failure, inventory, read, say};
+use crate::config;
 
 /// What is to be checked.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Configuration files of a director ([director]) or provisioner ([provisioner] alone), and
-    /// inventory folders
+    /// director.toml, provisioner.toml, or an inventory folder: any number of them
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 }
@@ -32,17 +31,28 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
 
 fn check(path: &Path) -> Result<&'static str, Failure> {
     if path.is_dir() {
-        folder::load(path).map_err(|e| Failure::Wrong(e.to_string()))?;
+        inventory::load(path)?;
         return Ok("inventory folder");
     }
     let text = read(path)?;
+    let has = |section: &str| match text.parse::<toml::Table>() {
+        Ok(table) => table.contains_key(section),
+        // Whichever reads it says where it is no TOML.
+        Err(_) => true,
+    };
     // A director's file may name a provisioner too.
-    let is_director = text.lines().any(|l| l.trim() == "[director]");
-    let has_provisioner = text.lines().any(|l| l.trim() == "[provisioner]");
-    if has_provisioner && !is_director {
-        config::provisioner::parse(path, &text)?;
-        return Ok("provisioner configuration");
+    match (has("director"), has("provisioner")) {
+        (true, _) => {
+            config::director::parse(path, &text)?;
+            Ok("director configuration")
+        }
+        (false, true) => {
+            config::provisioner::parse(path, &text)?;
+            Ok("provisioner configuration")
+        }
+        (false, false) => Err(Failure::Wrong(format!(
+            "{}:1:1: has neither a section [director] nor [provisioner]: one of them makes it a configuration",
+            path.display()
+        ))),
     }
-    config::director::parse(path, &text)?;
-    Ok("director configuration")
 }

@@ -7,20 +7,41 @@ use std::{
 
 use hyper::Method;
 
-use super::{Failure, Socket, block_on, say, table};
+use super::{Failure, block_on, say, table};
 use crate::{
-    api::client::{Client, NOTHING},
-    model::inventory::{ChangeAction, InventoryAnswer, ServerView},
+    api::client::{self, Client, NOTHING},
+    model::inventory::{ChangeAction, Inventory, InventoryAnswer, ServerView},
     provisioner::folder,
 };
 
-const SOCKET: &str = "/run/understudy/provisioner.sock";
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whom to ask.
+#[derive(Debug, clap::Args)]
+pub(super) struct Socket {
+    /// The provisioner's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/understudy/provisioner.sock"
+    )]
+    socket: PathBuf,
+}
+
+impl Socket {
+    fn client(&self) -> Client {
+        Client::unix(self.socket.clone())
+    }
+}
+
+fn unanswered(e: client::Error) -> Failure {
+    Failure::unanswered("provisioner", &e)
+}
 
 /// What to do with the inventory.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Makes the provisioner's tables those of a folder; what a replacement gave is never reverted
+    /// Makes the tables those of a folder, except for what a replacement gave
     Apply {
         /// Folder with roles.toml, software.toml, service_config.toml, servers.toml
         #[arg(value_name = "FOLDER")]
@@ -62,8 +83,8 @@ pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
 }
 
 fn apply(folder: &Path, dry_run: bool, socket: &Socket) -> Result<(), Failure> {
-    let inventory = folder::load(folder).map_err(|e| Failure::Wrong(e.to_string()))?;
-    let client = Client::unix(socket.or(SOCKET));
+    let inventory = load(folder)?;
+    let client = socket.client();
     let path = if dry_run {
         "/v1/inventory?dry_run=true"
     } else {
@@ -75,10 +96,23 @@ fn apply(folder: &Path, dry_run: bool, socket: &Socket) -> Result<(), Failure> {
             Some(p) if p.status == 422 => {
                 Failure::Wrong(format!("{}: {}", folder.display(), p.detail))
             }
-            Some(_) | None => Failure::failed(&e),
+            Some(_) | None => unanswered(e),
         })
     })?;
     say(&show(&answer, dry_run))
+}
+
+/// Reads an inventory folder.
+pub(super) fn load(path: &Path) -> Result<Inventory, Failure> {
+    if !path.is_dir() {
+        let text = format!(
+            "{}: is no folder: an inventory is a folder with {}",
+            path.display(),
+            folder::FILES.join(", ")
+        );
+        return Err(Failure::Wrong(text));
+    }
+    folder::load(path).map_err(|e| Failure::Wrong(e.to_string()))
 }
 
 fn show(answer: &InventoryAnswer, dry_run: bool) -> String {
@@ -113,9 +147,9 @@ fn show(answer: &InventoryAnswer, dry_run: bool) -> String {
 }
 
 fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
-    let client = Client::unix(socket.or(SOCKET));
+    let client = socket.client();
     let ask = client.ask(Method::GET, "/v1/inventory/servers", None, NOTHING, LIMIT);
-    let servers: Vec<ServerView> = block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
+    let servers: Vec<ServerView> = block_on(async { ask.await.map_err(unanswered) })?;
     if json {
         let text = serde_json::to_string_pretty(&servers).map_err(|e| Failure::failed(&e))?;
         return say(&format!("{text}\n"));
@@ -147,9 +181,9 @@ fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
 }
 
 fn release(server: &str, socket: &Socket) -> Result<(), Failure> {
-    let client = Client::unix(socket.or(SOCKET));
+    let client = socket.client();
     let path = format!("/v1/servers/{server}/release");
     let ask = client.ask::<serde_json::Value>(Method::POST, &path, None, NOTHING, LIMIT);
-    block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
+    block_on(async { ask.await.map_err(unanswered) })?;
     say(&format!("{server} is a spare again\n"))
 }

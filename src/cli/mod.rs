@@ -9,19 +9,19 @@ mod status;
 use std::{
     fs,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
 
 use crate::{
+    api::client,
     config::Diagnostics,
     telemetry::{Chain, LogFormat},
 };
 
-/// Keeps an LVS cluster at full strength: takes a failed real server out of IPVS, and puts a freshly
-/// configured spare in its place.
+/// Takes failed real servers out of IPVS, and puts freshly configured spares in their places.
 #[derive(Debug, Parser)]
 #[command(name = "understudy", version = VERSION, arg_required_else_help = true)]
 struct Arguments {
@@ -38,11 +38,11 @@ const VERSION: &str = concat!(
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Checks real servers, owns IPVS, asks for spares. Runs until SIGTERM; IPVS stays as it is
+    /// Checks real servers, edits IPVS, asks for spares; IPVS stays as it is at the end
     Director(run::Arguments),
-    /// Configures spares over SSH. Runs until SIGTERM
+    /// Configures spares over SSH when a director asks
     Provisioner(run::Arguments),
-    /// Says every mistake in configuration files and inventory folders; exit status 2 if there is one
+    /// Says what is wrong in configuration files and inventory folders, and where
     CheckConfig(check_config::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
@@ -63,6 +63,28 @@ enum Failure {
 impl Failure {
     fn failed(e: &(dyn std::error::Error + 'static)) -> Self {
         Self::Failed(Chain(e).to_string())
+    }
+
+    /// What keeps `role`'s socket from answering, and what to do about it.
+    fn unanswered(role: &str, e: &client::Error) -> Self {
+        let client::Error::Unreachable { at, source } = e else {
+            return Self::failed(e);
+        };
+        let start = format!(
+            "start it (systemctl start understudy-{role}), or name its socket with --socket"
+        );
+        Self::Failed(match source.kind() {
+            io::ErrorKind::NotFound => {
+                format!("no {role} at {at}: there is no such socket; {start}")
+            }
+            io::ErrorKind::ConnectionRefused => {
+                format!("no {role} at {at}: nobody listens on the socket; {start}")
+            }
+            io::ErrorKind::PermissionDenied => format!(
+                "no access to the {role} at {at}: be root or a member of the group understudy"
+            ),
+            _ => format!("no {role} at {at}: {source}"),
+        })
     }
 }
 
@@ -102,8 +124,13 @@ fn say(text: &str) -> Result<(), Failure> {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    fs::read_to_string(path)
-        .map_err(|e| Failure::Wrong(format!("{}: cannot be read: {e}", path.display())))
+    fs::read_to_string(path).map_err(|e| {
+        let why = match e.kind() {
+            io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
+            _ => format!("cannot be read: {e}"),
+        };
+        Failure::Wrong(format!("{}: {why}", path.display()))
+    })
 }
 
 /// Runs one short task.
@@ -137,26 +164,10 @@ fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A socket's path.
-#[derive(Debug, clap::Args)]
-struct Socket {
-    /// The service's socket
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-}
-
-impl Socket {
-    fn or(&self, default: &str) -> PathBuf {
-        self.socket
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(default))
-    }
-}
-
 /// How logs are written.
 #[derive(Debug, clap::Args)]
 struct Logs {
     /// How logs are written
-    #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Auto)]
     log_format: LogFormat,
 }

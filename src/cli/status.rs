@@ -1,10 +1,10 @@
 //! `understudy status`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use hyper::Method;
 
-use super::{Failure, Socket, block_on, say, table};
+use super::{Failure, block_on, say, table};
 use crate::{
     api::client::{Client, NOTHING},
     director::status::{ServerStatus, Status},
@@ -13,15 +13,20 @@ use crate::{
 /// Whom to ask, and how to show it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    #[command(flatten)]
-    socket: Socket,
+    /// The director's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/understudy/director.sock"
+    )]
+    socket: PathBuf,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
-    let client = Client::unix(a.socket.or("/run/understudy/director.sock"));
+    let client = Client::unix(a.socket.clone());
     let ask = client.ask(
         Method::GET,
         "/v1/status",
@@ -29,7 +34,8 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
         NOTHING,
         Duration::from_secs(10),
     );
-    let status: Status = block_on(async { ask.await.map_err(|e| Failure::failed(&e)) })?;
+    let unanswered = |e| Failure::unanswered("director", &e);
+    let status: Status = block_on(async { ask.await.map_err(unanswered) })?;
     if a.json {
         let text = serde_json::to_string_pretty(&status).map_err(|e| Failure::failed(&e))?;
         return say(&format!("{text}\n"));

@@ -146,8 +146,7 @@ struct RawService {
     scheduler: Spanned<String>,
     #[serde(default)]
     scheduler_flags: Vec<Spanned<String>>,
-    #[serde(default)]
-    one_packet: bool,
+    one_packet: Option<Spanned<bool>>,
     forward: Spanned<String>,
     persistence_timeout: Option<Spanned<String>>,
     persistence_prefix: Option<Spanned<i64>>,
@@ -427,11 +426,8 @@ impl Reader {
         let forward = self
             .value(&s.forward, str::parse::<ForwardMethod>)
             .unwrap_or(ForwardMethod::Nat);
-        let mut flags = if s.one_packet {
-            ServiceFlags::ONE_PACKET
-        } else {
-            0
-        };
+        let one_packet = s.one_packet.as_ref().filter(|o| *o.get_ref());
+        let mut flags = one_packet.map_or(0, |_| ServiceFlags::ONE_PACKET);
         for f in &s.scheduler_flags {
             flags |= self
                 .value(f, |t| match t {
@@ -442,14 +438,13 @@ impl Reader {
                 })
                 .unwrap_or(0);
         }
-        if s.one_packet
+        if let Some(at) = one_packet
             && !matches!(
                 key,
                 ServiceKey::Addr(Protocol::Udp, _) | ServiceKey::Fwmark(..)
             )
         {
-            self.bad
-                .push(s.scheduler.span(), "one_packet is for UDP services");
+            self.bad.push(at.span(), "one_packet is for UDP services");
         }
         let attrs = ServiceAttrs {
             scheduler: Scheduler(scheduler),

@@ -11,6 +11,9 @@ use toml::Spanned;
 
 use super::{Diagnostics, duration};
 
+/// No server does key exchange and log-in in less: every spare would be quarantined.
+const SHORTEST_CONNECT: Duration = Duration::from_millis(100);
+
 /// A provisioner's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provisioner {
@@ -111,9 +114,17 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
         None => Duration::from_secs(10),
         Some(t) => duration::parse(t.get_ref()).unwrap_or_else(|e| {
             bad.push(t.span(), e.to_string());
-            Duration::ZERO
+            Duration::from_secs(10)
         }),
     };
+    if let Some(text) = &ssh.connect_timeout
+        && connect_timeout < SHORTEST_CONNECT
+    {
+        bad.push(
+            text.span(),
+            format!("connect_timeout is at least {SHORTEST_CONNECT:?}"),
+        );
+    }
     let or = |path: Option<PathBuf>, default| path.unwrap_or_else(|| PathBuf::from(default));
     bad.or(Provisioner {
         address,

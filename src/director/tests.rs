@@ -453,6 +453,42 @@ fn a_restart_asks_again_with_the_same_key() {
 }
 
 #[test]
+fn a_failure_of_another_boot_is_counted_from_this_one() {
+    let mut w = World::fresh();
+    w.now = 500;
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    w.passes(10);
+    let text = serde_json::to_string(&w.core.memory()).unwrap();
+    assert_eq!(w.core.memory().incidents[0].since, at(500));
+    let rebooted = text.replace("\"boot\"", "\"another boot\"");
+    assert_ne!(text, rebooted);
+    let recalled = recall(Some(rebooted.as_bytes()), &"lb1".parse().unwrap());
+    let w2 = World::new(recalled, w.kernel());
+    assert_eq!(w2.requests(), w.requests());
+    assert_eq!(w2.core.memory().incidents[0].since, at(0));
+}
+
+#[test]
+fn a_check_result_touches_its_own_service_and_only_if_it_changes_something() {
+    let mut w = World::fresh();
+    w.all_pass(&[1, 2, 3]);
+    let probe = |outcome| Event::Probe {
+        service: service(80),
+        dest: dest(2, 80),
+        outcome,
+    };
+    for _ in 0..3 {
+        let fx = w.core.handle(probe(Outcome::Pass), at(1));
+        assert_eq!(fx, Effects::default(), "up, and passes");
+    }
+    let fx = w.core.handle(probe(FAIL), at(2));
+    assert_eq!(fx, Effects::default(), "one failure is no verdict");
+    let fx = w.core.handle(probe(FAIL), at(3));
+    assert_eq!(fx.dirty, [service(80)].into());
+}
+
+#[test]
 fn while_nobody_knows_the_stand_ins_no_stranger_is_removed() {
     let stranger = |kernel: &mut Kernel| {
         kernel

@@ -82,6 +82,13 @@ impl Ipvs {
     /// # Errors
     /// [`Error::NoFamily`] without IPVS, [`Error::Io`] where there is no netlink.
     pub async fn connect() -> Result<Self, Error> {
+        let mut ipvs = Self::open()?;
+        ipvs.family = ipvs.look_up().await?;
+        Ok(ipvs)
+    }
+
+    /// A socket, the family not yet looked up.
+    fn open() -> Result<Self, Error> {
         let io = |source| Error::Io {
             request: Request::Connect,
             source,
@@ -94,7 +101,7 @@ impl Ipvs {
             .map_err(io)?;
         // An acknowledgement need not repeat its request.
         socket.socket_ref().set_cap_ack(true).map_err(io)?;
-        let mut ipvs = Self {
+        Ok(Self {
             socket,
             port,
             family: 0,
@@ -103,9 +110,7 @@ impl Ipvs {
             limit: LIMIT,
             leftovers: false,
             observer: None,
-        };
-        ipvs.family = ipvs.look_up().await?;
-        Ok(ipvs)
+        })
     }
 
     /// The same, with another limit on the time for each answer (5 s at first).
@@ -566,5 +571,30 @@ impl Failure {
                 _ => Error::Refused { request, source },
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel answers this one too, but to another port than the client listens for: to the
+    /// client it is mute.
+    #[tokio::test]
+    async fn an_answer_that_does_not_come_is_waited_for_no_longer_than_the_limit() {
+        let limit = Duration::from_millis(50);
+        let mut ipvs = Ipvs::open().unwrap().with_limit(limit);
+        let port = std::mem::replace(&mut ipvs.port, 1);
+        let asked = tokio::time::timeout(Duration::from_secs(20), ipvs.look_up());
+        let error = asked.await.expect("an end within the limit").unwrap_err();
+        assert!(
+            matches!(error, Error::TimedOut { limit: l, .. } if l == limit),
+            "{error}"
+        );
+        // What came too late is not taken for the answer to the next request.
+        ipvs.port = port;
+        ipvs.limit = Duration::from_secs(20);
+        let again = ipvs.look_up().await;
+        assert!(matches!(again, Ok(_) | Err(Error::NoFamily)), "{again:?}");
     }
 }

@@ -1,3 +1,5 @@
+//! An error with its causes in one line.
+
 use std::{error::Error, fmt};
 
 /// Prints an error with all its causes, once each: `{error}: {cause}: {cause of that}`.

@@ -22,7 +22,7 @@ fn the_example_loads() {
 }
 
 /// Each folder in `tests/it/inventory` holds a `stderr` with all that is to be said of it.
-/// `UPDATE_GOLDENS=1` writes it anew, for review.
+/// `UPDATE_GOLDEN=1` writes it anew, for review.
 #[test]
 fn bad_folders_say_every_mistake_at_its_place() {
     let mut seen = 0;
@@ -31,7 +31,7 @@ fn bad_folders_say_every_mistake_at_its_place() {
         let said = folder::load(&dir).expect_err("a bad folder").to_string();
         let said = said.replace(&format!("{}/", dir.display()), "") + "\n";
         let golden = dir.join("stderr");
-        if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::write(&golden, &said).unwrap();
         }
         let wanted = fs::read_to_string(&golden).unwrap_or_default();

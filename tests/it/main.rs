@@ -7,9 +7,11 @@
 )]
 
 mod check;
+mod cli;
 mod inventory;
 mod logs;
 mod metrics;
+mod rooms;
 mod rtnl;
 mod ssh;
 mod support;

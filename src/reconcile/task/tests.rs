@@ -284,6 +284,29 @@ async fn a_refused_addition_holds_back_neither_a_removal_nor_another_service() {
 }
 
 #[tokio::test]
+async fn a_refused_step_ends_its_own_service_only() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(1), &[dest(1)]), (key(2), &[dest(1)])]);
+    kernel.get().refuse = Some(dest(9));
+    let want = desired([
+        (key(1), &[dest(1), dest(8), dest(9)], &[]),
+        (key(2), &[dest(2)], &[]),
+        (key(3), &[dest(3)], &[]),
+    ]);
+    let (ok, applied) = pass(&kernel, &want).await;
+    assert!(!ok);
+    assert_eq!(applied.failed.keys().copied().collect::<Vec<_>>(), [key(1)]);
+    assert_eq!(
+        kernel.get().table,
+        table([
+            (key(1), &[dest(1), dest(8)]),
+            (key(2), &[dest(2)]),
+            (key(3), &[dest(3)])
+        ])
+    );
+}
+
+#[tokio::test]
 async fn an_errno_that_contradicts_the_reading_means_read_again() {
     let kernel = FakeKernel::default();
     kernel.get().table = table([(key(1), &[dest(1), dest(2)])]);
