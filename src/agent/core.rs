@@ -26,6 +26,9 @@ use crate::{
 /// The longest sleep: the watchdog wants a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// A turn that comes so late says that this process or host was stopped.
+const STOPPED: Duration = Duration::from_secs(5);
+
 /// What comes in.
 #[derive(Debug)]
 pub struct Inputs {
@@ -63,18 +66,33 @@ pub struct Shell {
     pub metrics: DirectorMetrics,
     /// What goes out.
     pub out: Outputs,
+    /// Why the memory could not be kept, if it could not.
+    pub not_kept: Option<String>,
 }
 
 impl Shell {
     /// Runs until `stop`.
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
+        let mut last = clock::now();
+        let mut tick = time::Instant::now();
         loop {
             let now = clock::now();
             self.out.heartbeat.send_replace(now);
-            let wait = self
-                .core
-                .next_deadline(now)
-                .map_or(BEAT, |d| d.since(now).min(BEAT));
+            if now.since(last) > STOPPED {
+                warn!(
+                    stopped_s = now.since(last).as_secs(),
+                    "this process was stopped: failed servers must show again that they fail"
+                );
+                self.take(Event::Woke);
+            }
+            last = now;
+            // Not a sleep of its own each turn: under a steady stream of probes it would never end.
+            if time::Instant::now() >= tick {
+                self.take(Event::Tick);
+                tick = time::Instant::now() + BEAT;
+            }
+            let due = self.core.next_deadline(now).map_or(BEAT, |d| d.since(now));
+            tick = tick.min(time::Instant::now() + due);
             let event = tokio::select! {
                 () = stop.cancelled() => return,
                 // Cancel-safe, all of them: nothing is taken unless the branch wins.
@@ -86,12 +104,14 @@ impl Shell {
                     Event::Applied(inputs.applied.borrow_and_update().clone())
                 }
                 Some(answer) = inputs.questions.recv() => {
-                    if answer.send(self.core.status(now)).is_err() {
+                    let mut status = self.core.status(now);
+                    status.warnings.extend(self.not_kept.clone());
+                    if answer.send(status).is_err() {
                         tracing::debug!("operator went away before the answer");
                     }
                     continue;
                 }
-                () = time::sleep(wait) => Event::Tick,
+                () = time::sleep_until(tick) => continue,
             };
             self.take(event);
         }
@@ -113,17 +133,16 @@ impl Shell {
 
     /// Memory first: what is told to others must not be forgotten.
     fn remember(&mut self) {
-        let ok = !self.core.may_write_memory()
-            || match self.file.keep(self.core.memory()) {
-                Ok(_) => true,
-                Err(e) => {
-                    error!(error = %Chain(&e), "state was not kept: after a restart the provisioner must be asked for the stand-ins; free space or mend permissions");
-                    false
-                }
-            };
-        self.metrics
-            .state_file_ok
-            .set((ok && self.core.remembers()).into());
+        if self.core.may_write_memory() {
+            let kept = self.file.keep(self.core.memory());
+            self.not_kept = kept.err().map(|e| {
+                let why = Chain(&e).to_string();
+                error!(error = %why, "state was not kept: a restart will ask the provisioner for the stand-ins; free space or mend permissions");
+                format!("{why}: a restart will ask the provisioner for the stand-ins; free space or mend permissions")
+            });
+        }
+        let ok = self.not_kept.is_none() && self.core.remembers();
+        self.metrics.state_file_ok.set(ok.into());
     }
 
     fn publish(&mut self, fx: &Effects, now: MonoTime) {
@@ -178,7 +197,7 @@ impl Shell {
         let m = &self.metrics;
         match note {
             Note::WentUp(service, dest) => {
-                info!(%service, server = %dest, "real server passed its checks, it goes into service");
+                info!(%service, server = %dest, "real server passed its checks");
                 m.transition(To::Up, "passed");
                 m.set_server_up(*service, *dest, true);
             }
@@ -203,6 +222,9 @@ impl Shell {
             }
             Note::Gave(key, why) => {
                 error!(server = %key.failed, incident = %key, reason = %why, "replacement came to nothing; it is asked for again later if the server still fails");
+            }
+            Note::CalledOff(key, why) => {
+                info!(server = %key.failed, incident = %key, reason = %why, "replacement was called off");
             }
             Note::Joined(m) => {
                 info!(spare = %m.spare.name, addresses = ?m.spare.addresses, in_place_of = ?m.origins, replacement = %m.replacement, "stand-in was announced, it enters as soon as it passes its checks");

@@ -190,6 +190,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         file,
         metrics,
         out,
+        not_kept: None,
     };
     tasks.start("core", |stop| {
         shell.run(

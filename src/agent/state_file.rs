@@ -72,7 +72,7 @@ impl StateFile {
     ///
     /// # Errors
     ///
-    /// The file keeps its old content.
+    /// There is then no file: an old one would tell of stand-ins as they were.
     pub fn keep(&mut self, memory: Memory) -> Result<bool, Error> {
         if self.written.as_ref() == Some(&memory) {
             return Ok(false);
@@ -87,12 +87,21 @@ impl StateFile {
         };
         if self.set_aside {
             let aside = self.path.with_extension("json.unreadable");
-            fs::rename(&self.path, aside).map_err(fail("set aside"))?;
+            match fs::rename(&self.path, aside) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("set aside")(e)),
+                Ok(()) | Err(_) => {}
+            }
             self.set_aside = false;
         }
         let bytes = serde_json::to_vec_pretty(&memory).map_err(io::Error::other);
         let bytes = bytes.map_err(fail("written"))?;
-        replace(&self.path, &bytes).map_err(fail("written"))?;
+        if let Err(e) = replace(&self.path, &bytes) {
+            // An old memory is worse than none: with none, no stranger is removed before the
+            // provisioner has spoken. A full disk still lets a file be removed.
+            drop(fs::remove_file(&self.path));
+            self.written = None;
+            return Err(fail("written")(e));
+        }
         self.written = Some(memory);
         Ok(true)
     }
@@ -145,5 +154,29 @@ mod tests {
             .unwrap();
         let aside = fs::read(dir.path().join("state.json.unreadable")).unwrap();
         assert_eq!(aside, b"{\"version\":9}");
+    }
+
+    #[test]
+    fn a_memory_that_cannot_be_kept_leaves_no_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
+        let memory = |n| Memory::new("b".into(), name(), n, vec![], vec![]);
+        file.keep(memory(1)).unwrap();
+        fs::create_dir(dir.path().join("state.json.new")).unwrap();
+        file.keep(memory(2)).unwrap_err();
+        let (_, found) = StateFile::open(dir.path(), &name()).unwrap();
+        assert!(matches!(found, Recall::Forgot(_)), "{found:?}");
+        fs::remove_dir(dir.path().join("state.json.new")).unwrap();
+        assert!(file.keep(memory(2)).unwrap(), "tried again");
+    }
+
+    #[test]
+    fn a_damaged_file_that_somebody_removed_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("state.json"), b"garbage").unwrap();
+        let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
+        fs::remove_file(dir.path().join("state.json")).unwrap();
+        file.keep(Memory::new("b".into(), name(), 1, vec![], vec![]))
+            .unwrap();
     }
 }

@@ -268,9 +268,15 @@ fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_e| {
-        format!("{text:?} is no address and port: write \"192.0.2.1:80\" or \"[2001:db8::1]:80\"")
-    })
+    match text.parse() {
+        Ok(SocketAddr::V6(a)) if a.scope_id() != 0 => {
+            Err(format!("{text:?} has a scope: IPVS knows none"))
+        }
+        Ok(at) => Ok(at),
+        Err(_) => Err(format!(
+            "{text:?} is no address and port: write \"192.0.2.1:80\" or \"[2001:db8::1]:80\""
+        )),
+    }
 }
 
 fn statuses(text: &str) -> Result<(u16, u16), String> {
@@ -451,7 +457,7 @@ impl Reader {
             flags: ServiceFlags(flags),
             persistence: self.persistence(key, s),
         };
-        let check = self.check(s.check.as_ref(), key);
+        let check = self.check(s.check.as_ref(), key, s.scheduler.span());
         let mut servers = BTreeMap::new();
         for raw in &s.real_server {
             if let Some((dest, attrs)) = self.server(key, forward, raw)
@@ -505,7 +511,12 @@ impl Reader {
         })
     }
 
-    fn check(&mut self, raw: Option<&Spanned<RawCheck>>, key: ServiceKey) -> CheckSpec {
+    fn check(
+        &mut self,
+        raw: Option<&Spanned<RawCheck>>,
+        key: ServiceKey,
+        at: Range<usize>,
+    ) -> CheckSpec {
         let c = raw.map(Spanned::get_ref);
         let interval = self.duration(c.and_then(|c| c.interval.as_ref()), Duration::from_secs(1));
         let timeout = self.duration(c.and_then(|c| c.timeout.as_ref()), interval);
@@ -534,7 +545,16 @@ impl Reader {
                 );
                 CheckKind::Tcp
             }
-            Some((_, None)) | None => CheckKind::Tcp,
+            Some((Some(_), None)) => CheckKind::Tcp,
+            Some((None, None)) | None => {
+                if let ServiceKey::Addr(Protocol::Udp | Protocol::Sctp, _) = key {
+                    let message = format!(
+                        "{key} is not TCP: say which check tells its health, [virtual_service.check.tcp] or [virtual_service.check.http]"
+                    );
+                    self.bad.push(raw.map_or(at, Spanned::span), message);
+                }
+                CheckKind::Tcp
+            }
         };
         CheckSpec {
             kind,
@@ -550,10 +570,13 @@ impl Reader {
     fn http(&mut self, raw: &RawHttp) -> CheckKind {
         let path = raw.path.as_ref().and_then(|p| {
             self.value(p, |t| {
-                match t.starts_with('/') && t.chars().all(|c| c.is_ascii_graphic()) {
+                match t.starts_with('/')
+                    && t.parse::<hyper::http::uri::PathAndQuery>().is_ok()
+                    && !t.contains('#')
+                {
                     true => Ok(t.to_owned()),
                     false => Err(format!(
-                        "{t:?} is no path: it begins with / and has no blanks"
+                        "{t:?} is no path of a URL: it begins with / and has no blanks, # or <>"
                     )),
                 }
             })

@@ -103,6 +103,27 @@ fn a_provisioner_listens_on_loopback_only() {
     );
 }
 
+#[test]
+fn a_service_that_is_not_tcp_says_how_it_is_checked() {
+    let udp = GOOD
+        .replace("scheduler = ", "protocol = \"udp\"\nscheduler = ")
+        .replace("check.http.status = \"200-399\"\n", "");
+    let found = errors(&udp);
+    assert!(
+        found.contains("is not TCP: say which check tells its health"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_path_that_no_request_can_carry_is_refused() {
+    let found = errors(&GOOD.replace(
+        "check.http.status",
+        "check.http.path = \"/a<b\"\ncheck.http.status",
+    ));
+    assert!(found.contains("is no path of a URL"), "{found}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_makes_it_panic(at in 0usize..400, with in "\\PC{0,8}") {

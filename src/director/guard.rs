@@ -19,7 +19,8 @@ pub enum Guard {
         /// The server whose replacement runs.
         other: IpAddr,
     },
-    /// No server of this director is up: more likely it is cut off than right.
+    /// No server of the failed one's address family is up: more likely this director is cut off than
+    /// right.
     AllServersDown,
 }
 
@@ -53,7 +54,7 @@ impl fmt::Display for Guard {
             }
             Self::OneAtATime { other } => write!(f, "the replacement of {other} goes first"),
             Self::AllServersDown => f.write_str(
-                "no server of this director is up: it is more likely cut off itself; released when one passes its check",
+                "no server of its address family is up: more likely this director is cut off itself; released when one passes its check",
             ),
         }
     }

@@ -6,13 +6,16 @@ use super::{Core, Effects, Guard, Note, RememberedIncident};
 use crate::{
     config::{FailingIn, ReplacementPolicy},
     model::{
-        IncidentKey, MonoTime, ReplacementId,
+        Family, IncidentKey, MonoTime, ReplacementId,
         wire::{Replacement, ReplacementState, Want},
     },
 };
 
 /// After a replacement that came to nothing the next is not asked for sooner than this.
 const REST: Duration = Duration::from_secs(30);
+
+/// A stand-in that is not in service after this holds up no other replacement.
+pub(super) const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 
 /// One failed server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,10 +104,18 @@ impl Core {
     /// Whether a stand-in has the place of this server.
     fn covered(&self, server: IpAddr) -> bool {
         let stands_in = |m: &&super::Member| m.want == Want::Attach;
-        self.members
-            .values()
-            .filter(stands_in)
-            .any(|m| m.origins.contains(&server) && !m.spare.addresses.contains(&server))
+        let attached = || self.members.values().filter(stands_in);
+        let own: Vec<_> = attached()
+            .filter(|m| m.spare.addresses.contains(&server))
+            .collect();
+        // Ids are in the order of time: a newer stand-in has the place that this one had.
+        let passed_on = |m: &super::Member| {
+            own.iter()
+                .any(|o| o.origins == m.origins && o.replacement < m.replacement)
+        };
+        attached()
+            .filter(|m| !m.spare.addresses.contains(&server))
+            .any(|m| m.origins.contains(&server) || passed_on(m))
     }
 
     /// Opens, requests, calls off and closes incidents.
@@ -208,20 +219,28 @@ impl Core {
             .iter()
             .find(|(_, i)| i.is_running())
             .map(|(a, _)| *a);
-        if let Some(other) = running.or_else(|| self.attaching()) {
+        if let Some(other) = running.or_else(|| self.attaching(now)) {
             return Some(Guard::OneAtATime { other });
         }
-        if !self.health.values().any(|h| h.is_up()) {
+        let family = Family::of(server);
+        let mut of_family = self
+            .health
+            .iter()
+            .filter(|((_, d), _)| Family::of(d.addr) == family);
+        if !of_family.any(|(_, h)| h.is_up()) {
             return Some(Guard::AllServersDown);
         }
         None
     }
 
     /// The server whose stand-in is offered, not yet in service, and not found failing.
-    fn attaching(&self) -> Option<IpAddr> {
+    fn attaching(&self, now: MonoTime) -> Option<IpAddr> {
         let pending = |m: &&super::Member| {
             let failing = m.spare.addresses.iter().any(|a| self.failing(*a).is_some());
-            m.want == Want::Attach && m.confirmed != Some(Want::Attach) && !failing
+            let joined = self.joined.get(&m.replacement);
+            let fresh = joined.is_some_and(|at| now.since(*at) < ATTACH_LIMIT);
+            let waits = m.want == Want::Attach && m.confirmed != Some(Want::Attach);
+            waits && fresh && !failing && self.slots(m).next().is_some()
         };
         self.members
             .values()
@@ -292,9 +311,14 @@ impl Core {
             return;
         };
         // Should it still fail, it is asked for anew, not at once.
+        let wished = matches!(incident.stage, Stage::Cancelling { .. });
         incident.stage = Stage::Open;
         incident.since = now.after(rest);
         incident.told = None;
-        fx.notes.push(Note::Gave(key.clone(), why));
+        fx.notes.push(if wished {
+            Note::CalledOff(key.clone(), why)
+        } else {
+            Note::Gave(key.clone(), why)
+        });
     }
 }

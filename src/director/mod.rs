@@ -60,6 +60,8 @@ pub enum Event {
     Applied(Applied),
     /// Time went on.
     Tick,
+    /// This process or host was stopped for a while: what was seen before says nothing of now.
+    Woke,
 }
 
 /// Something worth a log line and a count: the shell writes them.
@@ -79,6 +81,8 @@ pub enum Note {
     Progress(IncidentKey, ReplacementState, Option<String>),
     /// A request ended without a spare, in words.
     Gave(IncidentKey, String),
+    /// A request that was called off has ended, in words.
+    CalledOff(IncidentKey, String),
     /// A stand-in was announced by the provisioner.
     Joined(Member),
     /// A stand-in is to leave.
@@ -156,6 +160,8 @@ pub struct Core {
     /// Why the state file said nothing, if it did; ends when the provisioner has answered.
     forgot: Option<String>,
     members: BTreeMap<ReplacementId, Member>,
+    /// When each stand-in came to be known to this process.
+    joined: BTreeMap<ReplacementId, MonoTime>,
     incidents: BTreeMap<IpAddr, Incident>,
     next_incident: u64,
     link: Link,
@@ -176,6 +182,7 @@ impl Core {
             adopted: start.kernel,
             forgot: None,
             members: BTreeMap::new(),
+            joined: BTreeMap::new(),
             incidents: BTreeMap::new(),
             next_incident: numbers_from,
             link: Link::Unheard(None),
@@ -197,6 +204,7 @@ impl Core {
             .into_iter()
             .map(|m| (m.replacement.clone(), m))
             .collect();
+        self.joined = self.members.keys().map(|id| (id.clone(), now)).collect();
         let same_boot = memory.boot_id == self.boot_id;
         for i in memory.incidents {
             let since = if same_boot { i.since } else { now };
@@ -219,6 +227,7 @@ impl Core {
     /// Takes one event.
     pub fn handle(&mut self, event: Event, now: MonoTime) -> Effects {
         let mut fx = Effects::default();
+        let probe = matches!(event, Event::Probe { .. });
         match event {
             Event::Probe {
                 service,
@@ -227,7 +236,7 @@ impl Core {
             } => {
                 self.probed(service, dest, outcome, now, &mut fx);
             }
-            Event::Members(list) => self.listed(list, &mut fx),
+            Event::Members(list) => self.listed(list, now, &mut fx),
             Event::Replacement(key, answer) => {
                 self.heard(&mut fx);
                 self.answered(&key, &answer, now, &mut fx);
@@ -240,8 +249,12 @@ impl Core {
             Event::Confirmed(id, is) => self.confirmed(&id, is, &mut fx),
             Event::Applied(applied) => self.applied = applied,
             Event::Tick => {}
+            Event::Woke => self.woke(now),
         }
-        self.review(now, &mut fx);
+        // A probe that changed no verdict decides nothing: ten thousand come in a second.
+        if !probe || fx != Effects::default() {
+            self.review(now, &mut fx);
+        }
         fx
     }
 
@@ -263,6 +276,12 @@ impl Core {
         let before = *health;
         let (after, transition) = before.observe(outcome, config.check.timing, now);
         *health = after;
+        if !after.is_unknown()
+            && let Some(found) = self.adopted.get_mut(&service)
+        {
+            // There is a verdict: what was found at the start has had its use.
+            found.remove(&dest);
+        }
         if before.is_unknown() != after.is_unknown() || transition.is_some() {
             fx.dirty.insert(service);
         }
@@ -273,7 +292,18 @@ impl Core {
         }
     }
 
-    fn listed(&mut self, list: Members, fx: &mut Effects) {
+    /// Nobody was checked meanwhile: what failed before must show again that it fails.
+    fn woke(&mut self, now: MonoTime) {
+        for incident in self
+            .incidents
+            .values_mut()
+            .filter(|i| i.stage == Stage::Open)
+        {
+            incident.since = incident.since.max(now);
+        }
+    }
+
+    fn listed(&mut self, list: Members, now: MonoTime, fx: &mut Effects) {
         self.heard(fx);
         self.listed = true;
         let mut unlisted: BTreeSet<_> = self.members.keys().cloned().collect();
@@ -282,6 +312,12 @@ impl Core {
             let old = self
                 .members
                 .insert(member.replacement.clone(), member.clone());
+            self.joined.entry(member.replacement.clone()).or_insert(now);
+            let moved = |o: &&Member| (&o.origins, &o.spare) != (&member.origins, &member.spare);
+            if let Some(old) = old.as_ref().filter(moved) {
+                self.dirty_slots(old, fx);
+                self.dirty_slots(&member, fx);
+            }
             if old.as_ref().map(|o| o.want) != Some(member.want) {
                 self.dirty_slots(&member, fx);
                 fx.notes.push(match member.want {
@@ -396,25 +432,23 @@ impl Core {
         }
     }
 
-    /// Whether the kernel is, in every service concerned, as the provisioner wants this stand-in.
+    /// Whether the world is, in every service concerned, as the provisioner wants this stand-in: in
+    /// the kernel and passing its checks, or not in the kernel.
     fn stands(&self, member: &Member) -> bool {
         let mut slots = self.slots(member).peekable();
-        let holds = |service: &ServiceKey, dest: &DestKey| {
-            let kernel = self.applied.kernel.get(service);
-            kernel
-                .and_then(|k| k.get(dest))
-                .is_some_and(|a| a.weight.get() > 0)
-        };
-        let read = |service: &ServiceKey| self.applied.kernel.contains_key(service);
+        let kernel = |service: &ServiceKey| self.applied.kernel.get(service);
         match member.want {
-            Want::Attach => slots.peek().is_some() && slots.all(|(s, d)| holds(&s, &d)),
-            Want::Withdraw => slots.all(|(s, d)| {
-                let configured = self
-                    .config
-                    .services
-                    .get(&s)
-                    .is_some_and(|c| c.servers.contains_key(&d));
-                read(&s) && (configured || !holds(&s, &d))
+            Want::Attach => {
+                slots.peek().is_some()
+                    && slots.all(|slot| {
+                        let up = self.health.get(&slot).is_some_and(|h| h.is_up());
+                        up && kernel(&slot.0).is_some_and(|k| k.contains_key(&slot.1))
+                    })
+            }
+            Want::Withdraw => slots.all(|(service, dest)| {
+                let config = self.config.services.get(&service);
+                let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
+                kernel(&service).is_some_and(|k| configured || !k.contains_key(&dest))
             }),
         }
     }

@@ -9,7 +9,7 @@ use super::{Arrival, Core};
 use crate::{
     health::Health,
     model::{
-        CheckSpec, DestAttrs, DestKey, Family, Service, ServiceKey,
+        CheckSpec, DestAttrs, DestKey, Service, ServiceKey,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -41,8 +41,9 @@ impl Core {
             }
             known.insert(*dest);
             match self.place(key, *dest, *attrs) {
-                // The role has passed to the stand-in: while that serves, the old one stays out.
-                Place::In(_) if replaced => {}
+                // The role has passed to the stand-in: while that serves, the old one stays out,
+                // unless it serves as the stand-in of another.
+                Place::In(_) if replaced && !self.lent(dest) => {}
                 Place::In(attrs) => drop(dests.insert(*dest, attrs)),
                 Place::Failed => drop(out.insert(*dest)),
                 Place::Waiting => {}
@@ -84,6 +85,14 @@ impl Core {
 
     fn adopted_as(&self, key: ServiceKey, dest: DestKey) -> Option<&DestAttrs> {
         self.adopted.get(&key).and_then(|s| s.get(&dest))
+    }
+
+    /// Whether a configured server stands in for another one.
+    fn lent(&self, dest: &DestKey) -> bool {
+        let members = self.members.values().filter(|m| m.want == Want::Attach);
+        members
+            .filter(|m| m.spare.addresses.contains(&dest.addr))
+            .any(|m| !m.origins.contains(&dest.addr))
     }
 
     /// Who is to stand in for a configured destination, with its port.
@@ -155,16 +164,11 @@ enum Place {
     Waiting,
 }
 
-/// The spare's address of the destination's family, with its port.
+/// The spare's address nearest to the destination's, with its port.
 fn in_place_of(member: &Member, dest: DestKey) -> Option<DestKey> {
-    let family = Family::of(dest.addr);
-    let addr = member
-        .spare
-        .addresses
-        .iter()
-        .find(|a| Family::of(**a) == family)?;
+    let addr = member.spare.address_for(dest.addr)?;
     Some(DestKey {
-        addr: *addr,
+        addr,
         port: dest.port,
     })
 }

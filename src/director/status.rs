@@ -95,7 +95,7 @@ impl Core {
                 .collect(),
             incidents: self.incident_status(now),
             stand_ins: self.stand_in_status(),
-            warnings: self.warnings(),
+            warnings: self.warnings(now),
         }
     }
 
@@ -179,10 +179,10 @@ impl Core {
     }
 
     fn stand_in_status(&self) -> Vec<StandInStatus> {
-        let state = |m: &super::Member| match (m.want, m.confirmed) {
-            (Want::Attach, Some(Want::Attach)) => "serving",
-            (Want::Attach, _) => "joining",
-            (Want::Withdraw, _) => "leaving",
+        let state = |m: &super::Member| match m.want {
+            Want::Attach if self.stands(m) => "serving",
+            Want::Attach => "joining",
+            Want::Withdraw => "leaving",
         };
         let members = self.members.values();
         members
@@ -195,7 +195,12 @@ impl Core {
             .collect()
     }
 
-    fn warnings(&self) -> Vec<String> {
+    fn overdue(&self, m: &super::Member, now: MonoTime) -> bool {
+        let joined = self.joined.get(&m.replacement);
+        joined.is_some_and(|at| now.since(*at) >= super::incident::ATTACH_LIMIT)
+    }
+
+    fn warnings(&self, now: MonoTime) -> Vec<String> {
         let mut all = Vec::new();
         if let (Some(why), Some(_)) = (&self.forgot, &self.config.provisioner) {
             all.push(format!(
@@ -210,6 +215,19 @@ impl Core {
                 all.push("the provisioner has not been heard yet".to_owned());
             }
             (Link::Up, _) | (_, None) => {}
+        }
+        for m in self.members.values().filter(|m| m.want == Want::Attach) {
+            let name = &m.spare.name;
+            if self.slots(m).next().is_none() {
+                all.push(format!(
+                    "stand-in {name} has no place: the configuration no longer names {:?}; name {:?} there to keep it in service",
+                    m.origins, m.spare.addresses
+                ));
+            } else if !self.stands(m) && self.overdue(m, now) {
+                all.push(format!(
+                    "stand-in {name} is not in service in all its places: see its checks above, and the log for what the kernel refused"
+                ));
+            }
         }
         if let Some(why) = &self.applied.unreadable {
             all.push(format!("the kernel's table cannot be read: {why}"));

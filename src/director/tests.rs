@@ -565,6 +565,104 @@ fn a_stand_in_that_the_provisioner_forgot_keeps_its_place() {
     assert_eq!(w.core.stand_in_count(), 0);
 }
 
+#[test]
+fn a_stand_in_that_never_gets_in_holds_up_nobody_for_ever() {
+    let mut w = World::fresh();
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    // It never passes a check here: offered, not in service.
+    w.members(vec![member("m1", 1, 9, Want::Attach)]);
+    w.dies(2);
+    w.passes(10);
+    assert_eq!(
+        w.core.guard(ip(2), at(w.now)),
+        Some(Guard::OneAtATime { other: ip(1) })
+    );
+    w.passes(50);
+    assert_eq!(w.requests().len(), 1);
+    let warnings = w.core.status(at(w.now)).warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|l| l.contains("spare9 is not in service")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_mended_server_that_was_drawn_as_a_spare_serves_in_both_places_it_has() {
+    let mut w = World::fresh();
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    w.members(vec![member("m1", 1, 9, Want::Attach)]);
+    w.all_pass(&[9, 1]);
+    assert_eq!(w.in_service(80), [2, 3, 9]);
+    w.dies(2);
+    let both = vec![
+        member("m1", 1, 9, Want::Attach),
+        member("m2", 2, 1, Want::Attach),
+    ];
+    w.members(both);
+    assert_eq!(w.in_service(80), [1, 3, 9]);
+    assert!(
+        w.core
+            .outbox()
+            .confirms
+            .contains(&("m2".parse().unwrap(), Want::Attach))
+    );
+}
+
+#[test]
+fn what_was_found_at_the_start_lets_nobody_in_unchecked_later() {
+    let mut kernel = full_kernel();
+    kernel
+        .get_mut(&service(80))
+        .unwrap()
+        .insert(dest(9, 80), attrs(5));
+    let mut w = World::new(Recall::Forgot("there is no state file".into()), kernel);
+    w.members(vec![member("m1", 1, 9, Want::Attach)]);
+    w.all_pass(&[1, 2, 3, 9]);
+    w.members(vec![member("m1", 1, 9, Want::Withdraw)]);
+    w.event(Event::Confirmed("m1".parse().unwrap(), Want::Withdraw));
+    w.members(vec![member("m2", 2, 9, Want::Attach)]);
+    assert!(!w.in_service(80).contains(&9), "nobody has probed it since");
+}
+
+#[test]
+fn a_replaced_stand_in_is_not_asked_for_again() {
+    let mut w = World::fresh();
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    w.members(vec![member("m1", 1, 9, Want::Attach)]);
+    w.all_pass(&[9]);
+    w.event(Event::Confirmed("m1".parse().unwrap(), Want::Attach));
+    w.dies(9);
+    w.passes(10);
+    assert_eq!(w.requests().len(), 1);
+    let both = vec![
+        member("m1", 1, 9, Want::Attach),
+        member("m2", 1, 8, Want::Attach),
+    ];
+    w.members(both);
+    w.all_pass(&[8]);
+    w.event(Event::Confirmed("m2".parse().unwrap(), Want::Attach));
+    let notes = w.passes(100);
+    assert_eq!((w.requests(), notes), (vec![], vec![]));
+}
+
+#[test]
+fn what_failed_before_a_stop_of_this_process_must_show_again_that_it_fails() {
+    let mut w = World::fresh();
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    w.now += 600;
+    w.event(Event::Woke);
+    w.passes(9);
+    assert_eq!(w.requests(), []);
+    w.passes(1);
+    assert_eq!(w.requests().len(), 1);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Probe(u8, bool),

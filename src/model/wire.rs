@@ -121,8 +121,36 @@ impl ReplacementState {
 pub struct Spare {
     /// Its name in the inventory.
     pub name: String,
-    /// All its service addresses; a service takes the first of its family.
+    /// All its service addresses; a place takes the nearest one.
     pub addresses: Vec<IpAddr>,
+}
+
+impl Spare {
+    /// The address that takes the place of `of`; see [`nearest`].
+    #[must_use]
+    pub fn address_for(&self, of: IpAddr) -> Option<IpAddr> {
+        nearest(&self.addresses, of)
+    }
+}
+
+/// Of `addresses` the one of `of`'s family that shares most leading bits with it, so that a service
+/// network is kept apart from a management network; the first of several.
+#[must_use]
+pub fn nearest(addresses: &[IpAddr], of: IpAddr) -> Option<IpAddr> {
+    let shared = |a: &IpAddr| match (a, of) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => Some((a.to_bits() ^ b.to_bits()).leading_zeros()),
+        (IpAddr::V6(a), IpAddr::V6(b)) => Some((a.to_bits() ^ b.to_bits()).leading_zeros()),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
+    };
+    let mut best: Option<(u32, IpAddr)> = None;
+    for address in addresses {
+        if let Some(bits) = shared(address)
+            && best.is_none_or(|(most, _)| bits > most)
+        {
+            best = Some((bits, *address));
+        }
+    }
+    best.map(|(_, address)| address)
 }
 
 /// One journaled step.
@@ -302,5 +330,26 @@ impl Problem {
             detail: detail.into(),
             code: code.to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn a_place_takes_the_address_of_its_own_network() {
+        let of = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+        let addresses = [of("10.0.9.5"), of("10.77.1.21"), of("fd77:1::21")];
+        assert_eq!(
+            nearest(&addresses, of("10.77.1.11")),
+            Some(of("10.77.1.21"))
+        );
+        assert_eq!(nearest(&addresses, of("10.0.9.4")), Some(of("10.0.9.5")));
+        assert_eq!(
+            nearest(&addresses, of("fd77:1::11")),
+            Some(of("fd77:1::21"))
+        );
+        assert_eq!(nearest(&addresses[..2], of("fd77:1::11")), None);
     }
 }

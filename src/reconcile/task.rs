@@ -68,14 +68,21 @@ pub async fn run(
         let now = time::Instant::now();
         let whole = now >= next_whole;
         let ok = reconciler.pass(&mut kernel, &want, whole).await;
-        if whole && ok {
-            next_whole = now + timing.resync;
+        if whole {
+            let readable = reconciler.applied.unreadable.is_none();
+            next_whole = now
+                + if readable {
+                    timing.resync
+                } else {
+                    timing.retry
+                };
         }
         applied.send_replace(reconciler.applied.clone());
+        let retry = time::Instant::now() + timing.retry;
         let wake = if ok {
             next_whole
         } else {
-            time::Instant::now() + timing.retry
+            next_whole.min(retry)
         };
         tokio::select! {
             () = stop.cancelled() => return,
