@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         address: vip4(80),
         forward: "nat",
         check: HTTP_CHECK.to_owned(),
-        real_servers: web.map(real_server).to_vec(),
+        real_servers: web.map(|name| (real_server(name), 1)).to_vec(),
     };
     let director_config = lab.write_director(&[service], "3s");
 
