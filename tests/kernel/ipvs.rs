@@ -1,12 +1,6 @@
 //! The client against a real IPVS, ipvsadm as the witness both ways. Each test has a network
 //! namespace, and so an IPVS table, of its own.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test panics where it fails, and says what it measured"
-)]
+#![expect(clippy::print_stdout, reason = "says what it measured")]
 
 use std::{
     collections::BTreeMap,
