@@ -7,7 +7,7 @@ use understudy::model::inventory::ServerState;
 use crate::lab::Lab;
 use crate::lab::files::{NGINX_SCRIPT, ROLE};
 use crate::lab::server::Tree;
-use crate::lab::{vip4, vip6};
+use crate::lab::{show, vip4, vip6};
 use crate::scene::{
     Clock, LIGHT_SCRIPT, REPLACED, SOON, Scene, Table, WIRING, Watch, real_server, service, table,
     wait_for_page, wait_for_table,
@@ -54,8 +54,8 @@ fn nginx_killed_nat_v4() {
 
     apply_again_changes_nothing(&scene);
     let states = watch.stop();
-    assert_stayed(&states, &[(vip, web2)]);
-    assert_stayed_once_in(&states, (vip, spare1));
+    assert_stayed(&scene, &states, &[(vip, web2)]);
+    assert_stayed_once_in(&scene, &states, (vip, spare1));
     clock.lap("looked at");
 }
 
@@ -98,8 +98,8 @@ fn blackholed_dr_v6() {
     lab.server("spare1").sh("dpkg -s nginx-light");
     assert_nobody_acted(&scene, "spare1");
     let states = watch.stop();
-    assert_stayed(&states, &[(vip, web2)]);
-    assert_stayed_once_in(&states, (vip, spare1));
+    assert_stayed(&scene, &states, &[(vip, web2)]);
+    assert_stayed_once_in(&scene, &states, (vip, spare1));
     clock.lap("looked at");
 }
 
@@ -144,7 +144,7 @@ fn a_server_of_both_families_has_one_spare() {
     assert_eq!(lab.ipvs_table(), witness);
     assert_nobody_acted(&scene, "spare1");
     assert_eq!(scene.spare("spare2").state, ServerState::Ready);
-    assert_stayed(&watch.stop(), &places("web2"));
+    assert_stayed(&scene, &watch.stop(), &places("web2"));
     clock.lap("the first spare serves");
 
     let watch = Watch::start(&lab);
@@ -166,7 +166,7 @@ fn a_server_of_both_families_has_one_spare() {
     ];
     assert_eq!(lab.ipvs_table(), witness);
     scene.wait_for_success(2);
-    assert_stayed(&watch.stop(), &places("spare1"));
+    assert_stayed(&scene, &watch.stop(), &places("spare1"));
     clock.lap("the second spare serves");
 }
 
@@ -179,6 +179,8 @@ fn assert_nobody_acted(scene: &Scene<'_>, spare: &str) {
     let wanted = ["fence", "os", "install:nginx", "configure:nginx", "test"];
     assert_eq!(names, wanted, "{steps:#?}");
     for step in &steps {
+        let took = step.ended_ms.unwrap() - step.started_ms;
+        show(&format!("{took:>6} ms  {spare}: {}", step.step));
         assert_eq!((step.server.as_str(), step.state.as_str()), (spare, "done"));
     }
     for pair in steps.windows(2) {
@@ -224,16 +226,17 @@ fn apply_again_changes_nothing(scene: &Scene<'_>) {
     assert_eq!(table(scene.lab), kernel);
 }
 
-fn assert_stayed(states: &[Table], places: &[(SocketAddr, SocketAddr)]) {
-    for place in places {
-        assert!(
-            states.iter().all(|t| t.contains_key(place)),
-            "{place:?} left: {states:#?}"
-        );
+fn assert_stayed(scene: &Scene<'_>, states: &[Table], places: &[(SocketAddr, SocketAddr)]) {
+    let log = scene.director.log();
+    for (vip, server) in places {
+        let stayed = states.iter().all(|t| t.contains_key(&(*vip, *server)));
+        assert!(stayed, "{server} left {vip}: {states:#?}");
+        let step = format!("\"remove {server} from tcp/{vip}\"");
+        assert!(!log.contains(&step), "{log}");
     }
 }
 
-fn assert_stayed_once_in(states: &[Table], place: (SocketAddr, SocketAddr)) {
+fn assert_stayed_once_in(scene: &Scene<'_>, states: &[Table], place: (SocketAddr, SocketAddr)) {
     let came = states.iter().position(|t| t.contains_key(&place)).unwrap();
-    assert_stayed(&states[came..], &[place]);
+    assert_stayed(scene, &states[came..], &[place]);
 }

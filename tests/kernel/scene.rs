@@ -22,7 +22,7 @@ use crate::lab::{Forward, Lab, Wiring, show, wait_for};
 /// Limits of waits say only when to give up: an emulated guest on a busy machine is slow.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 /// A spare's way into service, a real installation or several failed spares included.
-pub(crate) const REPLACED: Duration = Duration::from_secs(400);
+pub(crate) const REPLACED: Duration = Duration::from_secs(900);
 const POLL: Duration = Duration::from_millis(100);
 
 /// A server is given up after two refusals, or 4 s of silence: an emulated server may be slow.
@@ -100,7 +100,8 @@ pub(crate) fn wait_for_table(
 /// Asks the virtual service from the client until `server` answers with the role's content.
 pub(crate) fn wait_for_page(lab: &Lab, vip: SocketAddr, server: &str, limit: Duration) {
     let wanted = format!("shop on {server}");
-    wait_for(&wanted, limit, POLL, || match lab.client.run(|| get(vip)) {
+    let poll = Duration::from_millis(500);
+    wait_for(&wanted, limit, poll, || match lab.client.run(|| get(vip)) {
         Ok(body) if body == wanted => Ok(()),
         other => Err(format!("{other:?}")),
     });
@@ -217,7 +218,8 @@ fn apply(lab: &Lab, folder: &str) -> String {
     understudy(lab, &["inventory", "apply", folder, "--socket", &socket])
 }
 
-/// Sees every state of the kernel's table that lasts for some milliseconds.
+/// Sees the states of the kernel's table, but those that last some milliseconds only. Oftener would
+/// take an emulated guest's CPU from those who are watched.
 #[derive(Debug)]
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
@@ -235,7 +237,7 @@ impl Watch {
                 if states.last() != Some(&now) {
                     states.push(now);
                 }
-                thread::sleep(Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(25));
             }
             states
         };
