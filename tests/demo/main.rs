@@ -10,6 +10,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     clippy::print_stdout,
     reason = "a program for people: it prints, and fails loudly where it stands"
 )]
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
         address: vip4(80),
         forward: "nat",
         check: HTTP_CHECK.to_owned(),
-        real_servers: web.map(real_server).to_vec(),
+        real_servers: web.map(|name| (real_server(name), 1)).to_vec(),
     };
     let director_config = lab.write_director(&[service], "3s");
 

@@ -5,6 +5,12 @@
 mod lab;
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod ipvs;
 #[cfg(test)]
 mod lab_smoke;
+#[cfg(test)]
+mod replace;
+#[cfg(test)]
+mod scene;

@@ -26,7 +26,8 @@ pub(crate) struct Service {
     pub(crate) forward: &'static str,
     /// The table of the check without its header; see [`HTTP_CHECK`].
     pub(crate) check: String,
-    pub(crate) real_servers: Vec<SocketAddr>,
+    /// Each with its weight.
+    pub(crate) real_servers: Vec<(SocketAddr, u32)>,
 }
 
 pub(crate) const HTTP_CHECK: &str = r#"interval = "500ms"
@@ -107,10 +108,10 @@ forward = "{forward}"
 {check}"#
             )
             .unwrap();
-            for server in real_servers {
+            for (server, weight) in real_servers {
                 write!(
                     text,
-                    "\n[[virtual_service.real_server]]\naddress = \"{server}\"\nweight = 1\n"
+                    "\n[[virtual_service.real_server]]\naddress = \"{server}\"\nweight = {weight}\n"
                 )
                 .unwrap();
             }
@@ -200,7 +201,7 @@ software = ["nginx"]
 const SOFTWARE: &str = r#"[[software]]
 name = "nginx"
 script = "scripts/nginx.sh"
-timeout = "300s"
+timeout = "900s"
 check = "test -x /usr/sbin/nginx && ! test -e /etc/nginx/sites-enabled/default"
 start = "nginx"
 reload = "nginx -s reload"

@@ -41,8 +41,16 @@ pub(crate) enum Tree {
     Base,
     /// The same after the role's script; starts serving the role's site with the server.
     Web,
+    /// The same, and nothing runs but sshd: a spare whose role is quickly given.
+    Idle,
     /// Debian 13: the wrong operating system.
     Other,
+}
+
+impl Tree {
+    const fn is_spare(self) -> bool {
+        !matches!(self, Self::Web)
+    }
 }
 
 #[derive(Debug)]
@@ -332,7 +340,7 @@ impl Server {
             PathBuf::from(std::env::var_os("LAB_PACKAGES").expect("run under tests/vm/run"));
         let lower = trees.join(match tree {
             Tree::Base => "base",
-            Tree::Web => "web",
+            Tree::Web | Tree::Idle => "web",
             Tree::Other => "other",
         });
         let host_key = fs::read(self.dir.join("host_key")).unwrap();
@@ -401,8 +409,11 @@ impl Server {
         // Only children enter the new PID namespace; the first is its init. sshd reaps what is left
         // to it.
         unshare(CloneFlags::CLONE_NEWPID).unwrap();
+        // Installing on a machine of its own would take no CPU from those that serve: a spare takes
+        // what is left.
+        let nice = if tree.is_spare() { "nice -n 19" } else { "" };
         let start = format!(
-            "mount -t proc proc /proc && exec /usr/sbin/sshd -D -f /etc/ssh/lab_config -E {SSHD_LOG}"
+            "mount -t proc proc /proc && exec {nice} /usr/sbin/sshd -D -f /etc/ssh/lab_config -E {SSHD_LOG}"
         );
         shell(&start)
             .stdout(Stdio::null())
