@@ -40,6 +40,8 @@ pub(crate) enum Tree {
     Base,
     /// The same after the role's script; starts serving the role's site with the server.
     Web,
+    /// The same, and nothing runs but sshd: a spare whose role is quickly given.
+    Idle,
     /// Debian 13: the wrong operating system.
     Other,
 }
@@ -321,7 +323,7 @@ impl Server {
             PathBuf::from(std::env::var_os("LAB_PACKAGES").expect("run under tests/vm/run"));
         let lower = trees.join(match tree {
             Tree::Base => "base",
-            Tree::Web => "web",
+            Tree::Web | Tree::Idle => "web",
             Tree::Other => "other",
         });
         let host_key = fs::read(self.dir.join("host_key")).unwrap();
