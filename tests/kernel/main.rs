@@ -7,4 +7,8 @@ mod lab;
 #[cfg(test)]
 mod ipvs;
 #[cfg(test)]
+mod kills;
+#[cfg(test)]
 mod lab_smoke;
+#[cfg(test)]
+mod memory;
