@@ -9,7 +9,11 @@ mod faults;
 #[cfg(test)]
 mod ipvs;
 #[cfg(test)]
+mod kills;
+#[cfg(test)]
 mod lab_smoke;
+#[cfg(test)]
+mod memory;
 #[cfg(test)]
 mod replace;
 #[cfg(test)]
