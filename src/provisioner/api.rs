@@ -241,7 +241,7 @@ fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarni
 }
 
 fn obstacle(world: &plan::World, server: IpAddr) -> Option<(&'static str, String)> {
-    let brief = match world.brief(server, server) {
+    let brief = match world.brief(server, &[server]) {
         Ok(brief) => brief,
         Err(miss) => return Some((miss.code(), miss.to_string())),
     };
@@ -327,6 +327,17 @@ async fn ask(
             ));
         }
         Asked::NotRegistered => return Err(not_registered(&body.name)),
+        Asked::NotYours => {
+            return Err(Refusal::new(
+                StatusCode::CONFLICT,
+                "not_yours",
+                format!(
+                    "the director {} registered no service with {}, nor with a server whose place \
+                     that one took",
+                    body.name, body.failed
+                ),
+            ));
+        }
     };
     if new {
         info!(

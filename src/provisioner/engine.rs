@@ -264,7 +264,7 @@ impl<H: Hands> Context<H> {
     /// Looks the role up, picks a spare and claims it.
     async fn claim(&self, work: &Work) -> Result<Option<Rest>, StoreError> {
         let world = self.store.world().await?;
-        let brief = match world.brief(work.failed, work.origin) {
+        let brief = match world.brief(work.failed, &work.origins) {
             Ok(brief) => brief,
             Err(miss) => {
                 let reason = format!("{}: {miss}", miss.code());

@@ -36,6 +36,8 @@ pub struct Work {
     pub failed: IpAddr,
     /// The configured server whose place it is.
     pub origin: IpAddr,
+    /// All addresses of that one, as the inventory had it.
+    pub origins: Vec<IpAddr>,
     /// What orders to the spare carry.
     pub fence: u64,
     /// How far it has come.
@@ -270,7 +272,7 @@ async fn unfinished(tx: &mut Tx) -> Result<Vec<ReplacementId>, StoreError> {
 /// A replacement with its journal.
 pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreError> {
     let row = sqlx::query(
-        "SELECT director, failed, origin, role, state, reason, cancel, fence, supersedes, \
+        "SELECT director, failed, origin, origins, role, state, reason, cancel, fence, supersedes, \
          (SELECT count(*) FROM attempt a WHERE a.replacement = r.id) AS attempts \
          FROM replacement r WHERE id = $1",
     )
@@ -287,6 +289,7 @@ pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreE
         director: row.parsed("director")?,
         failed: row.parsed("failed")?,
         origin: row.parsed("origin")?,
+        origins: row.json("origins")?,
         fence,
         journal: Journal {
             state: row.word("state", ReplacementState::from_word)?,
