@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// A text that is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} must be 1 to {max} characters of a-z, 0-9, '-', '_' and '.', not {found:?}")]
+#[error(
+    "{what} must be 1 to {max} characters of a-z, 0-9, '-', '_' and '.', the first no '-' and no '.', not {found:?}"
+)]
 pub struct IdError {
     what: &'static str,
     max: usize,
@@ -15,7 +17,11 @@ pub struct IdError {
 
 fn checked(what: &'static str, max: usize, text: &str) -> Result<String, IdError> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
-    if text.is_empty() || text.len() > max || !text.chars().all(fine) {
+    if text.is_empty()
+        || text.len() > max
+        || text.starts_with(['.', '-'])
+        || !text.chars().all(fine)
+    {
         return Err(IdError {
             what,
             max,

@@ -11,12 +11,12 @@ use crate::{
     model::{
         DirectorName, Family, ReplacementId,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
-        wire::{RegisteredServer, RegisteredService, Registration},
+        wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
     provisioner::{
         order::{ServiceTest, Step},
         render::{self, RenderError},
-        select::{Candidate, Need},
+        select::{Candidate, Need, select},
     },
 };
 
@@ -292,6 +292,70 @@ impl World {
             software,
             services,
         })
+    }
+}
+
+/// A spare, and what makes it what the brief says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// It.
+    pub spare: Server,
+    /// What is to be done to it.
+    pub steps: Vec<Step>,
+    /// Why not the others.
+    pub not: Vec<PassedOver>,
+}
+
+/// No spare can be claimed now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoChoice {
+    /// Machine word.
+    pub code: &'static str,
+    /// For people, begins with the word.
+    pub reason: String,
+    /// Why not these.
+    pub not: Vec<PassedOver>,
+}
+
+impl World {
+    /// Picks a spare of `pool` whose files can be rendered.
+    ///
+    /// # Errors
+    /// [`NoChoice`] says why there is none.
+    pub fn choose(
+        &self,
+        mut pool: Vec<Candidate>,
+        brief: &Brief,
+        job: &str,
+    ) -> Result<Choice, NoChoice> {
+        let mut unfit: Vec<PassedOver> = Vec::new();
+        loop {
+            let selection = select(&pool, &brief.need);
+            let no_spare = selection.no_spare();
+            let mut not = selection.not;
+            not.extend(unfit.iter().cloned());
+            let Some(name) = selection.chosen else {
+                let (code, reason) = match unfit.first() {
+                    Some(first) => (
+                        "template_error",
+                        format!("{}; mend the file and apply", first.reason),
+                    ),
+                    None => ("no_spare", no_spare),
+                };
+                return Err(NoChoice { code, reason, not });
+            };
+            let spare = self.servers.get(&name).map(|s| s.server.clone());
+            match spare.map(|spare| (steps(brief, &spare, job), spare)) {
+                Some((Ok(steps), spare)) => return Ok(Choice { spare, steps, not }),
+                Some((Err(e), _)) => unfit.push(PassedOver {
+                    server: name.clone(),
+                    reason: format!("template_error: {}", e.line()),
+                }),
+                // Not of this world.
+                None => {}
+            }
+            pool.retain(|c| c.name != name);
+        }
     }
 }
 

@@ -302,6 +302,37 @@ async fn a_template_that_cannot_be_rendered_costs_no_spare() {
 }
 
 #[tokio::test]
+async fn a_template_that_does_not_fit_one_spare_passes_that_one_over() {
+    let mut rig = Rig::new().await;
+    let mut picky = inventory();
+    picky.files[0].body = "{% if server.name == 'spare1' %}{{ nothing }}{% endif %}".into();
+    rig.store.apply(&picky, false, "test").await.unwrap();
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare2");
+    assert_eq!(r.passed_over[0].server, "spare1");
+    assert!(r.passed_over[0].reason.starts_with("template_error: "));
+}
+
+#[tokio::test]
+async fn a_fault_of_this_host_is_waited_out_with_the_same_spare() {
+    let mut rig = Rig::new().await;
+    rig.hands
+        .temper("spare1", |t| t.local.extend([("install:nginx".into(), 5)]));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until(&id, |r| r.reason.is_some()).await;
+    assert_eq!(
+        r.reason.as_deref(),
+        Some("install:nginx: local_fault: no descriptors")
+    );
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    assert_eq!(r.passed_over, []);
+}
+
+#[tokio::test]
 async fn many_failures_get_a_spare_each_and_no_spare_two() {
     let mut rig = Rig::new().await;
     rig.store.apply(&wide(50), false, "test").await.unwrap();

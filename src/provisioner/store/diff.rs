@@ -110,6 +110,20 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
             all.push(e.line());
         }
     }
+    for role in wanted.roles.values() {
+        let mut placed: BTreeMap<&str, &str> = BTreeMap::new();
+        let ours =
+            |f: &&ServiceFile| f.domain == role.domain && role.software.contains(&f.software);
+        for f in wanted.files.iter().filter(ours) {
+            match placed.insert(&f.path, &f.software) {
+                Some(other) if other != f.software => all.push(format!(
+                    "role {}: {other} and {} both place {}",
+                    role.code, f.software, f.path
+                )),
+                Some(_) | None => {}
+            }
+        }
+    }
     let mut owner: BTreeMap<IpAddr, &str> = BTreeMap::new();
     for (name, server) in &wanted.servers {
         if *name != server.name {

@@ -16,7 +16,7 @@ use crate::{
         wire::{PassedOver, ReplacementState},
     },
     provisioner::{
-        order::Step,
+        order::{Class, Step},
         workflow::{AttemptEnd, Event, Hand, Journal, Mark, MarkState, Retry, SpareChange},
     },
 };
@@ -398,11 +398,16 @@ pub(super) async fn apply(
             .map_err(failed("write down a claim"))?;
         }
         Event::Started { position } => {
-            mark(tx, &work, *position, MarkState::Running, &note).await?
+            mark(tx, &work, *position, MarkState::Running, false, &note).await?
         }
-        Event::Done { position } => mark(tx, &work, *position, MarkState::Done, &note).await?,
-        Event::Failed { position, .. } => {
-            mark(tx, &work, *position, MarkState::Failed, &note).await?;
+        Event::Done { position } => {
+            mark(tx, &work, *position, MarkState::Done, false, &note).await?
+        }
+        Event::Failed {
+            position, class, ..
+        } => {
+            let counts = *class != Class::Local;
+            mark(tx, &work, *position, MarkState::Failed, counts, &note).await?;
         }
         Event::Offered => offer(tx, &work).await?,
         Event::Attached => end_attempt(tx, id, "serving", None).await?,
@@ -455,6 +460,7 @@ async fn mark(
     work: &Work,
     position: usize,
     state: MarkState,
+    counts: bool,
     note: &Note,
 ) -> Result<(), StoreError> {
     let begins = state == MarkState::Running;
@@ -469,7 +475,7 @@ async fn mark(
     .bind(i64::from(work.journal.attempts))
     .bind(index(position))
     .bind(state.as_str())
-    .bind(i64::from(state == MarkState::Failed))
+    .bind(i64::from(counts))
     .bind(i64::from(begins))
     .bind(stored(work.fence))
     .bind(now_ms().0)

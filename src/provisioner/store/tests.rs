@@ -177,6 +177,19 @@ async fn every_fault_of_an_inventory_is_listed_and_nothing_written() {
 }
 
 #[tokio::test]
+async fn two_software_of_a_role_with_one_file_are_a_fault() {
+    let mut bad = inventory();
+    let mut twice = bad.files[0].clone();
+    twice.software = "storage".into();
+    bad.files.push(twice);
+    let Problems(all) = problems(&bad).unwrap_err();
+    assert_eq!(
+        all,
+        ["role web.shop.example: nginx and storage both place /etc/nginx/conf.d/shop.conf"]
+    );
+}
+
+#[tokio::test]
 async fn what_differs_is_changed_and_said() {
     let (_dir, store) = fresh().await;
     let mut new = inventory();
