@@ -95,3 +95,16 @@ impl fmt::Display for IncidentKey {
         write!(f, "{}/{}/{}", self.director, self.failed, self.number)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_looks_like_an_option_or_a_hidden_file() {
+        for name in ["", ".", "..", "-lb1", ".lb1", "LB1", "lb/1"] {
+            assert!(name.parse::<DirectorName>().is_err(), "{name}");
+        }
+        assert!("lb-1.a_b".parse::<DirectorName>().is_ok());
+    }
+}
