@@ -232,7 +232,8 @@ impl Courier {
             Ok(answer) => self.send(Event::Replacement(key, Box::new(answer))).await,
             Err(e) => match e.problem() {
                 // It will know this director again as soon as that has registered.
-                Some(p) if p.code == "not_registered" => Ok(()),
+                // And what cannot be cancelled any more, the list of stand-ins closes.
+                Some(p) if p.code == "not_registered" || p.code == "too_late" => Ok(()),
                 Some(p) if p.status < 500 && p.status != 429 => {
                     let why = format!("{}: {}", p.code, p.detail);
                     self.send(Event::Refused(key, why)).await

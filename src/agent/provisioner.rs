@@ -203,6 +203,7 @@ fn count(metrics: &ProvisionerMetrics, fact: &Fact) {
             elapsed,
         } => metrics.step(step, result, *elapsed),
         Fact::ReplacementEnded { outcome } => metrics.replacement_ended(*outcome),
+        Fact::Answered { route, status } => metrics.api_request(route, *status),
         Fact::SpareQuarantined | Fact::SparePassedOver | Fact::ReplacementWaits { .. } => {}
     }
 }

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// A text that is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} must be 1 to {max} characters of a-z, 0-9, '-', '_' and '.', not {found:?}")]
+#[error(
+    "{what} must be 1 to {max} characters of a-z, 0-9, '-', '_' and '.', the first no '-' and no '.', not {found:?}"
+)]
 pub struct IdError {
     what: &'static str,
     max: usize,
@@ -15,7 +17,11 @@ pub struct IdError {
 
 fn checked(what: &'static str, max: usize, text: &str) -> Result<String, IdError> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
-    if text.is_empty() || text.len() > max || !text.chars().all(fine) {
+    if text.is_empty()
+        || text.len() > max
+        || text.starts_with(['.', '-'])
+        || !text.chars().all(fine)
+    {
         return Err(IdError {
             what,
             max,
@@ -87,5 +93,18 @@ pub struct IncidentKey {
 impl fmt::Display for IncidentKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.director, self.failed, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_looks_like_an_option_or_a_hidden_file() {
+        for name in ["", ".", "..", "-lb1", ".lb1", "LB1", "lb/1"] {
+            assert!(name.parse::<DirectorName>().is_err(), "{name}");
+        }
+        assert!("lb-1.a_b".parse::<DirectorName>().is_ok());
     }
 }

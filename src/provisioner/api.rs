@@ -7,12 +7,13 @@ use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
+use nix::unistd::Uid;
 use serde::Deserialize;
 use tokio::{
     sync::watch,
@@ -26,7 +27,7 @@ use problem::{Body, Path, Query, Refusal};
 use super::{
     engine::{Fact, Observer},
     plan,
-    select::select,
+    select::Candidate,
     store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, Store},
 };
 use crate::{
@@ -114,7 +115,41 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn(deadline))
+        .layer(middleware::from_fn_with_state(
+            app.observer.clone(),
+            counted,
+        ))
         .with_state(Shared { app, stop })
+}
+
+/// The label of a request that no route takes, and then every route's.
+const ROUTES: [&str; 10] = [
+    "other",
+    "/v1/directors/{name}",
+    "/v1/directors/{name}/members",
+    "/v1/directors/{name}/members/{replacement}",
+    "/v1/replacements",
+    "/v1/replacements/{id}",
+    "/v1/replacements/{id}/cancel",
+    "/v1/inventory",
+    "/v1/inventory/servers",
+    "/v1/servers/{name}/release",
+];
+
+async fn counted(
+    State(observer): State<Observer>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let here = |r: &&&str| path.as_ref().is_some_and(|p| p.as_str() == **r);
+    let route = ROUTES.iter().find(here).unwrap_or(&ROUTES[0]);
+    let answer = next.run(request).await;
+    observer.tell(Fact::Answered {
+        route,
+        status: answer.status().as_u16(),
+    });
+    answer
 }
 
 async fn deadline(request: Request, next: Next) -> Response {
@@ -183,6 +218,19 @@ fn replacement_id(id: &str) -> Result<ReplacementId, Refusal> {
     })
 }
 
+/// The inventory says what runs as root on every server: only root and the provisioner's own user
+/// may change it, and nobody at the port, where a caller has no name.
+fn operator(caller: &Caller) -> Result<(), Refusal> {
+    match caller {
+        Caller::Local { uid } if *uid == 0 || *uid == Uid::effective().as_raw() => Ok(()),
+        Caller::Local { .. } | Caller::Loopback(_) => Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "not_an_operator",
+            format!("{caller} may not: ask as root or as the provisioner's user, at the socket"),
+        )),
+    }
+}
+
 fn not_registered(name: &DirectorName) -> Refusal {
     Refusal::new(
         StatusCode::CONFLICT,
@@ -221,6 +269,7 @@ fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarni
         .collect();
     addresses.sort();
     addresses.dedup();
+    let pool = world.pool();
     addresses
         .into_iter()
         .filter(|a| {
@@ -230,7 +279,7 @@ fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarni
                 .is_none_or(|held| held.passed_on.is_none())
         })
         .filter_map(|server| {
-            let (code, detail) = obstacle(world, server)?;
+            let (code, detail) = obstacle(world, &pool, server)?;
             Some(ServerWarning {
                 server,
                 code: code.to_owned(),
@@ -240,20 +289,17 @@ fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarni
         .collect()
 }
 
-fn obstacle(world: &plan::World, server: IpAddr) -> Option<(&'static str, String)> {
-    let brief = match world.brief(server, server) {
+fn obstacle(
+    world: &plan::World,
+    pool: &[Candidate],
+    server: IpAddr,
+) -> Option<(&'static str, String)> {
+    let brief = match world.brief(server, &[server]) {
         Ok(brief) => brief,
         Err(miss) => return Some((miss.code(), miss.to_string())),
     };
-    let selection = select(&world.pool(), &brief.need);
-    let chosen = selection.chosen.as_ref().and_then(|n| world.servers.get(n));
-    let Some(spare) = chosen else {
-        return Some(("no_spare", selection.no_spare()));
-    };
-    match plan::steps(&brief, &spare.server, "never-run") {
-        Ok(_) => None,
-        Err(e) => Some(("template_error", e.line())),
-    }
+    let none = world.choose(pool.to_vec(), &brief, "never-run").err()?;
+    Some((none.code, none.reason))
 }
 
 async fn members(
@@ -327,6 +373,17 @@ async fn ask(
             ));
         }
         Asked::NotRegistered => return Err(not_registered(&body.name)),
+        Asked::NotYours => {
+            return Err(Refusal::new(
+                StatusCode::CONFLICT,
+                "not_yours",
+                format!(
+                    "the director {} registered no service with {}, nor with a server whose place \
+                     that one took",
+                    body.name, body.failed
+                ),
+            ));
+        }
     };
     if new {
         info!(
@@ -432,6 +489,7 @@ async fn apply(
     Query(how): Query<ApplyHow>,
     Body(inventory): Body<Inventory>,
 ) -> Result<Json<InventoryAnswer>, Refusal> {
+    operator(&caller)?;
     let actor = caller.to_string();
     let store = &shared.app.store;
     match store.apply(&inventory, how.dry_run, &actor).await {
@@ -462,6 +520,7 @@ async fn release(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Refusal> {
+    operator(&caller)?;
     match shared.app.store.release(&name, &caller.to_string()).await? {
         ReleaseOutcome::Released => {
             info!(server = name, %caller, "server released");

@@ -23,10 +23,8 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
     order::{Class, Done, Hands, Order, Step, StepError},
-    plan,
-    select::select,
     store::{Claim, Note, Run, Store, StoreError, Work},
-    workflow::{Action, Event, Retry},
+    workflow::{Action, Event, Hand, Journal, Retry},
 };
 use crate::{
     model::{ReplacementId, wire::PassedOver, wire::ReplacementState},
@@ -53,6 +51,13 @@ pub enum Fact {
     ReplacementWaits {
         /// `no_spare`, `role_unknown`, …
         code: String,
+    },
+    /// A request to the API was answered.
+    Answered {
+        /// The route's pattern.
+        route: &'static str,
+        /// The answer's.
+        status: u16,
     },
     /// A replacement came to its end.
     ReplacementEnded {
@@ -253,47 +258,36 @@ impl<H: Hands> Context<H> {
         id: &ReplacementId,
         event: Event,
         note: Note,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Journal, StoreError> {
         let retry = &self.settings.retry;
-        self.store
-            .advance(self.run, id, &event, note, retry)
-            .await
-            .map(drop)
+        self.store.advance(self.run, id, &event, note, retry).await
     }
 
     /// Looks the role up, picks a spare and claims it.
     async fn claim(&self, work: &Work) -> Result<Option<Rest>, StoreError> {
         let world = self.store.world().await?;
-        let brief = match world.brief(work.failed, work.origin) {
+        let brief = match world.brief(work.failed, &work.origins) {
             Ok(brief) => brief,
             Err(miss) => {
                 let reason = format!("{}: {miss}", miss.code());
                 return self.wait(work, reason, Vec::new()).await;
             }
         };
-        let selection = select(&world.pool(), &brief.need);
-        let chosen = selection.chosen.as_ref().and_then(|n| world.servers.get(n));
-        let Some(spare) = chosen else {
-            return self.wait(work, selection.no_spare(), selection.not).await;
-        };
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
-        let steps = match plan::steps(&brief, &spare.server, &job) {
-            Ok(steps) => steps,
-            Err(e) => {
-                let reason = format!("template_error: {}; mend the file and apply", e.line());
-                return self.wait(work, reason, selection.not).await;
-            }
+        let choice = match world.choose(world.pool(), &brief, &job) {
+            Ok(choice) => choice,
+            Err(none) => return self.wait(work, none.reason, none.not).await,
         };
         let claim = Claim {
-            server: &spare.server.name,
+            server: &choice.spare.name,
             role: &brief.role.code,
-            steps: &steps,
-            rejected: selection.not,
+            steps: &choice.steps,
+            rejected: choice.not,
         };
         // `false`: another replacement was faster, the next turn chooses again.
         if self.store.claim(self.run, &work.id, claim).await? {
             info!(
-                server = spare.server.name, failed = %work.failed, role = brief.role.code,
+                server = choice.spare.name, failed = %work.failed, role = brief.role.code,
                 "spare claimed"
             );
         }
@@ -379,8 +373,15 @@ impl<H: Hands> Context<H> {
                     .await?;
             }
             Err(e) => {
+                let local = e.class == Class::Local;
                 self.failed(work, &order, position, failures, e, elapsed_ms)
                     .await?;
+                if local {
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
+                        () = sleep(self.settings.retry.longest) => {}
+                    }
+                }
             }
         }
         Ok(None)
@@ -407,8 +408,20 @@ impl<H: Hands> Context<H> {
             class: e.class,
             reason: reason.clone(),
         };
-        self.advance(&work.id, event, note).await?;
+        let journal = self.advance(&work.id, event, note).await?;
+        if journal.state == ReplacementState::Cancelled {
+            self.observer.tell(Fact::ReplacementEnded {
+                outcome: journal.state,
+            });
+        }
+        let touched = work.journal.hand.as_ref().is_some_and(Hand::touched);
         match e.class {
+            Class::Local => {
+                warn!(
+                    server,
+                    step, reason, elapsed_ms, "this host cannot do a step, will be tried again"
+                );
+            }
             Class::Transient if failures + 1 < self.settings.retry.tries => {
                 warn!(
                     server,
@@ -419,16 +432,16 @@ impl<H: Hands> Context<H> {
                     "step failed, will be tried again"
                 );
             }
-            Class::Transient | Class::Permanent | Class::Fenced => {
+            Class::Unsuitable if !touched => {
+                warn!(server, step, reason, elapsed_ms, "spare passed over");
+                self.observer.tell(Fact::SparePassedOver);
+            }
+            Class::Transient | Class::Permanent | Class::Fenced | Class::Unsuitable => {
                 error!(
                     server,
                     step, reason, elapsed_ms, "spare quarantined, put it right and release it"
                 );
                 self.observer.tell(Fact::SpareQuarantined);
-            }
-            Class::Unsuitable => {
-                warn!(server, step, reason, elapsed_ms, "spare passed over");
-                self.observer.tell(Fact::SparePassedOver);
             }
         }
         Ok(())

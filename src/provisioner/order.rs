@@ -137,6 +137,8 @@ pub struct Done {
 pub enum Class {
     /// Perhaps: a connection refused or lost, a time-out.
     Transient,
+    /// A fault of this host, which says nothing of the spare: not counted, tried again.
+    Local,
     /// No: next spare.
     Permanent,
     /// The spare is sound but not what is wanted (another operating system): next spare, no quarantine.
@@ -153,7 +155,7 @@ pub struct StepError {
     pub class: Class,
     /// Machine word: `unreachable`, `host_key_mismatch`, `auth_refused`, `script_failed`,
     /// `script_timed_out`, `not_installed`, `os_mismatch`, `start_failed`, `digest_mismatch`,
-    /// `service_silent`, `fenced`, `link_lost`, …
+    /// `service_silent`, `fenced`, `link_lost`, `local_fault`, …
     pub code: &'static str,
     /// One line for an operator: what happened, where, what to do.
     pub detail: String,

@@ -11,12 +11,12 @@ use crate::{
     model::{
         DirectorName, Family, ReplacementId,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
-        wire::{RegisteredService, Registration},
+        wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
     provisioner::{
         order::{ServiceTest, Step},
         render::{self, RenderError},
-        select::{Candidate, Need},
+        select::{Candidate, Need, select},
     },
 };
 
@@ -171,9 +171,25 @@ impl World {
             .map_or_else(|| vec![address], |s| s.server.addresses.clone())
     }
 
+    /// The addresses of a place, where the inventory did not know its server when that failed: as it
+    /// knows it now.
+    #[must_use]
+    pub fn places(&self, origins: &[IpAddr]) -> Vec<IpAddr> {
+        match origins {
+            [alone] => self.addresses_of(*alone),
+            all => all.to_vec(),
+        }
+    }
+
     /// The pool as selection sees it.
     #[must_use]
     pub fn pool(&self) -> Vec<Candidate> {
+        let mut configured = BTreeMap::new();
+        for (name, director) in &self.directors {
+            for server in director.services.iter().flat_map(|s| &s.servers) {
+                configured.entry(server.address).or_insert(name);
+            }
+        }
         self.servers
             .values()
             .map(|s| Candidate {
@@ -182,6 +198,11 @@ impl World {
                 reason: s.reason.clone(),
                 addresses: s.server.addresses.clone(),
                 os_seen: s.os_seen.clone(),
+                configured: s
+                    .server
+                    .addresses
+                    .iter()
+                    .find_map(|a| configured.get(a).copied().cloned()),
             })
             .collect()
     }
@@ -192,19 +213,18 @@ impl World {
     pub fn services_with(&self, addresses: &[IpAddr]) -> Vec<SlotService> {
         let mut found: Vec<SlotService> = Vec::new();
         for service in self.directors.values().flat_map(|r| &r.services) {
-            for server in &service.servers {
-                let slot = SlotService {
-                    service: service.clone(),
-                    family: Family::of(server.address),
-                    port: server.port,
-                };
+            let here = |s: &&RegisteredServer| addresses.contains(&s.address);
+            for server in service.servers.iter().filter(here) {
+                let family = Family::of(server.address);
                 let known = |f: &SlotService| {
-                    f.service.key == slot.service.key
-                        && f.port == slot.port
-                        && f.family == slot.family
+                    f.service.key == service.key && f.port == server.port && f.family == family
                 };
-                if addresses.contains(&server.address) && !found.iter().any(known) {
-                    found.push(slot);
+                if !found.iter().any(known) {
+                    found.push(SlotService {
+                        service: service.clone(),
+                        family,
+                        port: server.port,
+                    });
                 }
             }
         }
@@ -226,7 +246,7 @@ impl World {
     ///
     /// # Errors
     /// [`Miss`] names what is not there.
-    pub fn brief(&self, failed: IpAddr, origin: IpAddr) -> Result<Brief, Miss> {
+    pub fn brief(&self, failed: IpAddr, origins: &[IpAddr]) -> Result<Brief, Miss> {
         let held = self
             .assignments
             .get(&failed)
@@ -254,7 +274,7 @@ impl World {
                     })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let services = self.services_with(&self.addresses_of(origin));
+        let services = self.services_with(&self.places(origins));
         Ok(Brief {
             failed,
             files: self
@@ -272,6 +292,70 @@ impl World {
             software,
             services,
         })
+    }
+}
+
+/// A spare, and what makes it what the brief says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// It.
+    pub spare: Server,
+    /// What is to be done to it.
+    pub steps: Vec<Step>,
+    /// Why not the others.
+    pub not: Vec<PassedOver>,
+}
+
+/// No spare can be claimed now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoChoice {
+    /// Machine word.
+    pub code: &'static str,
+    /// For people, begins with the word.
+    pub reason: String,
+    /// Why not these.
+    pub not: Vec<PassedOver>,
+}
+
+impl World {
+    /// Picks a spare of `pool` whose files can be rendered.
+    ///
+    /// # Errors
+    /// [`NoChoice`] says why there is none.
+    pub fn choose(
+        &self,
+        mut pool: Vec<Candidate>,
+        brief: &Brief,
+        job: &str,
+    ) -> Result<Choice, NoChoice> {
+        let mut unfit: Vec<PassedOver> = Vec::new();
+        loop {
+            let selection = select(&pool, &brief.need);
+            let no_spare = selection.no_spare();
+            let mut not = selection.not;
+            not.extend(unfit.iter().cloned());
+            let Some(name) = selection.chosen else {
+                let (code, reason) = match unfit.first() {
+                    Some(first) => (
+                        "template_error",
+                        format!("{}; mend the file and apply", first.reason),
+                    ),
+                    None => ("no_spare", no_spare),
+                };
+                return Err(NoChoice { code, reason, not });
+            };
+            let spare = self.servers.get(&name).map(|s| s.server.clone());
+            match spare.map(|spare| (steps(brief, &spare, job), spare)) {
+                Some((Ok(steps), spare)) => return Ok(Choice { spare, steps, not }),
+                Some((Err(e), _)) => unfit.push(PassedOver {
+                    server: name.clone(),
+                    reason: format!("template_error: {}", e.line()),
+                }),
+                // Not of this world.
+                None => {}
+            }
+            pool.retain(|c| c.name != name);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::model::{Family, inventory::ServerState, wire::PassedOver};
+use crate::model::{DirectorName, Family, inventory::ServerState, wire::PassedOver};
 
 /// A server of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Candidate {
     pub addresses: Vec<IpAddr>,
     /// The operating system it was last seen with; `not debian-12` where only that is known.
     pub os_seen: Option<String>,
+    /// A director that has it as a configured server.
+    pub configured: Option<DirectorName>,
 }
 
 /// What a spare must have.
@@ -116,6 +118,11 @@ fn why_not(c: &Candidate, need: &Need) -> Option<String> {
         ServerState::Failed => return because("failed, not released"),
         ServerState::Quarantined => return because("quarantined"),
     }
+    if let Some(director) = &c.configured {
+        return Some(format!(
+            "is a configured server of director {director}: it would not take it as a stand-in"
+        ));
+    }
     if let Some(seen) = &c.os_seen
         && !os_may_fit(seen, &need.os)
     {
@@ -160,6 +167,7 @@ mod tests {
             reason: None,
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             os_seen: os.map(Into::into),
+            configured: None,
         }
     }
 
@@ -200,6 +208,19 @@ mod tests {
             spare("web1", ServerState::Failed, &["10.0.0.7"], None),
             spare("web2", ServerState::Serving, &["10.0.0.8"], None),
         ];
+        let mut repaired = spare(
+            "repaired",
+            ServerState::Ready,
+            &["10.0.0.3", "fd00::3"],
+            None,
+        );
+        repaired.configured = Some("lb1".parse().unwrap());
+        let s = select(&[repaired], &need(&[Family::V4]));
+        assert_eq!(s.chosen, None);
+        assert_eq!(
+            s.not[0].reason,
+            "is a configured server of director lb1: it would not take it as a stand-in"
+        );
         let s = select(&pool, &need(&[Family::V4, Family::V6]));
         assert_eq!(s.chosen, None);
         assert_eq!(s.serving, 1);

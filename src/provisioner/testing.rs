@@ -159,6 +159,8 @@ pub(crate) struct Temper {
     pub(crate) broken: BTreeSet<String>,
     /// Steps that fail so many times with a transient error.
     pub(crate) shaky: BTreeMap<String, u32>,
+    /// Steps that the provisioner's own host cannot do so many times.
+    pub(crate) local: BTreeMap<String, u32>,
     /// Its operating system, where it is not the wanted one.
     pub(crate) os: Option<String>,
 }
@@ -240,6 +242,12 @@ impl FakeHands {
         {
             *left -= 1;
             return Err(error(Class::Transient, "unreachable", "no route", ""));
+        }
+        if let Some(left) = temper.local.get_mut(&step)
+            && *left > 0
+        {
+            *left -= 1;
+            return Err(error(Class::Local, "local_fault", "no descriptors", ""));
         }
         if let (Some(os), Step::Os { wanted }) = (&temper.os, &order.step)
             && os != wanted

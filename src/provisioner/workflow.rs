@@ -87,6 +87,14 @@ pub struct Hand {
     pub steps: Vec<Mark>,
 }
 
+impl Hand {
+    /// Whether something was begun that leaves traces on it.
+    #[must_use]
+    pub fn touched(&self) -> bool {
+        self.steps.iter().any(Mark::leaves_traces)
+    }
+}
+
 /// How far a planned step has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -402,6 +410,7 @@ impl Journal {
                     return Err(illegal());
                 }
                 mark.state = MarkState::Done;
+                journal.reason = None;
                 if *position == 0 {
                     hand.fenced = true;
                 }
@@ -422,11 +431,21 @@ impl Journal {
                     return Err(illegal());
                 }
                 mark.state = MarkState::Failed;
-                mark.failures += 1;
+                mark.failures += u32::from(*class != Class::Local);
                 let step = mark.name.clone();
                 match class {
                     Class::Transient if mark.failures < retry.tries => None,
                     Class::Transient | Class::Permanent | Class::Fenced => journal.put_down(
+                        ServerState::Quarantined,
+                        Some(format!("{step}: {reason}")),
+                        AttemptEnd::Failed,
+                    ),
+                    Class::Local => {
+                        journal.reason = Some(format!("{step}: {reason}"));
+                        None
+                    }
+                    // The whole spare is not what it was when it was looked at first.
+                    Class::Unsuitable if hand.touched() => journal.put_down(
                         ServerState::Quarantined,
                         Some(format!("{step}: {reason}")),
                         AttemptEnd::Failed,
@@ -460,12 +479,7 @@ impl Journal {
                 if self.next() != Action::Abandon {
                     return Err(illegal());
                 }
-                let traces = self
-                    .hand
-                    .iter()
-                    .flat_map(|h| &h.steps)
-                    .any(Mark::leaves_traces);
-                let spare = if traces {
+                let spare = if self.hand.as_ref().is_some_and(Hand::touched) {
                     journal.put_down(
                         ServerState::Quarantined,
                         Some(HALF_CONFIGURED.to_owned()),
@@ -519,6 +533,7 @@ impl Journal {
         end: AttemptEnd,
     ) -> Option<SpareChange> {
         self.state = ReplacementState::Pending;
+        self.reason = None;
         // A cancelled one must not claim again.
         if self.cancel {
             self.state = ReplacementState::Cancelled;

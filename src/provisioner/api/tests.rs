@@ -280,6 +280,59 @@ async fn every_other_error_is_a_problem_document_too() {
 }
 
 #[tokio::test]
+async fn only_an_operator_at_the_socket_changes_the_inventory() {
+    let rig = Rig::new().await;
+    for (method, path) in [
+        ("PUT", "/v1/inventory"),
+        ("PUT", "/v1/inventory?dry_run=true"),
+        ("POST", "/v1/servers/spare1/release"),
+    ] {
+        let tcp = TcpStream::connect(rig.tcp).await.unwrap();
+        let answer = exchange(tcp, build(method, path, None, &json!(inventory()))).await;
+        answer.problem(403, "not_an_operator");
+    }
+    assert_eq!(rig.store.servers().await.unwrap(), []);
+    let me = Uid::effective().as_raw();
+    assert!(operator(&Caller::Local { uid: 0 }).is_ok());
+    assert!(operator(&Caller::Local { uid: me }).is_ok());
+    assert!(operator(&Caller::Local { uid: me + 1 }).is_err());
+}
+
+#[tokio::test]
+async fn every_answer_is_counted_under_its_route() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(&dir.path().join("store")).await.unwrap();
+    let facts = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&facts);
+    let app = App {
+        store,
+        addresses: Vec::new(),
+        observer: Observer::new(move |fact| told.lock().unwrap().push(fact)),
+    };
+    let socket = dir.path().join("api.sock");
+    let doors = Doors::open(Some(&socket), None).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve(doors, app, CancellationToken::new()));
+    for path in ["/v1/replacements/lb1-none", "/v2"] {
+        let stream = UnixStream::connect(&socket).await.unwrap();
+        exchange(stream, build("GET", path, None, &Value::Null)).await;
+    }
+    let counted = |route| Fact::Answered { route, status: 404 };
+    assert_eq!(
+        *facts.lock().unwrap(),
+        [counted("/v1/replacements/{id}"), counted("other")]
+    );
+}
+
+#[tokio::test]
+async fn a_director_asks_for_no_server_of_another() {
+    let rig = Rig::working().await;
+    rig.ask(Some("k1"), &request("10.0.0.99"))
+        .await
+        .problem(409, "not_yours");
+}
+
+#[tokio::test]
 async fn cancelling_over_the_api() {
     let rig = Rig::new().await;
     rig.store.apply(&inventory(), false, "test").await.unwrap();

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     model::{
         inventory::ServerState,
-        wire::{Confirmation, Replacement, Want},
+        wire::{Confirmation, RegisteredServer, Replacement, Want},
     },
     provisioner::{
         store::{Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome},
@@ -61,6 +61,19 @@ impl Rig {
             .register(&director, &registration(name))
             .await
             .unwrap();
+    }
+
+    /// With these servers in its IPv4 service.
+    async fn register_at(&self, servers: &[String]) {
+        let mut all = registration("lb1");
+        let service = &mut all.services[0].servers;
+        let like = service[0].clone();
+        service.extend(servers.iter().map(|s| RegisteredServer {
+            address: ip(s),
+            ..like.clone()
+        }));
+        let director = "lb1".parse().unwrap();
+        self.store.register(&director, &all).await.unwrap();
     }
 
     fn start(&mut self) {
@@ -258,6 +271,7 @@ async fn with_no_spare_left_it_waits_says_so_and_goes_on_after_a_release() {
 #[tokio::test]
 async fn what_is_missing_in_the_inventory_is_waited_for() {
     let mut rig = Rig::new().await;
+    rig.register_at(&["10.0.0.77".into()]).await;
     rig.start();
     let id = rig.ask("k1", "10.0.0.77").await;
     let r = rig.until(&id, |r| r.reason.is_some()).await;
@@ -288,9 +302,42 @@ async fn a_template_that_cannot_be_rendered_costs_no_spare() {
 }
 
 #[tokio::test]
+async fn a_template_that_does_not_fit_one_spare_passes_that_one_over() {
+    let mut rig = Rig::new().await;
+    let mut picky = inventory();
+    picky.files[0].body = "{% if server.name == 'spare1' %}{{ nothing }}{% endif %}".into();
+    rig.store.apply(&picky, false, "test").await.unwrap();
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare2");
+    assert_eq!(r.passed_over[0].server, "spare1");
+    assert!(r.passed_over[0].reason.starts_with("template_error: "));
+}
+
+#[tokio::test]
+async fn a_fault_of_this_host_is_waited_out_with_the_same_spare() {
+    let mut rig = Rig::new().await;
+    rig.hands
+        .temper("spare1", |t| t.local.extend([("install:nginx".into(), 5)]));
+    rig.start();
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until(&id, |r| r.reason.is_some()).await;
+    assert_eq!(
+        r.reason.as_deref(),
+        Some("install:nginx: local_fault: no descriptors")
+    );
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    assert_eq!(r.passed_over, []);
+}
+
+#[tokio::test]
 async fn many_failures_get_a_spare_each_and_no_spare_two() {
     let mut rig = Rig::new().await;
     rig.store.apply(&wide(50), false, "test").await.unwrap();
+    let all: Vec<_> = (1..=50).map(|n| format!("10.1.0.{n}")).collect();
+    rig.register_at(&all).await;
     let mut set = JoinSet::new();
     for n in 1..=50 {
         let store = rig.store.clone();

@@ -302,6 +302,7 @@ impl Parser<'_> {
 
     fn read_config(&mut self, config: &Sections<'_>, roles_known: bool, software_known: bool) {
         let mut places = Seen::default();
+        let mut spots: Vec<(String, String, String)> = Vec::new();
         for e in &config.entries {
             let d = &mut self.config;
             let domain = e.required(d, "domain");
@@ -363,6 +364,25 @@ impl Parser<'_> {
                         domain.get_ref()
                     );
                     places.once(d, "file", place, path.span());
+                    let spot = [domain, software, path].map(|t| t.get_ref().clone());
+                    let [domain, software, file] = spot;
+                    for role in self.inventory.roles.values() {
+                        let ours = |s: &String| role.domain == domain && role.software.contains(s);
+                        let same = |(d, s, f): &&(String, String, String)| {
+                            *d == domain && *f == file && *s != software && ours(s)
+                        };
+                        if ours(&software)
+                            && let Some((_, other, _)) = spots.iter().find(same)
+                        {
+                            let message = format!(
+                                "role {}: {other} and {software} both place {file}",
+                                role.code
+                            );
+                            d.push(path.span(), message);
+                            break;
+                        }
+                    }
+                    spots.push((domain, software, file));
                 }
             }
             let mode = mode.map_or(Some(0o644), |m| permissions(d, &m));

@@ -33,6 +33,25 @@ fn defaults() {
 }
 
 #[test]
+fn two_software_of_a_role_cannot_place_one_file() {
+    let role = ROLE.replace("[\"nginx\"]", "[\"nginx\", \"php\"]");
+    let software = format!("{SOFTWARE}{}", SOFTWARE.replace("nginx", "php"));
+    let config = "[[service_config]]\ndomain = \"shop\"\nsoftware = \"nginx\"\npath = \"/x\"\n\
+                  source = \"files/x\"\n";
+    let both = format!("{config}{}", config.replace("nginx", "php"));
+    let said = read([&role, &software, &both, ""]).unwrap_err();
+    assert!(
+        said.contains("role web: nginx and php both place /x"),
+        "{said}"
+    );
+    let elsewhere = format!(
+        "{config}{}",
+        config.replace("nginx", "php").replace("/x", "/y")
+    );
+    assert!(read([&role, &software, &elsewhere, ""]).is_ok());
+}
+
+#[test]
 fn empty_files_are_an_empty_inventory() {
     assert_eq!(read([""; 4]).unwrap(), Inventory::default());
 }

@@ -46,7 +46,7 @@ fn world() -> World {
 
 #[test]
 fn looks_up_role_catalogue_scripts_files_and_services() {
-    let brief = world().brief(ip("10.0.0.1"), ip("10.0.0.1")).unwrap();
+    let brief = world().brief(ip("10.0.0.1"), &[ip("10.0.0.1")]).unwrap();
     assert_eq!(brief.role.code, "web.shop.example");
     assert_eq!(
         brief.software.iter().map(|s| &s.name).collect::<Vec<_>>(),
@@ -77,7 +77,7 @@ fn a_script_for_the_system_goes_before_one_for_any() {
 fn what_is_missing_has_a_name() {
     let whole = world();
     let code = |w: &World| {
-        w.brief(ip("10.0.0.1"), ip("10.0.0.1"))
+        w.brief(ip("10.0.0.1"), &[ip("10.0.0.1")])
             .map_err(|m| m.code())
             .err()
     };
@@ -93,7 +93,7 @@ fn what_is_missing_has_a_name() {
     assert_eq!(code(&w), Some("catalogue_empty"));
     let mut w = whole;
     w.software.retain(|s| s.name != "nginx");
-    let miss = w.brief(ip("10.0.0.1"), ip("10.0.0.1")).unwrap_err();
+    let miss = w.brief(ip("10.0.0.1"), &[ip("10.0.0.1")]).unwrap_err();
     assert_eq!(miss.code(), "script_missing");
     assert!(
         miss.to_string()
@@ -104,7 +104,7 @@ fn what_is_missing_has_a_name() {
 #[test]
 fn plans_the_five_steps() {
     let world = world();
-    let brief = world.brief(ip("10.0.0.1"), ip("10.0.0.1")).unwrap();
+    let brief = world.brief(ip("10.0.0.1"), &[ip("10.0.0.1")]).unwrap();
     let steps = steps(&brief, &world.servers["spare1"].server, "lb1-x-1").unwrap();
     let names: Vec<String> = steps.iter().map(Step::name).collect();
     assert_eq!(
@@ -152,7 +152,7 @@ fn a_stand_ins_services_are_its_origins() {
             },
         );
     }
-    let brief = world.brief(ip("10.0.0.11"), ip("10.0.0.1")).unwrap();
+    let brief = world.brief(ip("10.0.0.11"), &[ip("10.0.0.1")]).unwrap();
     assert_eq!(brief.need.failed, "spare1");
     assert_eq!(brief.services.len(), 2);
 }

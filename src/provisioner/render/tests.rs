@@ -71,6 +71,19 @@ fn a_variable_that_is_not_there_names_file_and_line() {
 }
 
 #[test]
+fn the_examples_site_listens_once_on_a_port_of_two_families() {
+    let (mut brief, spare) = brief();
+    for service in &mut brief.services {
+        service.port = 80;
+    }
+    let body = include_str!("../../../config/inventory/files/shop.conf.j2");
+    let text = file(&brief, &spare, &template(body)).unwrap().body;
+    let text = String::from_utf8(text).unwrap();
+    assert_eq!(text.matches("listen 80;").count(), 1, "{text}");
+    assert_eq!(text.matches("listen [::]:80;").count(), 1, "{text}");
+}
+
+#[test]
 fn a_file_that_is_no_template_is_left_alone_and_digested() {
     let (brief, spare) = brief();
     let plain = ServiceFile {

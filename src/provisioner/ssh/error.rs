@@ -2,12 +2,25 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use nix::errno::Errno;
+
 /// One variant for each thing that asks for another remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum SshError {
     /// No TCP connection.
     #[error("{peer} cannot be reached: is the server up, is the route to it there?")]
     Unreachable {
+        /// The server.
+        peer: SocketAddr,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// No TCP connection, for want of something here.
+    #[error(
+        "this host cannot connect to {peer}: look at its routes, addresses and open descriptors"
+    )]
+    Local {
         /// The server.
         peer: SocketAddr,
         /// What the kernel says.
@@ -121,6 +134,21 @@ pub enum SshError {
 }
 
 impl SshError {
+    /// An error of `connect(2)` or before it.
+    pub(in crate::provisioner) fn from_connect(peer: SocketAddr, source: io::Error) -> Self {
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ECONNREFUSED) => Self::Refused { peer },
+            Some(
+                Errno::ENETUNREACH
+                | Errno::EADDRNOTAVAIL
+                | Errno::EMFILE
+                | Errno::ENFILE
+                | Errno::ENOBUFS,
+            ) => Self::Local { peer, source },
+            _ => Self::Unreachable { peer, source },
+        }
+    }
+
     /// An error of a connection that had been established.
     pub(super) fn from_russh(peer: SocketAddr, e: russh::Error) -> Self {
         Self::LinkLost {

@@ -15,7 +15,7 @@ pub use files::Files;
 pub use keys::{ClientKey, ClientKeyError, HostKey, HostKeyError};
 
 use std::{
-    fmt, io,
+    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -102,10 +102,7 @@ impl Ssh {
         let deadline = Instant::now() + limit;
         let stream = match timeout_at(deadline, TcpStream::connect(peer)).await {
             Err(_elapsed) => return Err(SshError::ConnectTimedOut { peer, limit }),
-            Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
-                return Err(SshError::Refused { peer });
-            }
-            Ok(Err(source)) => return Err(SshError::Unreachable { peer, source }),
+            Ok(Err(e)) => return Err(SshError::from_connect(peer, e)),
             Ok(Ok(stream)) => stream,
         };
         stream

@@ -147,7 +147,7 @@ async fn tell(
     changed: bool,
     marker: &str,
 ) -> Result<Told, StepError> {
-    let said = |what, output| Ok(Told { what, output });
+    let said = |what, output| Told { what, output };
     // Software that cannot say whether it runs is started each time, then reloaded if need be.
     let runs = match service.running {
         Some(text) => {
@@ -156,26 +156,42 @@ async fn tell(
         }
         None => service.start.is_none(),
     };
-    if !runs && let Some(text) = service.start {
-        let output = command(remote, service.software, "start", text, marker).await?;
-        if service.running.is_some() || !changed || service.reload.is_none() {
-            return said("started", output);
-        }
-    } else if !runs {
+    if !runs && service.start.is_none() {
         let detail = format!(
             "{} does not run on {} and has no start command in the catalogue",
             service.software, remote.name
         );
         return Err(error(Class::Permanent, "start_failed", detail));
     }
-    match service.reload {
-        Some(text) if changed => {
-            let output = command(remote, service.software, "reload", text, marker).await?;
-            said("reloaded", output)
-        }
-        _ if service.running.is_some() => said("runs already", String::new()),
-        _ => said("nothing to start", String::new()),
+    let mut told = said(
+        match service.running {
+            Some(_) => "runs already",
+            None => "nothing to start",
+        },
+        String::new(),
+    );
+    let due = due(service, runs, changed);
+    for (n, (what, text)) in due.iter().enumerate() {
+        // After a crash between two of them the last one is still to be given.
+        let settles = if n + 1 == due.len() { marker } else { "" };
+        let output = command(remote, service.software, what, text, settles).await?;
+        let done = match *what {
+            "start" => "started",
+            _ => "reloaded",
+        };
+        told = said(done, output);
     }
+    Ok(told)
+}
+
+/// The commands to give, in order. Software that cannot say whether it runs gets both.
+fn due<'s>(service: &Service<'s>, runs: bool, changed: bool) -> Vec<(&'static str, &'s str)> {
+    let start = service.start.filter(|_| !runs);
+    let both = start.is_none() || service.running.is_none();
+    let reload = service.reload.filter(|_| changed && both);
+    let named = [("start", start), ("reload", reload)];
+    let given = |(what, text): (_, Option<&'s str>)| Some((what, text?));
+    named.into_iter().filter_map(given).collect()
 }
 
 async fn command(
@@ -230,6 +246,22 @@ fn checked_path(path: &str) -> Result<(), StepError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reload_comes_after_start_and_settles_the_matter() {
+        let service = |running| Service {
+            software: "nginx",
+            running,
+            start: Some("a"),
+            reload: Some("b"),
+        };
+        let both = vec![("start", "a"), ("reload", "b")];
+        assert_eq!(due(&service(None), false, true), both);
+        assert_eq!(due(&service(None), false, false), both[..1]);
+        assert_eq!(due(&service(Some("r")), false, true), both[..1]);
+        assert_eq!(due(&service(Some("r")), true, true), both[1..]);
+        assert_eq!(due(&service(Some("r")), true, false), []);
+    }
 
     #[test]
     fn a_file_stands_only_if_all_is_equal() {

@@ -159,9 +159,10 @@ fn error(class: Class, code: &'static str, detail: impl Into<String>) -> StepErr
 
 impl From<SshError> for StepError {
     fn from(e: SshError) -> Self {
-        use Class::{Permanent, Transient};
+        use Class::{Local, Permanent, Transient};
         let (class, code) = match &e {
             SshError::Unreachable { .. } => (Transient, "unreachable"),
+            SshError::Local { .. } => (Local, "local_fault"),
             SshError::Refused { .. } => (Transient, "refused"),
             SshError::ConnectTimedOut { .. } => (Transient, "connect_timed_out"),
             SshError::Mute { .. } => (Transient, "mute"),
@@ -181,5 +182,55 @@ impl From<SshError> for StepError {
             cause = source.source();
         }
         error(class, code, detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, os::unix::fs::PermissionsExt, process::Command};
+
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_this_host_lacks_is_no_fault_of_the_spare() {
+        let class = |errno: Errno| {
+            let peer = "192.0.2.1:22".parse().unwrap();
+            StepError::from(SshError::from_connect(peer, io::Error::from(errno))).class
+        };
+        for errno in [
+            Errno::ENETUNREACH,
+            Errno::EADDRNOTAVAIL,
+            Errno::EMFILE,
+            Errno::ENFILE,
+            Errno::ENOBUFS,
+        ] {
+            assert_eq!(class(errno), Class::Local, "{errno}");
+        }
+        for errno in [Errno::EHOSTUNREACH, Errno::ECONNREFUSED, Errno::ETIMEDOUT] {
+            assert_eq!(class(errno), Class::Transient, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_missing_flock_is_not_a_busy_fence() {
+        let dir = tempfile::tempdir().unwrap();
+        let flock = dir.path().join("flock");
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        for (says, ends) in [(1, 75), (127, 70), (0, 0)] {
+            std::fs::write(&flock, format!("#!/bin/sh\nexit {says}\n")).unwrap();
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&flock, mode).unwrap();
+            let text = concat!(include_str!("sh/prelude.sh"), include_str!("sh/fence.sh"));
+            let ran = Command::new("sh")
+                .args(["-c", text, "understudy"])
+                .arg(dir.path().join("base"))
+                .arg("7")
+                .env("PATH", &path)
+                .output()
+                .unwrap();
+            assert_eq!(ran.status.code(), Some(ends), "{ran:?}");
+        }
     }
 }

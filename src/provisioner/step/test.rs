@@ -13,7 +13,7 @@ use super::{
     remote::{Command, QUICK, Remote, garbled, one_line, script},
 };
 use crate::{
-    model::Outcome,
+    model::{FailReason, Outcome},
     provisioner::order::{Class, Done, ServiceTest, StepError},
 };
 
@@ -85,7 +85,11 @@ pub(super) async fn answers<P: Prober>(
                     "the service at {} does not answer within {:?}: {reason}",
                     test.at, test.limit
                 );
-                return Err(error(Class::Permanent, "service_silent", detail));
+                let (class, code) = match reason {
+                    FailReason::Local => (Class::Local, "local_fault"),
+                    _ => (Class::Permanent, "service_silent"),
+                };
+                return Err(error(class, code, detail));
             }
             sleep(AGAIN).await;
         }

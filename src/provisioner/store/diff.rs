@@ -39,6 +39,9 @@ pub(super) struct Diff {
     pub(super) servers: Vec<ServerOp>,
 }
 
+/// Directors that may have a server in service as a stand-in, by the server's name.
+pub(super) type Attached = BTreeMap<String, Vec<String>>;
+
 /// Roles, scripts and files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Catalogue {
@@ -107,6 +110,20 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
             all.push(e.line());
         }
     }
+    for role in wanted.roles.values() {
+        let mut placed: BTreeMap<&str, &str> = BTreeMap::new();
+        let ours =
+            |f: &&ServiceFile| f.domain == role.domain && role.software.contains(&f.software);
+        for f in wanted.files.iter().filter(ours) {
+            match placed.insert(&f.path, &f.software) {
+                Some(other) if other != f.software => all.push(format!(
+                    "role {}: {other} and {} both place {}",
+                    role.code, f.software, f.path
+                )),
+                Some(_) | None => {}
+            }
+        }
+    }
     let mut owner: BTreeMap<IpAddr, &str> = BTreeMap::new();
     for (name, server) in &wanted.servers {
         if *name != server.name {
@@ -144,7 +161,11 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
 }
 
 /// Compares the store with the files.
-pub(super) fn diff(world: &World, wanted: &Inventory) -> Result<Diff, Problems> {
+pub(super) fn diff(
+    world: &World,
+    attached: &Attached,
+    wanted: &Inventory,
+) -> Result<Diff, Problems> {
     let mut diff = Diff::default();
     for (name, server) in &wanted.servers {
         match world.servers.get(name) {
@@ -162,7 +183,7 @@ pub(super) fn diff(world: &World, wanted: &Inventory) -> Result<Diff, Problems> 
     }
     for (name, old) in &world.servers {
         if !wanted.servers.contains_key(name) {
-            diff.gone(world, name, old);
+            diff.gone(world, attached, name, old);
         }
     }
     diff.collisions(world)?;
@@ -330,7 +351,7 @@ impl Diff {
     }
 
     /// A server that is no longer in the files.
-    fn gone(&mut self, world: &World, name: &str, old: &PoolServer) {
+    fn gone(&mut self, world: &World, attached: &Attached, name: &str, old: &PoolServer) {
         let object = format!("server {name}");
         let why = match hold(world, old) {
             Hold::Busy(why) => Some(format!("it {why}")),
@@ -344,7 +365,12 @@ impl Diff {
                 "it serves the role {}: take its role in the files first",
                 old.server.role.as_deref().unwrap_or("?")
             )),
-            Hold::Free | Hold::By(..) | Hold::PassedOn(_) => None,
+            Hold::Free | Hold::By(..) | Hold::PassedOn(_) => attached.get(name).map(|directors| {
+                format!(
+                    "it may still be in service: not confirmed to be withdrawn by {}",
+                    directors.join(", ")
+                )
+            }),
         };
         match why {
             Some(why) => self.say(

@@ -2,7 +2,7 @@
 
 use super::{
     News, Problems, Store, StoreError, Tx, audit,
-    diff::{Catalogue, ServerOp, diff, problems},
+    diff::{Attached, Catalogue, ServerOp, diff, problems},
     failed,
     rows::{Columns, json, stored},
     world::world,
@@ -44,7 +44,8 @@ impl Store {
     ) -> Result<InventoryAnswer, ApplyError> {
         problems(wanted)?;
         let mut tx = self.begin().await?;
-        let diff = diff(&world(&mut tx).await?, wanted)?;
+        let attached = attached(&mut tx).await?;
+        let diff = diff(&world(&mut tx).await?, &attached, wanted)?;
         let differs = diff.catalogue.is_some() || !diff.servers.is_empty();
         let applied = differs && !dry_run;
         if applied {
@@ -98,8 +99,7 @@ impl Store {
                 )));
             }
         }
-        let attached = attached(&mut tx, name).await?;
-        if !attached.is_empty() {
+        if let Some(attached) = attached(&mut tx).await?.get(name) {
             return Ok(ReleaseOutcome::Refused(format!(
                 "{name} may still be in service: not confirmed to be withdrawn by {}",
                 attached.join(", ")
@@ -133,21 +133,24 @@ impl Store {
     }
 }
 
-/// Directors that may have this server in service as a stand-in.
-async fn attached(tx: &mut Tx, name: &str) -> Result<Vec<String>, StoreError> {
-    sqlx::query(
-        "SELECT DISTINCT m.director FROM attempt a JOIN attachment m ON m.replacement = a.replacement \
-         WHERE a.server = $1 AND a.state IN ('open', 'serving', 'superseded') \
+/// Servers that directors may have in service as stand-ins, with those directors.
+async fn attached(tx: &mut Tx) -> Result<Attached, StoreError> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT a.server, m.director FROM attempt a \
+         JOIN attachment m ON m.replacement = a.replacement \
+         WHERE a.state IN ('open', 'serving', 'superseded') \
          AND (m.want = 'attach' OR m.confirmed IS NULL OR m.confirmed <> 'withdraw') \
          ORDER BY m.director",
     )
-    .bind(name)
     .fetch_all(&mut **tx)
     .await
-    .map_err(failed("look who has a server in service"))?
-    .iter()
-    .map(|row| row.text("director"))
-    .collect()
+    .map_err(failed("look who has which server in service"))?;
+    let mut attached = Attached::new();
+    for row in rows {
+        let directors = attached.entry(row.text("server")?).or_default();
+        directors.push(row.text("director")?);
+    }
+    Ok(attached)
 }
 
 async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), StoreError> {

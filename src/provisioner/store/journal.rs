@@ -16,7 +16,7 @@ use crate::{
         wire::{PassedOver, ReplacementState},
     },
     provisioner::{
-        order::Step,
+        order::{Class, Step},
         workflow::{AttemptEnd, Event, Hand, Journal, Mark, MarkState, Retry, SpareChange},
     },
 };
@@ -36,6 +36,8 @@ pub struct Work {
     pub failed: IpAddr,
     /// The configured server whose place it is.
     pub origin: IpAddr,
+    /// All addresses of that one, as the inventory had it.
+    pub origins: Vec<IpAddr>,
     /// What orders to the spare carry.
     pub fence: u64,
     /// How far it has come.
@@ -270,7 +272,7 @@ async fn unfinished(tx: &mut Tx) -> Result<Vec<ReplacementId>, StoreError> {
 /// A replacement with its journal.
 pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreError> {
     let row = sqlx::query(
-        "SELECT director, failed, origin, role, state, reason, cancel, fence, supersedes, \
+        "SELECT director, failed, origin, origins, role, state, reason, cancel, fence, supersedes, \
          (SELECT count(*) FROM attempt a WHERE a.replacement = r.id) AS attempts \
          FROM replacement r WHERE id = $1",
     )
@@ -287,6 +289,7 @@ pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreE
         director: row.parsed("director")?,
         failed: row.parsed("failed")?,
         origin: row.parsed("origin")?,
+        origins: row.json("origins")?,
         fence,
         journal: Journal {
             state: row.word("state", ReplacementState::from_word)?,
@@ -395,11 +398,16 @@ pub(super) async fn apply(
             .map_err(failed("write down a claim"))?;
         }
         Event::Started { position } => {
-            mark(tx, &work, *position, MarkState::Running, &note).await?
+            mark(tx, &work, *position, MarkState::Running, false, &note).await?
         }
-        Event::Done { position } => mark(tx, &work, *position, MarkState::Done, &note).await?,
-        Event::Failed { position, .. } => {
-            mark(tx, &work, *position, MarkState::Failed, &note).await?;
+        Event::Done { position } => {
+            mark(tx, &work, *position, MarkState::Done, false, &note).await?
+        }
+        Event::Failed {
+            position, class, ..
+        } => {
+            let counts = *class != Class::Local;
+            mark(tx, &work, *position, MarkState::Failed, counts, &note).await?;
         }
         Event::Offered => offer(tx, &work).await?,
         Event::Attached => end_attempt(tx, id, "serving", None).await?,
@@ -452,6 +460,7 @@ async fn mark(
     work: &Work,
     position: usize,
     state: MarkState,
+    counts: bool,
     note: &Note,
 ) -> Result<(), StoreError> {
     let begins = state == MarkState::Running;
@@ -466,7 +475,7 @@ async fn mark(
     .bind(i64::from(work.journal.attempts))
     .bind(index(position))
     .bind(state.as_str())
-    .bind(i64::from(state == MarkState::Failed))
+    .bind(i64::from(counts))
     .bind(i64::from(begins))
     .bind(stored(work.fence))
     .bind(now_ms().0)

@@ -70,17 +70,36 @@ impl Store {
         .map_err(failed("register a director"))?;
         let world = world(&mut tx).await?;
         let standing = sqlx::query(
-            "SELECT id, origin FROM replacement r WHERE state IN ('attaching', 'succeeded') AND NOT \
-             EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id AND a.director = $1)",
+            "SELECT id, origins FROM replacement r WHERE state IN ('attaching', 'succeeded') \
+             AND NOT EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id \
+             AND a.director = $1 AND a.want = 'attach')",
         )
         .bind(name.as_str())
         .fetch_all(&mut *tx)
         .await
         .map_err(failed("list the stand-ins"))?;
         for row in standing {
-            let origin = world.addresses_of(row.parsed("origin")?);
-            if world.directors_with(&origin).any(|d| d == name) {
+            let origins: Vec<IpAddr> = row.json("origins")?;
+            if world.directors_with(&origins).any(|d| d == name) {
                 want(&mut tx, name, &row.parsed("id")?, Want::Attach).await?;
+            }
+        }
+        // A director that has given a place up confirms no stand-in in it.
+        let awaited = sqlx::query(
+            "SELECT a.replacement, r.origins FROM attachment a \
+             JOIN replacement r ON r.id = a.replacement WHERE a.director = $1 \
+             AND a.want = 'attach' AND (a.confirmed IS NULL OR a.confirmed <> 'attach')",
+        )
+        .bind(name.as_str())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("list what a director was to attach"))?;
+        for row in awaited {
+            let origins: Vec<IpAddr> = row.json("origins")?;
+            if !world.directors_with(&origins).any(|d| d == name) {
+                let id = row.parsed("replacement")?;
+                want(&mut tx, name, &id, Want::Withdraw).await?;
+                succeed(&mut tx, name, &id).await?;
             }
         }
         let detail = format!("{} services", registration.services.len());
@@ -167,8 +186,15 @@ async fn succeed(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result
     }
     let (note, retry) = (Note::default(), Retry::STANDARD);
     journal::apply(tx, id, name.as_str(), &Event::Attached, note, &retry).await?;
-    if let Some(earlier) = work.supersedes {
+    // All that came before: a stand-in that failed before it was confirmed has ended nothing.
+    let mut next = work.supersedes;
+    while let Some(earlier) = next {
+        let before = journal::load(tx, &earlier).await?;
+        if before.journal.state == ReplacementState::Superseded {
+            break;
+        }
         supersede(tx, name, &earlier, id).await?;
+        next = before.supersedes;
     }
     Ok(true)
 }
@@ -193,6 +219,16 @@ async fn supersede(
         .execute(&mut **tx)
         .await
         .map_err(failed("mark the earlier replacement"))?;
+    // A confirmation that came late had it serve again.
+    sqlx::query(
+        "UPDATE server SET state = 'failed', reason = $2 \
+         WHERE replacement = $1 AND state IN ('testing', 'serving')",
+    )
+    .bind(earlier.as_str())
+    .bind(format!("another took its place ({by})"))
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("mark the failed server"))?;
     for director in directors_of(tx, earlier).await? {
         want(tx, &director, earlier, Want::Withdraw).await?;
     }
@@ -258,7 +294,7 @@ async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, St
         members: Vec::new(),
     };
     let rows = sqlx::query(
-        "SELECT m.replacement, m.want, m.confirmed, r.origin, \
+        "SELECT m.replacement, m.want, m.confirmed, r.origins, \
          (SELECT a.server FROM attempt a WHERE a.replacement = r.id \
           AND a.state IN ('open', 'serving', 'superseded')) AS spare \
          FROM attachment m JOIN replacement r ON r.id = m.replacement \
@@ -274,40 +310,13 @@ async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, St
         let confirmed = row.text_opt("confirmed")?;
         members.members.push(Member {
             replacement: row.parsed("replacement")?,
-            origins: addresses_with(tx, row.text("origin")?).await?,
+            origins: row.json("origins")?,
             spare: spare_of(tx, spare).await?,
             want: row.word("want", want_from)?,
             confirmed: confirmed.as_deref().and_then(want_from),
         });
     }
     Ok(Some(members))
-}
-
-/// All addresses of the server that has this one; it alone where the inventory no longer knows it.
-async fn addresses_with(tx: &mut Tx, address: String) -> Result<Vec<IpAddr>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT o.address FROM server_address a JOIN server_address o ON o.server = a.server \
-         WHERE a.address = $1 ORDER BY o.ord",
-    )
-    .bind(address.as_str())
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(failed("read a failed server's addresses"))?;
-    let mut all = rows
-        .iter()
-        .map(|row| row.parsed("address"))
-        .collect::<Result<Vec<IpAddr>, _>>()?;
-    if all.is_empty() {
-        all.push(
-            address
-                .parse()
-                .map_err(|_not_an_address| StoreError::Corrupt {
-                    what: "address",
-                    found: address,
-                })?,
-        );
-    }
-    Ok(all)
 }
 
 /// A server as it is offered.

@@ -211,6 +211,12 @@ impl Store {
             .execute(&store.pool)
             .await
             .map_err(failed("seed its counters"))?;
+        // A restored backup has given fewer fences than the spares have seen.
+        sqlx::query("UPDATE meta SET value = $1 WHERE name = 'fence' AND value < $1")
+            .bind(now_ms().0)
+            .execute(&store.pool)
+            .await
+            .map_err(failed("raise its fence"))?;
         Ok(store)
     }
 

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{StoreError, Tx, Work, failed, members, rows::corrupt, world::world};
+use super::{
+    StoreError, Tx, Work, failed, members,
+    rows::{corrupt, json},
+    world::world,
+};
 use crate::{
     model::{DirectorName, wire::Want},
     provisioner::plan::World,
@@ -55,6 +59,12 @@ pub(super) async fn offer(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
         .await
         .map_err(failed("assign the role"))?;
     }
+    sqlx::query("UPDATE replacement SET origins = $2 WHERE id = $1")
+        .bind(work.id.as_str())
+        .bind(json("origins", &world.places(&work.origins))?)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("keep a place's addresses"))?;
     for director in concerned(tx, work, &world).await? {
         members::want(tx, &director, &work.id, Want::Attach).await?;
     }
@@ -68,7 +78,7 @@ async fn concerned(
     work: &Work,
     world: &World,
 ) -> Result<BTreeSet<DirectorName>, StoreError> {
-    let mut addresses = world.addresses_of(work.origin);
+    let mut addresses = world.places(&work.origins);
     addresses.extend(world.addresses_of(work.failed));
     let mut names: BTreeSet<DirectorName> = world.directors_with(&addresses).cloned().collect();
     names.insert(work.director.clone());

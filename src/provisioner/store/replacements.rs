@@ -1,5 +1,7 @@
 //! Asking for replacements, cancelling them, and showing them.
 
+use std::net::IpAddr;
+
 use super::{
     News, Store, StoreError, Tx, audit, failed,
     journal::{self, Note},
@@ -33,6 +35,8 @@ pub enum Asked {
     KeyReused,
     /// The director never registered.
     NotRegistered,
+    /// The director registered no server whose place this is.
+    NotYours,
 }
 
 /// What became of a wish to cancel.
@@ -82,9 +86,15 @@ impl Store {
         if !world.directors.contains_key(&body.name) {
             return Ok(Asked::NotRegistered);
         }
+        let place = place(&mut tx, &world, body).await?;
+        let mut addresses = world.addresses_of(body.failed);
+        addresses.extend(&place.origins);
+        if !world.directors_with(&addresses).any(|d| *d == body.name) {
+            return Ok(Asked::NotYours);
+        }
         let (id, new) = match standing(&mut tx, &world, body).await? {
             Some(id) => (id, false),
-            None => (create(&mut tx, &world, key, body).await?, true),
+            None => (create(&mut tx, &world, key, body, place).await?, true),
         };
         sqlx::query("INSERT INTO request (key, body, replacement, at_ms) VALUES ($1, $2, $3, $4)")
             .bind(key)
@@ -205,16 +215,54 @@ async fn standing(
         }
         return Ok(Some(id));
     }
-    sqlx::query(
-        "SELECT id FROM replacement WHERE slot = $1 \
-         AND state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching')",
-    )
-    .bind(slot(world, body))
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(failed("look for a replacement under way"))?
-    .map(|row| row.parsed("id"))
-    .transpose()
+    // Asked for before the server was enrolled, it goes by the address of that request.
+    let mut keys = vec![slot(world, body)];
+    keys.extend(
+        world
+            .addresses_of(body.failed)
+            .iter()
+            .map(ToString::to_string),
+    );
+    for key in keys {
+        let found = sqlx::query(
+            "SELECT id FROM replacement WHERE slot = $1 \
+             AND state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching')",
+        )
+        .bind(key)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed("look for a replacement under way"))?;
+        if let Some(row) = found {
+            return row.parsed("id").map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Whose place a failed server has.
+struct Place {
+    /// The replacement that gave it to a stand-in.
+    earlier: Option<ReplacementId>,
+    origin: IpAddr,
+    origins: Vec<IpAddr>,
+}
+
+async fn place(tx: &mut Tx, world: &World, body: &ReplacementRequest) -> Result<Place, StoreError> {
+    match world.assignments.get(&body.failed).map(|h| &h.source) {
+        Some(Source::Replacement(earlier)) => {
+            let work = journal::load(tx, earlier).await?;
+            Ok(Place {
+                earlier: Some(work.id),
+                origin: work.origin,
+                origins: work.origins,
+            })
+        }
+        Some(Source::Files) | None => Ok(Place {
+            earlier: None,
+            origin: body.failed,
+            origins: world.addresses_of(body.failed),
+        }),
+    }
 }
 
 /// A chain longer than this is a loop that nobody has written.
@@ -225,33 +273,27 @@ async fn create(
     world: &World,
     key: &str,
     body: &ReplacementRequest,
+    place: Place,
 ) -> Result<ReplacementId, StoreError> {
     let id = format!("{}-{}", body.name, uuid::Uuid::now_v7());
     let id: ReplacementId = id
         .parse()
         .map_err(|_long| corrupt("id of a replacement", id))?;
-    let earlier = match world.assignments.get(&body.failed).map(|h| &h.source) {
-        Some(Source::Replacement(earlier)) => Some(earlier.clone()),
-        Some(Source::Files) | None => None,
-    };
-    let origin = match &earlier {
-        Some(earlier) => journal::load(tx, earlier).await?.origin,
-        None => body.failed,
-    };
     let fence = next_fence(tx).await?;
     sqlx::query(
-        "INSERT INTO replacement (id, first_key, director, failed, slot, origin, state, rejected, \
-         cancel, fence, supersedes, version, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, 'pending', '[]', 0, $7, $8, 1, $9)",
+        "INSERT INTO replacement (id, first_key, director, failed, slot, origin, origins, state, \
+         rejected, cancel, fence, supersedes, version, created_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, $9, 1, $10)",
     )
     .bind(id.as_str())
     .bind(key)
     .bind(body.name.as_str())
     .bind(body.failed.to_string())
     .bind(slot(world, body))
-    .bind(origin.to_string())
+    .bind(place.origin.to_string())
+    .bind(json("origins", &place.origins)?)
     .bind(fence)
-    .bind(earlier.as_ref().map(ReplacementId::as_str))
+    .bind(place.earlier.as_ref().map(ReplacementId::as_str))
     .bind(now_ms().0)
     .execute(&mut **tx)
     .await

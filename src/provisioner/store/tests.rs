@@ -177,6 +177,19 @@ async fn every_fault_of_an_inventory_is_listed_and_nothing_written() {
 }
 
 #[tokio::test]
+async fn two_software_of_a_role_with_one_file_are_a_fault() {
+    let mut bad = inventory();
+    let mut twice = bad.files[0].clone();
+    twice.software = "storage".into();
+    bad.files.push(twice);
+    let Problems(all) = problems(&bad).unwrap_err();
+    assert_eq!(
+        all,
+        ["role web.shop.example: nginx and storage both place /etc/nginx/conf.d/shop.conf"]
+    );
+}
+
+#[tokio::test]
 async fn what_differs_is_changed_and_said() {
     let (_dir, store) = fresh().await;
     let mut new = inventory();
@@ -437,6 +450,163 @@ async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
         confirm(&store, "lb1", &third, Want::Attach).await,
         ConfirmOutcome::Succeeded
     );
+}
+
+#[tokio::test]
+async fn a_chain_is_superseded_to_its_beginning_though_a_link_was_never_confirmed() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &first, "spare1").await;
+    confirm(&store, "lb1", &first, Want::Attach).await;
+    let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
+    offered(&store, &second, "spare2").await;
+    let third = asked(&store, "k3", "lb1", "10.0.0.12").await;
+    offered(&store, &third, "spare3").await;
+    confirm(&store, "lb1", &third, Want::Attach).await;
+    for id in [&first, &second] {
+        let r = store.replacement(id).await.unwrap();
+        assert_eq!(r.state, ReplacementState::Superseded);
+    }
+    let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
+    let wants: Vec<_> = members.iter().map(|m| m.want).collect();
+    assert_eq!(wants, [Want::Withdraw, Want::Withdraw, Want::Attach]);
+}
+
+#[tokio::test]
+async fn a_late_confirmation_leaves_no_failed_stand_in_serving() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &first, "spare1").await;
+    let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
+    offered(&store, &second, "spare2").await;
+    confirm(&store, "lb1", &first, Want::Attach).await;
+    assert_eq!(state(&store, "spare1").await, ServerState::Serving);
+    confirm(&store, "lb1", &second, Want::Attach).await;
+    assert_eq!(state(&store, "spare1").await, ServerState::Failed);
+    assert_eq!(state(&store, "spare2").await, ServerState::Serving);
+}
+
+#[tokio::test]
+async fn a_place_keeps_its_addresses_when_its_server_leaves_the_inventory() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &first, "spare1").await;
+    confirm(&store, "lb1", &first, Want::Attach).await;
+    let mut new = inventory();
+    new.servers.get_mut("web1").unwrap().role = None;
+    store.apply(&new, false, "test").await.unwrap();
+    new.servers.remove("web1");
+    store.apply(&new, false, "test").await.unwrap();
+    assert!(!store.world().await.unwrap().servers.contains_key("web1"));
+    let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
+    let work = store.work_on(&second).await.unwrap();
+    let world = store.world().await.unwrap();
+    let brief = world.brief(work.failed, &work.origins).unwrap();
+    assert_eq!(brief.services.len(), 2);
+    offered(&store, &second, "spare2").await;
+    let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
+    assert_eq!(members.len(), 2);
+    for m in members {
+        assert_eq!(m.origins, [ip("10.0.0.1"), ip("fd00::1")]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_enrolled_after_its_failure_has_one_replacement() {
+    let (_dir, store) = fresh().await;
+    let mut without = inventory();
+    let web1 = without.servers.get_mut("web1").unwrap();
+    web1.role = None;
+    store.apply(&without, false, "test").await.unwrap();
+    without.servers.remove("web1");
+    store.apply(&without, false, "test").await.unwrap();
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    store.apply(&inventory(), false, "test").await.unwrap();
+    assert_eq!(asked(&store, "k2", "lb1", "fd00::1").await, first);
+    assert_eq!(asked(&store, "k3", "lb1", "10.0.0.1").await, first);
+    offered(&store, &first, "spare1").await;
+    let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
+    assert_eq!(members[0].origins, [ip("10.0.0.1"), ip("fd00::1")]);
+}
+
+#[tokio::test]
+async fn a_stand_in_that_a_director_may_have_in_service_stays_in_the_inventory() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &first, "spare1").await;
+    confirm(&store, "lb1", &first, Want::Attach).await;
+    let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
+    offered(&store, &second, "spare2").await;
+    confirm(&store, "lb1", &second, Want::Attach).await;
+    let mut new = inventory();
+    new.servers.remove("spare1");
+    let answer = store.apply(&new, false, "test").await.unwrap();
+    let held = said(&answer, ChangeAction::Held);
+    let why = "server spare1: gone from the files: it may still be in service: not confirmed to be \
+               withdrawn by lb1";
+    assert!(held.contains(&why.to_owned()), "{held:?}");
+    confirm(&store, "lb1", &first, Want::Withdraw).await;
+    let answer = store.apply(&new, false, "test").await.unwrap();
+    assert_eq!(
+        said(&answer, ChangeAction::Remove),
+        ["server spare1: was failed"]
+    );
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_director_that_has_given_the_place_up() {
+    let (_dir, store) = fresh().await;
+    store
+        .register(&d("lb2"), &registration("lb2"))
+        .await
+        .unwrap();
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &id, "spare1").await;
+    confirm(&store, "lb1", &id, Want::Attach).await;
+    let mut less = registration("lb2");
+    less.services.clear();
+    store.register(&d("lb2"), &less).await.unwrap();
+    let r = store.replacement(&id).await.unwrap();
+    assert_eq!(r.state, ReplacementState::Succeeded);
+    let members = store.members(&d("lb2")).await.unwrap().unwrap().members;
+    assert_eq!(members[0].want, Want::Withdraw);
+    // It takes the place up again.
+    store
+        .register(&d("lb2"), &registration("lb2"))
+        .await
+        .unwrap();
+    let members = store.members(&d("lb2")).await.unwrap().unwrap().members;
+    assert_eq!(members[0].want, Want::Attach);
+}
+
+#[tokio::test]
+async fn a_director_asks_only_for_its_own_servers_and_their_stand_ins() {
+    let (_dir, store) = fresh().await;
+    let mut less = registration("lb2");
+    for service in &mut less.services {
+        service.servers.remove(0);
+    }
+    store.register(&d("lb2"), &less).await.unwrap();
+    let other = store.ask("k1", &request("lb2", "10.0.0.1")).await.unwrap();
+    assert_eq!(other, Asked::NotYours);
+    let id = asked(&store, "k2", "lb2", "fd00::2").await;
+    offered(&store, &id, "spare1").await;
+    let other = store.ask("k3", &request("lb2", "10.0.0.12")).await.unwrap();
+    assert_eq!(other, Asked::NotYours);
+    assert_ne!(asked(&store, "k4", "lb2", "fd00::11").await, id);
+}
+
+#[tokio::test]
+async fn a_restored_backup_does_not_fence_itself_out() {
+    let (dir, store) = fresh().await;
+    sqlx::query("UPDATE meta SET value = 5 WHERE name = 'fence'")
+        .execute(&store.pool)
+        .await
+        .unwrap();
+    store.close().await;
+    let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    assert!(store.work_on(&id).await.unwrap().fence > 1_600_000_000_000);
 }
 
 #[tokio::test]

@@ -140,6 +140,35 @@ fn each_class_of_error_has_its_end() {
 }
 
 #[test]
+fn a_system_that_changed_under_the_work_is_put_aside() {
+    let mut events = through(3);
+    events.push(Event::Started { position: 4 });
+    let change = after(&events).handle(&failed(4, Class::Unsuitable), &RETRY);
+    let spare = change.unwrap().spare.unwrap();
+    assert_eq!(
+        (spare.state, spare.ended),
+        (ServerState::Quarantined, Some(AttemptEnd::Failed))
+    );
+}
+
+#[test]
+fn a_fault_of_this_host_costs_no_spare_and_is_told() {
+    let mut events = through(1);
+    for _ in 0..9 {
+        events.push(Event::Started { position: 2 });
+        events.push(failed(2, Class::Local));
+    }
+    let journal = after(&events);
+    assert_eq!(journal.next(), order(2, 0));
+    assert_eq!(
+        journal.reason.as_deref(),
+        Some("install:nginx: script_failed: exit 1")
+    );
+    events.extend([Event::Started { position: 2 }, Event::Done { position: 2 }]);
+    assert_eq!(after(&events).reason, None);
+}
+
+#[test]
 fn cancelling_waits_for_the_step_and_quarantines_what_was_touched() {
     // Nothing but the fence and a look: free again.
     let mut events = through(1);
@@ -223,6 +252,7 @@ fn op() -> impl Strategy<Value = Op> {
         Err(Class::Permanent),
         Err(Class::Unsuitable),
         Err(Class::Fenced),
+        Err(Class::Local),
     ]);
     prop_oneof![
         12 => (0..3_usize, class).prop_map(|(r, c)| Op::Turn(r, c)),

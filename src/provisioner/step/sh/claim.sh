@@ -7,7 +7,10 @@ if [ -e "$dir" ]; then
     echo claimed
     exit 0
 fi
-[ "$(sha256sum <"$stage/script")" = "$3  -" ] || exit 71
+[ "$(sha256sum <"$stage/script")" = "$3  -" ] || {
+    echo "the upload is not what was sent" >&2
+    exit 71
+}
 # Locked before it can be found, and until the wrapper ends: found and not locked means that nothing
 # runs. A folder with something in it is never replaced by a rename, so one claim wins.
 exec 8>>"$stage/lock" || exit 70

@@ -5,7 +5,12 @@ fence=$1
 shift
 (umask 022 && mkdir -p "$base") || exit 70
 exec 9>>"$base/fence.lock" || exit 70
-flock -w 20 9 || exit 75
+flock -w 20 9
+case $? in
+0) ;;
+1) exit 75 ;;
+*) exit 70 ;;
+esac
 seen=0
 if [ -e "$base/fence" ]; then
     seen=$(cat "$base/fence") || exit 70

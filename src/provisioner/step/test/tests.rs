@@ -4,7 +4,22 @@ use std::{
 };
 
 use super::*;
-use crate::model::{CheckKind, FailReason};
+use crate::model::CheckKind;
+
+/// Cannot ask.
+struct Unable;
+
+impl Prober for Unable {
+    async fn probe(&self, _at: SocketAddr, _kind: &CheckKind, _timeout: Duration) -> Outcome {
+        Outcome::Fail(FailReason::Local)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_this_host_cannot_make_blames_nobody() {
+    let e = answers(&Unable, Done::default(), &one()).await.unwrap_err();
+    assert_eq!((e.class, e.code), (Class::Local, "local_fault"));
+}
 
 /// Refuses so many times.
 struct After(AtomicU32);

@@ -90,7 +90,8 @@ CREATE TABLE director (
 );
 
 -- slot is the failed server's name, or the address where the inventory knows no such server; origin
--- the configured server whose place it is; role what the spare was configured as.
+-- the configured server whose place it is, origins all its addresses, whatever becomes of it in the
+-- inventory; role what the spare was configured as.
 CREATE TABLE replacement (
   id            TEXT   NOT NULL PRIMARY KEY,
   first_key     TEXT   NOT NULL UNIQUE,
@@ -98,6 +99,7 @@ CREATE TABLE replacement (
   failed        TEXT   NOT NULL,
   slot          TEXT   NOT NULL,
   origin        TEXT   NOT NULL,
+  origins       TEXT   NOT NULL,
   role          TEXT,
   state         TEXT   NOT NULL CHECK (state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching', 'succeeded', 'failed', 'cancelled', 'superseded', 'refused')),
   reason        TEXT,
