@@ -104,7 +104,9 @@ async fn peers_that_do_not_answer_are_told_apart() {
     let mut target = lab.target(&["host"]);
     target.peer = mute.local_addr().unwrap();
     target.connect_timeout = Duration::from_millis(300);
-    let e = Ssh::connect(&target, &lab.key("id")).await.unwrap_err();
+    let key = lab.key("id");
+    let ended = tokio::time::timeout(Duration::from_secs(20), Ssh::connect(&target, &key)).await;
+    let e = ended.expect("an end within the limit").unwrap_err();
     assert!(matches!(e, SshError::Mute { .. }), "{e:?}");
     assert_eq!(StepError::from(e).class, Class::Transient);
     drop(mute);
