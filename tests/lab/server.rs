@@ -47,12 +47,6 @@ pub(crate) enum Tree {
     Other,
 }
 
-impl Tree {
-    const fn is_spare(self) -> bool {
-        !matches!(self, Self::Web)
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) name: String,
@@ -409,11 +403,8 @@ impl Server {
         // Only children enter the new PID namespace; the first is its init. sshd reaps what is left
         // to it.
         unshare(CloneFlags::CLONE_NEWPID).unwrap();
-        // Installing on a machine of its own would take no CPU from those that serve: a spare takes
-        // what is left.
-        let nice = if tree.is_spare() { "nice -n 19" } else { "" };
         let start = format!(
-            "mount -t proc proc /proc && exec {nice} /usr/sbin/sshd -D -f /etc/ssh/lab_config -E {SSHD_LOG}"
+            "mount -t proc proc /proc && exec /usr/sbin/sshd -D -f /etc/ssh/lab_config -E {SSHD_LOG}"
         );
         shell(&start)
             .stdout(Stdio::null())
