@@ -32,8 +32,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
 /// What is asked more often slows down what is waited for.
 const POLL: Duration = Duration::from_millis(250);
 
+/// How often a [`Watch`] looks beside something that takes long.
+const LOOK: Duration = Duration::from_millis(20);
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_understudy");
-const REPLACE_AFTER: Duration = Duration::from_millis(400);
+const REPLACE_AFTER: Duration = Duration::from_millis(200);
 const SPARES: [&str; 2] = ["spare1", "spare2"];
 const STARTS: &str = "/var/lib/role/starts";
 const ENDS: &str = "/var/lib/role/ends";
@@ -41,7 +44,7 @@ const JOBS: &str = "/var/lib/understudy/jobs";
 
 /// A refused connection fails it at once; the time limit is for a machine that is busy, which must
 /// not look like a second failure.
-const CHECK: &str = r#"interval = "250ms"
+const CHECK: &str = r#"interval = "500ms"
 timeout = "10s"
 rise = 1
 fall = 2
@@ -168,11 +171,13 @@ impl<'a> Cluster<'a> {
 
     /// Waits until the one replacement is at its end, for the provisioner and for the director; it.
     pub(crate) fn wait_for_stand_in(&self) -> Replacement {
+        // Its log first: to ask its API all the time would slow down what is waited for.
+        wait_for_line(&self.provisioner, "replacement succeeded");
         let replacement = wait_for("replacement that succeeded", PATIENCE, POLL, || {
             let all = self.replacements();
             match all.as_deref() {
                 Ok([r]) if r.state == ReplacementState::Succeeded => Ok(r.clone()),
-                _ => Err(Shown((all, self.director.log()))),
+                _ => Err(Shown(all)),
             }
         });
         self.wait_for_status("stand-in that serves", |status| {
@@ -304,7 +309,7 @@ fn director_killed() {
     let mut dice = Dice::new("director_killed");
 
     let cluster = Cluster::start(&lab, "whole", script);
-    let watch = Watch::start(&lab);
+    let watch = Watch::start(&lab, LOOK);
     lab.server("web1").kill_nginx();
     wait_for_line(
         &cluster.director,
@@ -324,7 +329,7 @@ fn director_killed() {
     for n in 0..kills() {
         let round = Instant::now();
         let mut cluster = Cluster::start(&lab, &format!("{n}"), script);
-        let watch = Watch::start(&lab);
+        let watch = Watch::start(&lab, LOOK);
         lab.server("web1").kill_nginx();
         // Every fourth falls around the request itself: that is when two memories are written.
         let after = if n % 4 == 3 {
@@ -378,7 +383,7 @@ fn provisioner_killed() {
     for n in 0..kills {
         let round = Instant::now();
         let mut cluster = Cluster::start(&lab, &format!("{n}"), script);
-        let watch = Watch::start(&lab);
+        let watch = Watch::start(&lab, LOOK);
         lab.server("web1").kill_nginx();
         let look = Duration::from_millis(5);
         let spare = wait_for("start of the script", PATIENCE, look, || {
@@ -450,7 +455,7 @@ impl Dice {
 
 /// As [`Process::wait_for_log`], and sooner.
 fn wait_for_line(process: &Process<'_>, needle: &str) {
-    wait_for(needle, PATIENCE, Duration::from_millis(2), || {
+    wait_for(needle, PATIENCE, Duration::from_millis(5), || {
         let log = process.log();
         if log.contains(needle) {
             Ok(())
@@ -460,8 +465,8 @@ fn wait_for_line(process: &Process<'_>, needle: &str) {
     });
 }
 
-/// Notes every change of the destinations in the director's kernel table, by looking every ten
-/// milliseconds. Ends when dropped.
+/// Notes every change of the destinations in the director's kernel table, by looking again and again.
+/// Ends when dropped.
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<BTreeSet<String>>>>,
@@ -469,7 +474,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn start(lab: &Lab) -> Self {
+    pub(crate) fn start(lab: &Lab, every: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::new(Mutex::new(vec![lab.director.run(destinations)]));
         let (s, n) = (Arc::clone(&stop), Arc::clone(&seen));
@@ -481,7 +486,7 @@ impl Watch {
                     seen.push(is);
                 }
                 drop(seen);
-                sleep(Duration::from_millis(10));
+                sleep(every);
             }
         };
         // A thread begins in the namespace of the one that starts it.

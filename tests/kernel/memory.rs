@@ -21,7 +21,6 @@ fn a_spare_stays_in_service_without_the_directors_memory() {
         [spare.as_str(), "web1", "web2"].map(|n| real_server(&lab, n).to_string());
     let state = lab.director_state().join("state.json");
     let aside = lab.director_state().join("state.json.unreadable");
-    let good = fs::read(&state).unwrap();
 
     let cases: [(Option<&str>, &str); 3] = [
         (None, "there is no state file"),
@@ -32,7 +31,7 @@ fn a_spare_stays_in_service_without_the_directors_memory() {
         ),
     ];
     for (content, said) in cases {
-        let watch = Watch::start(&lab);
+        let watch = Watch::start(&lab, Duration::from_millis(4));
         cluster.director.kill_hard();
         cluster.provisioner.kill_hard();
         match content {
@@ -116,5 +115,4 @@ fn a_spare_stays_in_service_without_the_directors_memory() {
             cluster.status_text()
         );
     }
-    assert!(!good.is_empty());
 }
