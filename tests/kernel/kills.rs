@@ -432,10 +432,8 @@ struct Dice(u64);
 impl Dice {
     fn new(test: &str) -> Self {
         let by_clock = || {
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap()
-                .as_nanos() as u64
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            now.as_millis().try_into().unwrap()
         };
         let seed = std::env::var("KILLS_SEED").map_or_else(|_| by_clock(), |s| s.parse().unwrap());
         show(&format!("{test}: KILLS_SEED={seed}"));
