@@ -118,7 +118,7 @@ impl<'a> Cluster<'a> {
             address: vip4(80),
             forward: "nat",
             check: CHECK.to_owned(),
-            real_servers: ["web1", "web2"].map(|n| real_server(lab, n)).to_vec(),
+            real_servers: ["web1", "web2"].map(|n| (real_server(lab, n), 1)).to_vec(),
         };
         let director = lab.write_director(&[service], &format!("{}ms", REPLACE_AFTER.as_millis()));
         let start = |role: &str, config: &str| {
