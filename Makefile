@@ -8,6 +8,7 @@ deny := target/tools/bin/cargo-deny
 deny_version := 0.20.2
 # Under a kernel with IPVS: this machine's or a guest's.
 in_vm := --config 'target."cfg(all())".runner=["$(CURDIR)/tests/vm/run", "--"]'
+KILLS ?= 20
 say = @echo "make: $(1)" >&2
 
 test: compiler prepare lint unit doc deny kernel
@@ -24,7 +25,7 @@ prepare: compiler
 lint: compiler
 	$(call say,waiting for rustfmt and clippy)
 	@cargo fmt --check
-	@cargo clippy --quiet --locked --all-targets -- -D warnings
+	@cargo clippy --quiet --locked --all-targets --test kernel --test demo -- -D warnings
 
 unit: compiler
 	$(call say,waiting for the unit tests and the suite without privileges)
@@ -51,6 +52,12 @@ deny: $(deny)
 kernel: prepare
 	$(call say,waiting for the kernel suite)
 	@cargo test --quiet --locked $(in_vm) --test kernel -- --test-threads 2 $(ARGS)
+
+# Both daemons killed at KILLS seeded moments each; KILLS_SEED repeats a run.
+kills: prepare
+	$(call say,waiting for the kills: $(KILLS) of each daemon)
+	@KILLS=$(KILLS) VM_LIMIT=7200 VM_ENV='KILLS KILLS_SEED' cargo test --quiet --locked $(in_vm) --test kernel -- \
+		--test-threads 2 --nocapture killed
 
 demo: prepare
 	$(call say,waiting for the demo to be built and to run)
