@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants compiler prepare lint unit doc deny kernel
+.PHONY: test demo mutants kills compiler prepare lint unit doc deny kernel
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
