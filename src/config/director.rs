@@ -630,12 +630,6 @@ impl Reader {
             addr: at.ip(),
             port: at.port(),
         };
-        if dest.port == 0 {
-            self.bad.push(
-                raw.address.span(),
-                format!("{dest} has no port at which it could be checked: write one"),
-            );
-        }
         if Family::of(dest.addr) != key.family() && forward != ForwardMethod::Tun {
             self.bad.push(
                 raw.address.span(),
