@@ -422,9 +422,9 @@ fn started(lab: &Lab) -> Option<&Server> {
     SPARES.iter().map(|n| lab.server(n)).find(begun)
 }
 
-/// Each costs an emulated guest half a minute or more; `make kills` asks for twenty.
+/// Each takes an emulated guest some twenty seconds, where nothing else runs beside it.
 fn kills() -> u32 {
-    std::env::var("KILLS").map_or(4, |n| n.parse().unwrap())
+    std::env::var("KILLS").map_or(20, |n| n.parse().unwrap())
 }
 
 /// Seeded moments.
