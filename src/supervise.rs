@@ -56,12 +56,6 @@ impl Supervisor {
         self.names.insert(id, name);
     }
 
-    /// Cancelled when the daemon stops.
-    #[must_use]
-    pub fn stop_token(&self) -> CancellationToken {
-        self.stop.child_token()
-    }
-
     /// Runs until `shutdown` completes or a task ends by itself, then stops all tasks and waits for
     /// them, at most `grace`.
     ///

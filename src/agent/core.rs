@@ -162,11 +162,15 @@ impl Shell {
             differs
         });
         let targets = targets(&self.core);
-        self.out.targets.send_if_modified(|t| {
+        let moved = self.out.targets.send_if_modified(|t| {
             let differs = **t != *targets;
             *t = targets;
             differs
         });
+        if moved {
+            let watched = self.core.targets();
+            self.metrics.keep_servers(|id| watched.contains_key(id));
+        }
         self.count(now);
     }
 
@@ -180,17 +184,14 @@ impl Shell {
             let n = held.iter().filter(|h| **h == guard).count();
             m.set_held(guard, u32::try_from(n).unwrap_or(u32::MAX));
         }
-        let status = self.core.status(now);
         let mut stand_ins = BTreeMap::new();
-        for s in &status.stand_ins {
+        for s in self.core.stand_ins_now() {
             let state = StandInState::ALL.iter().find(|w| w.as_str() == s.state);
             if let Some(state) = state {
                 *stand_ins.entry(*state).or_default() += 1;
             }
         }
         m.set_stand_ins(&stand_ins);
-        let watched = self.core.targets();
-        m.keep_servers(|id| watched.contains_key(id));
     }
 
     fn tell(&self, note: &Note) {

@@ -94,7 +94,7 @@ impl Core {
                 .map(|k| self.service_status(*k, now))
                 .collect(),
             incidents: self.incident_status(now),
-            stand_ins: self.stand_in_status(),
+            stand_ins: self.stand_ins_now(),
             warnings: self.warnings(now),
         }
     }
@@ -178,7 +178,9 @@ impl Core {
         self.incidents.iter().map(one).collect()
     }
 
-    fn stand_in_status(&self) -> Vec<StandInStatus> {
+    /// Servers from the pool, and where each stands.
+    #[must_use]
+    pub fn stand_ins_now(&self) -> Vec<StandInStatus> {
         let state = |m: &super::Member| match m.want {
             Want::Attach if self.stands(m) => "serving",
             Want::Attach => "joining",
@@ -247,12 +249,6 @@ impl Core {
             .filter(|(_, i)| i.stage == Stage::Open);
         open.filter_map(|(a, _)| self.guard(*a, now).map(|g| g.label()))
             .collect()
-    }
-
-    /// How many stand-ins there are.
-    #[must_use]
-    pub fn stand_in_count(&self) -> usize {
-        self.members.len()
     }
 
     /// Whether the provisioner answers.

@@ -562,7 +562,7 @@ fn a_stand_in_that_the_provisioner_forgot_keeps_its_place() {
             .contains(&("r1".parse().unwrap(), Want::Withdraw))
     );
     w.event(Event::Confirmed("r1".parse().unwrap(), Want::Withdraw));
-    assert_eq!(w.core.stand_in_count(), 0);
+    assert_eq!(w.core.stand_ins_now().len(), 0);
 }
 
 #[test]
