@@ -436,11 +436,8 @@ impl Reader {
         let mut flags = one_packet.map_or(0, |_| ServiceFlags::ONE_PACKET);
         for f in &s.scheduler_flags {
             flags |= self
-                .value(f, |t| match t {
-                    "flag-1" | "sh-fallback" | "mh-fallback" => Ok(ServiceFlags::SCHED1),
-                    "flag-2" | "sh-port" | "mh-port" => Ok(ServiceFlags::SCHED2),
-                    "flag-3" => Ok(ServiceFlags::SCHED3),
-                    _ => Err(format!("{t:?} is no scheduler flag: write flag-1, flag-2, flag-3, sh-fallback, sh-port, mh-fallback or mh-port")),
+                .value(f, |t| {
+                    ServiceFlags::scheduler_flag(t).ok_or_else(|| format!("{t:?} is no scheduler flag: write flag-1, flag-2, flag-3, sh-fallback, sh-port, mh-fallback or mh-port"))
                 })
                 .unwrap_or(0);
         }

@@ -27,7 +27,8 @@ use super::{
     codec::{Command, Exchange, FAMILY_NAME, Message, Outcome, Version},
 };
 use crate::model::{
-    DestAttrs, DestKey, DestState, KernelTable, Scheduler, ServiceAttrs, ServiceKey, ServiceState,
+    DestKey, DestState, KernelTable, Scheduler, ServiceAttrs, ServiceKey, ServiceState, Step,
+    SyncDaemon, SyncRole, Timeouts,
 };
 
 /// How long an answer is waited for: loading a scheduler's module may take a second or two.
@@ -227,68 +228,50 @@ impl Ipvs {
         Ok(table)
     }
 
-    /// Adds a service.
-    ///
-    /// # Errors
-    /// [`Error::AlreadyThere`], [`Error::SchedulerMissing`], and those of every request.
-    pub async fn new_service(&mut self, key: ServiceKey, to: &ServiceAttrs) -> Result<(), Error> {
-        self.write_service(Request::NewService(key), Command::NewService, key, to)
-            .await
+    /// Makes these changes in their order, each whether those before it went well or not, and says of
+    /// each how it went: as many results as steps.
+    pub async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Error>> {
+        let mut results = Vec::with_capacity(steps.len());
+        for step in steps {
+            results.push(self.one(step).await);
+        }
+        results
     }
 
-    /// Changes a service.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchService`], [`Error::SchedulerMissing`], and those of every request.
-    pub async fn set_service(&mut self, key: ServiceKey, to: &ServiceAttrs) -> Result<(), Error> {
-        self.write_service(Request::SetService(key), Command::SetService, key, to)
-            .await
-    }
-
-    /// Removes a service and its destinations.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchService`], and those of every request.
-    pub async fn del_service(&mut self, key: ServiceKey) -> Result<(), Error> {
-        let message = Message::of_service(Command::DelService, &key);
-        self.tell(Request::DelService(key), &message).await
-    }
-
-    /// Adds a destination.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchService`], [`Error::AlreadyThere`], and those of every request.
-    pub async fn new_dest(
-        &mut self,
-        key: ServiceKey,
-        dest: DestKey,
-        attrs: &DestAttrs,
-    ) -> Result<(), Error> {
-        let message = Message::with_dest(Command::NewDest, &key, &dest, attrs);
-        self.tell(Request::NewDest(key, dest), &message).await
-    }
-
-    /// Changes a destination; its connections stay.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchService`], [`Error::NoSuchDest`], and those of every request.
-    pub async fn set_dest(
-        &mut self,
-        key: ServiceKey,
-        dest: DestKey,
-        attrs: &DestAttrs,
-    ) -> Result<(), Error> {
-        let message = Message::with_dest(Command::SetDest, &key, &dest, attrs);
-        self.tell(Request::SetDest(key, dest), &message).await
-    }
-
-    /// Removes a destination.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchService`], [`Error::NoSuchDest`], and those of every request.
-    pub async fn del_dest(&mut self, key: ServiceKey, dest: DestKey) -> Result<(), Error> {
-        let message = Message::of_dest(Command::DelDest, &key, &dest);
-        self.tell(Request::DelDest(key, dest), &message).await
+    async fn one(&mut self, step: &Step) -> Result<(), Error> {
+        let request = Request::of(step);
+        match step {
+            Step::NewService(key, to) => {
+                self.write_service(request, Command::NewService, *key, to)
+                    .await
+            }
+            Step::SetService(key, to) => {
+                self.write_service(request, Command::SetService, *key, to)
+                    .await
+            }
+            Step::DelService(key) => {
+                self.tell(request, &Message::of_service(Command::DelService, key))
+                    .await
+            }
+            Step::NewDest(key, dest, to) => {
+                self.tell(
+                    request,
+                    &Message::with_dest(Command::NewDest, key, dest, to),
+                )
+                .await
+            }
+            Step::SetDest(key, dest, to) => {
+                self.tell(
+                    request,
+                    &Message::with_dest(Command::SetDest, key, dest, to),
+                )
+                .await
+            }
+            Step::DelDest(key, dest) => {
+                self.tell(request, &Message::of_dest(Command::DelDest, key, dest))
+                    .await
+            }
+        }
     }
 
     /// Removes all services, whoever made them.
@@ -298,6 +281,54 @@ impl Ipvs {
     pub async fn flush(&mut self) -> Result<(), Error> {
         self.tell(Request::Flush, &Message::bare(Command::Flush))
             .await
+    }
+
+    /// Sets all counters to zero: of one service and its destinations, or of all and in total.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchService`], and those of every request.
+    pub async fn zero(&mut self, key: Option<ServiceKey>) -> Result<(), Error> {
+        todo!("{key:?}")
+    }
+
+    /// How long connections without packets are kept.
+    ///
+    /// # Errors
+    /// Those of every request.
+    pub async fn timeouts(&mut self) -> Result<Timeouts, Error> {
+        todo!()
+    }
+
+    /// Changes the timeouts that are not zero.
+    ///
+    /// # Errors
+    /// Those of every request.
+    pub async fn set_timeouts(&mut self, to: &Timeouts) -> Result<(), Error> {
+        todo!("{to:?}")
+    }
+
+    /// The sync daemons that run.
+    ///
+    /// # Errors
+    /// Those of every request.
+    pub async fn daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
+        todo!()
+    }
+
+    /// Starts a sync daemon.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyThere`] for a second one of its role, and those of every request.
+    pub async fn start_daemon(&mut self, daemon: &SyncDaemon) -> Result<(), Error> {
+        todo!("{daemon:?}")
+    }
+
+    /// Stops the sync daemon of a role.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDaemon`], and those of every request.
+    pub async fn stop_daemon(&mut self, role: SyncRole) -> Result<(), Error> {
+        todo!("{role:?}")
     }
 
     /// An empty list may be that of a service that has just gone: then the service is asked for.

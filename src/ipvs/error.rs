@@ -4,7 +4,7 @@ use std::{fmt, io, time::Duration};
 
 use netlink_packet_core::DecodeError;
 
-use crate::model::{DestKey, Scheduler, ServiceKey};
+use crate::model::{DestKey, Scheduler, ServiceKey, SyncRole};
 
 /// One request: the operation and its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,18 @@ pub enum Request {
     DelDest(ServiceKey, DestKey),
     /// Removes all services.
     Flush,
+    /// Sets the counters of a service, or all, to zero.
+    Zero(Option<ServiceKey>),
+    /// Reads the timeouts.
+    GetTimeouts,
+    /// Changes the timeouts.
+    SetTimeouts,
+    /// Lists the sync daemons.
+    ListDaemons,
+    /// Starts a sync daemon.
+    StartDaemon(SyncRole),
+    /// Stops a sync daemon.
+    StopDaemon(SyncRole),
 }
 
 impl Request {
@@ -52,6 +64,12 @@ impl Request {
             Self::SetDest(..) => "set_dest",
             Self::DelDest(..) => "del_dest",
             Self::Flush => "flush",
+            Self::Zero(_) => "zero",
+            Self::GetTimeouts => "get_config",
+            Self::SetTimeouts => "set_config",
+            Self::ListDaemons => "list_daemons",
+            Self::StartDaemon(_) => "new_daemon",
+            Self::StopDaemon(_) => "del_daemon",
         }
     }
 }
@@ -71,6 +89,13 @@ impl fmt::Display for Request {
             Self::SetDest(s, d) => write!(f, "change destination {d} of {s}"),
             Self::DelDest(s, d) => write!(f, "remove destination {d} from {s}"),
             Self::Flush => f.write_str("remove all virtual services"),
+            Self::Zero(Some(s)) => write!(f, "set the counters of {s} to zero"),
+            Self::Zero(None) => f.write_str("set all counters to zero"),
+            Self::GetTimeouts => f.write_str("read the timeouts"),
+            Self::SetTimeouts => f.write_str("change the timeouts"),
+            Self::ListDaemons => f.write_str("list the sync daemons"),
+            Self::StartDaemon(role) => write!(f, "start the {role} sync daemon"),
+            Self::StopDaemon(role) => write!(f, "stop the {role} sync daemon"),
         }
     }
 }
@@ -93,6 +118,12 @@ pub enum Error {
     /// The service or destination is in the kernel already (`EEXIST`): read again.
     #[error("cannot {request}: the kernel has it already")]
     AlreadyThere {
+        /// What was asked.
+        request: Request,
+    },
+    /// The sync daemon of this role does not run (`ESRCH`).
+    #[error("cannot {request}: it does not run")]
+    NoSuchDaemon {
         /// What was asked.
         request: Request,
     },
@@ -176,6 +207,7 @@ impl Error {
             Self::NoSuchService { .. } => "no_such_service",
             Self::NoSuchDest { .. } => "no_such_dest",
             Self::AlreadyThere { .. } => "already_there",
+            Self::NoSuchDaemon { .. } => "no_such_daemon",
             Self::NotPermitted { .. } => "not_permitted",
             Self::NoFamily => "no_family",
             Self::SchedulerMissing { .. } => "scheduler_missing",

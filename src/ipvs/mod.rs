@@ -29,8 +29,9 @@ pub trait Kernel: Send {
         keys: &[ServiceKey],
     ) -> impl Future<Output = Result<KernelTable, Error>> + Send;
 
-    /// Makes one change.
-    fn apply(&mut self, step: &Step) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Makes these changes in their order, each whether those before it went well or not, and says of
+    /// each how it went: as many results as steps.
+    fn apply(&mut self, steps: &[Step]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
 }
 
 impl Request {
@@ -57,14 +58,7 @@ impl Kernel for Ipvs {
         Self::read(self, keys).await
     }
 
-    async fn apply(&mut self, step: &Step) -> Result<(), Error> {
-        match step {
-            Step::NewService(key, attrs) => self.new_service(*key, attrs).await,
-            Step::SetService(key, attrs) => self.set_service(*key, attrs).await,
-            Step::DelService(key) => self.del_service(*key).await,
-            Step::NewDest(key, dest, attrs) => self.new_dest(*key, *dest, attrs).await,
-            Step::SetDest(key, dest, attrs) => self.set_dest(*key, *dest, attrs).await,
-            Step::DelDest(key, dest) => self.del_dest(*key, *dest).await,
-        }
+    async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Error>> {
+        Self::apply(self, steps).await
     }
 }

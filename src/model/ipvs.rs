@@ -1,6 +1,7 @@
 //! IPVS's own terms. Facts: include/uapi/linux/ip_vs.h and net/netfilter/ipvs/ip_vs_ctl.c (Linux 6.1).
 
 use std::{
+    borrow::Borrow,
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
@@ -221,6 +222,34 @@ impl ServiceFlags {
     pub const SCHED3: u32 = 0x0020;
     /// All that an owner may set.
     pub const SETTABLE: u32 = Self::ONE_PACKET | Self::SCHED1 | Self::SCHED2 | Self::SCHED3;
+
+    /// The scheduler's flag that a word names, in `ipvsadm -b`'s words: `flag-1`, `sh-port`, ...
+    #[must_use]
+    pub fn scheduler_flag(word: &str) -> Option<u32> {
+        match word {
+            "flag-1" | "sh-fallback" | "mh-fallback" => Some(Self::SCHED1),
+            "flag-2" | "sh-port" | "mh-port" => Some(Self::SCHED2),
+            "flag-3" => Some(Self::SCHED3),
+            _ => None,
+        }
+    }
+
+    /// The scheduler's flags that are set, in the words that ipvsadm prints for this scheduler.
+    pub fn scheduler_flags(self, scheduler: &Scheduler) -> impl Iterator<Item = &'static str> {
+        let [one, two] = match scheduler.0.as_str() {
+            "sh" => ["sh-fallback", "sh-port"],
+            "mh" => ["mh-fallback", "mh-port"],
+            _ => ["flag-1", "flag-2"],
+        };
+        [
+            (Self::SCHED1, one),
+            (Self::SCHED2, two),
+            (Self::SCHED3, "flag-3"),
+        ]
+        .into_iter()
+        .filter(move |(bit, _)| self.0 & bit != 0)
+        .map(|(_, word)| word)
+    }
 }
 
 /// Session persistence of a service (`IP_VS_SVC_F_PERSISTENT`, `IPVS_SVC_ATTR_TIMEOUT`, `_NETMASK`).
@@ -315,6 +344,13 @@ pub struct Tunnel {
     pub flags: u16,
 }
 
+impl Tunnel {
+    /// `IP_VS_TUNNEL_ENCAP_FLAG_CSUM`: the outer header has a checksum (GUE and GRE).
+    pub const CHECKSUM: u16 = 1;
+    /// `IP_VS_TUNNEL_ENCAP_FLAG_REMCSUM`: remote checksum offload (GUE).
+    pub const REMOTE_CHECKSUM: u16 = 2;
+}
+
 /// Attributes of a destination that can change in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestAttrs {
@@ -382,6 +418,23 @@ pub struct DestState {
     pub stats: Stats,
 }
 
+impl Borrow<DestAttrs> for DestState {
+    fn borrow(&self) -> &DestAttrs {
+        &self.attrs
+    }
+}
+
+impl ServiceState {
+    /// The service without what only the kernel knows: counters and connections.
+    #[must_use]
+    pub fn plain(&self) -> Service {
+        Service {
+            attrs: self.attrs.clone(),
+            dests: self.dests.iter().map(|(k, d)| (*k, d.attrs)).collect(),
+        }
+    }
+}
+
 /// A service as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceState {
@@ -395,3 +448,54 @@ pub struct ServiceState {
 
 /// What one reading of the kernel found.
 pub type KernelTable = BTreeMap<ServiceKey, ServiceState>;
+
+/// How long connections without packets are kept, in whole seconds (`IPVS_CMD_ATTR_TIMEOUT_*`).
+/// To the kernel a zero says: leave this one as it is (`ip_vs_set_timeout`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// Established TCP connections.
+    pub tcp_s: u32,
+    /// TCP connections after a FIN.
+    pub tcp_fin_s: u32,
+    /// UDP.
+    pub udp_s: u32,
+}
+
+/// What a sync daemon does (`IP_VS_STATE_MASTER`, `IP_VS_STATE_BACKUP`). A director may run one of
+/// each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncRole {
+    /// Sends the connections of this director.
+    Master,
+    /// Takes in those of another.
+    Backup,
+}
+
+impl fmt::Display for SyncRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Master => "master",
+            Self::Backup => "backup",
+        })
+    }
+}
+
+/// A sync daemon of the kernel (`IPVS_DAEMON_ATTR_*`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncDaemon {
+    /// What it does.
+    pub role: SyncRole,
+    /// Interface of its multicast; at most 15 bytes.
+    pub interface: String,
+    /// Directors with one id belong together; zero takes in all.
+    pub sync_id: u8,
+    /// Largest UDP payload; zero is derived from the interface's MTU.
+    pub max_length: u16,
+    /// Multicast group; `None` is 224.0.0.81.
+    pub group: Option<IpAddr>,
+    /// UDP port; zero is 8848.
+    pub port: u16,
+    /// Time to live of its packets; zero is 1.
+    pub ttl: u8,
+}

@@ -15,7 +15,8 @@ pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
     DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod,
     NotAWeight, Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
-    ServiceKeyError, ServiceState, Stats, Table, Tunnel, TunnelType, Weight,
+    ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table, Timeouts, Tunnel,
+    TunnelType, Weight,
 };
 pub use step::Step;
 pub use time::{MonoTime, WallMillis};

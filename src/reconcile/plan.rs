@@ -2,11 +2,14 @@
 //! tests can see it.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use crate::model::{DestAttrs, DestKey, Service, ServiceKey, ServiceState, Step};
+use crate::model::{
+    DestAttrs, DestKey, Service, ServiceAttrs, ServiceKey, ServiceState, Step, Table,
+};
 
 /// What is wanted of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +67,18 @@ impl Plan {
 /// The steps from `actual` to `want` for one owned service; `None` is absent.
 #[must_use]
 pub fn plan(key: ServiceKey, want: Option<&Want>, actual: Option<&ServiceState>) -> Plan {
+    let none = BTreeSet::new();
+    let out = want.map_or(&none, |w| &w.out);
+    let have = actual.map(|a| (&a.attrs, &a.dests));
+    steps_of(key, want.map(|w| &w.service), out, have)
+}
+
+fn steps_of<D: Borrow<DestAttrs>>(
+    key: ServiceKey,
+    want: Option<&Service>,
+    out: &BTreeSet<DestKey>,
+    actual: Option<(&ServiceAttrs, &BTreeMap<DestKey, D>)>,
+) -> Plan {
     let Some(want) = want else {
         let gone = actual.map(|_| Step::DelService(key));
         return Plan {
@@ -73,17 +88,17 @@ pub fn plan(key: ServiceKey, want: Option<&Want>, actual: Option<&ServiceState>)
     };
     let (mut take_out, mut grow, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
     match actual {
-        None => grow.push(Step::NewService(key, want.service.attrs.clone())),
-        Some(have) if have.attrs != want.service.attrs => {
-            grow.push(Step::SetService(key, want.service.attrs.clone()));
+        None => grow.push(Step::NewService(key, want.attrs.clone())),
+        Some((have, _)) if *have != want.attrs => {
+            grow.push(Step::SetService(key, want.attrs.clone()));
         }
         Some(_) => {}
     }
-    let have = |dest: &DestKey| actual.and_then(|a| a.dests.get(dest)).map(|d| d.attrs);
-    for (dest, attrs) in &want.service.dests {
-        match have(dest) {
+    let have = actual.map(|(_, dests)| dests);
+    for (dest, attrs) in &want.dests {
+        match have.and_then(|d| d.get(dest)).map(Borrow::borrow) {
             None => grow.push(Step::NewDest(key, *dest, *attrs)),
-            Some(old) if old == *attrs => {}
+            Some(old) if old == attrs => {}
             Some(old) if attrs.weight < old.weight => {
                 shrink.push(Step::SetDest(key, *dest, *attrs));
             }
@@ -91,11 +106,11 @@ pub fn plan(key: ServiceKey, want: Option<&Want>, actual: Option<&ServiceState>)
         }
     }
     // Found by walking what is there, not what is wanted.
-    for dest in actual.into_iter().flat_map(|a| a.dests.keys()) {
-        if want.service.dests.contains_key(dest) {
+    for dest in have.into_iter().flat_map(BTreeMap::keys) {
+        if want.dests.contains_key(dest) {
             continue;
         }
-        let side = if want.out.contains(dest) {
+        let side = if out.contains(dest) {
             &mut take_out
         } else {
             &mut shrink
@@ -107,6 +122,20 @@ pub fn plan(key: ServiceKey, want: Option<&Want>, actual: Option<&ServiceState>)
         take_out,
         rest: grow,
     }
+}
+
+/// The steps that make `from` into `to`, both whole tables, with the least disturbance: what differs
+/// is changed in place, capacity comes before any goes, in the order of the keys.
+#[must_use]
+pub fn diff(from: &Table, to: &Table) -> Vec<Step> {
+    let keys: BTreeSet<&ServiceKey> = from.keys().chain(to.keys()).collect();
+    let mut steps = Vec::new();
+    for key in keys {
+        let have = from.get(key).map(|s| (&s.attrs, &s.dests));
+        let Plan { rest, .. } = steps_of(*key, to.get(key), &BTreeSet::new(), have);
+        steps.extend(rest);
+    }
+    steps
 }
 
 #[cfg(test)]

@@ -258,7 +258,8 @@ impl<O: Fn(Fact)> Reconciler<O> {
     }
 
     async fn apply(&mut self, kernel: &mut impl Kernel, work: &mut Work, step: Step) -> bool {
-        match kernel.apply(&step).await {
+        let result = kernel.apply(std::slice::from_ref(&step)).await.pop();
+        match result.unwrap_or(Ok(())) {
             Ok(()) => {
                 info!(service = %work.key, step = %step, "kernel table changed");
                 (self.observe)(Fact::Step(step.label(), true));

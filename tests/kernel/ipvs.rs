@@ -16,7 +16,7 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use understudy::{
-    ipvs::{Error, Ipvs, Kernel},
+    ipvs::{Error, Ipvs},
     model::{
         DestAttrs, DestKey, ForwardMethod, KernelTable, Persistence, Scheduler, ServiceAttrs,
         ServiceFlags, ServiceKey, Step, Tunnel, TunnelType, Weight,
@@ -303,9 +303,13 @@ fn wanted(cases: &[Case]) -> Plain {
 }
 
 async fn apply(ipvs: &mut Ipvs, step: Step) {
-    ipvs.apply(&step)
+    try_apply(ipvs, &step)
         .await
         .unwrap_or_else(|error| panic!("{step}: {error:?}"));
+}
+
+async fn try_apply(ipvs: &mut Ipvs, step: &Step) -> Result<(), Error> {
+    ipvs.apply(std::slice::from_ref(step)).await.remove(0)
 }
 
 async fn write(ipvs: &mut Ipvs, cases: &[Case]) {
@@ -494,7 +498,7 @@ fn each_error_is_told_apart() {
             ),
         ];
         for (step, kind, text) in failing {
-            let error = ipvs.apply(&step).await.unwrap_err();
+            let error = try_apply(&mut ipvs, &step).await.unwrap_err();
             assert_eq!(error.kind(), kind, "{step}: {error:?}");
             assert!(text.is_empty() || error.to_string() == text, "{error}");
             assert_eq!(results.lock().unwrap().last(), Some(&(step.label(), kind)));
@@ -546,7 +550,7 @@ fn as_nobody() {
             ipvs.table().await.unwrap_err(),
             ipvs.read(&[web]).await.unwrap_err(),
             ipvs.info().await.unwrap_err(),
-            ipvs.apply(&Step::NewService(web, service("rr")))
+            try_apply(&mut ipvs, &Step::NewService(web, service("rr")))
                 .await
                 .unwrap_err(),
         ];

@@ -55,7 +55,13 @@ impl Kernel for FakeKernel {
         self.reading(Some(keys))
     }
 
-    async fn apply(&mut self, step: &Step) -> Result<(), Error> {
+    async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Error>> {
+        steps.iter().map(|step| self.step(step)).collect()
+    }
+}
+
+impl FakeKernel {
+    fn step(&self, step: &Step) -> Result<(), Error> {
         let mut f = self.get();
         if let Some(table) = f.meddle.take() {
             f.table = table;
