@@ -5,6 +5,8 @@
 mod lab;
 
 #[cfg(test)]
+mod capture;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod ipvs;
