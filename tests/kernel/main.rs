@@ -9,6 +9,8 @@ mod capture;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod forwarding;
+#[cfg(test)]
 mod ipvs;
 #[cfg(test)]
 mod kills;
