@@ -124,7 +124,7 @@ fn a_path_that_no_request_can_carry_is_refused() {
     assert!(found.contains("is no path of a URL"), "{found}");
 }
 
-fn one(text: &str) -> director::VirtualService {
+fn one(text: &str) -> VirtualService {
     let mut d = director::parse(Path::new("d.toml"), text).unwrap_or_else(|e| panic!("{e}"));
     d.services.pop_first().unwrap().1
 }

@@ -27,7 +27,7 @@ use crate::{
 pub struct Timing {
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
-    /// The wait after a pass that failed.
+    /// The wait after a pass that failed, and after one that was the first to find drift.
     pub retry: Duration,
 }
 
@@ -70,19 +70,19 @@ pub async fn run(
 ) {
     let mut reconciler = Reconciler::new(observe);
     let mut next_whole = time::Instant::now();
+    let mut follows = false;
     loop {
         let want = desired.borrow_and_update().clone();
         let now = time::Instant::now();
         let whole = now >= next_whole;
         let ok = reconciler.pass(&mut kernel, &want, whole).await;
         if whole {
-            let readable = reconciler.applied.unreadable.is_none();
-            next_whole = now
-                + if readable {
-                    timing.resync
-                } else {
-                    timing.retry
-                };
+            // Who changes the table may be at it still, and a reading takes its time: after the
+            // first pass that found something another one follows soon.
+            let drifted = std::mem::take(&mut reconciler.drifted);
+            let soon = reconciler.applied.unreadable.is_some() || (drifted && !follows);
+            follows = drifted && !follows;
+            next_whole = now + if soon { timing.retry } else { timing.resync };
         }
         // A pass that found everything as it was has nothing to say.
         if std::mem::take(&mut reconciler.moved) {
@@ -110,6 +110,8 @@ struct Reconciler<O> {
     base: BTreeMap<ServiceKey, Arc<Want>>,
     /// Whether `applied` is worth telling since it was told last.
     moved: bool,
+    /// Whether a difference that others made was found since this was asked last.
+    drifted: bool,
     /// Steps applied since the start.
     steps: usize,
     observe: O,
@@ -121,6 +123,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             applied: Applied::default(),
             base: BTreeMap::new(),
             moved: true,
+            drifted: false,
             steps: 0,
             observe,
         }
@@ -259,10 +262,11 @@ impl<O: Fn(Fact)> Reconciler<O> {
     }
 
     /// Counts what others changed, and tells what was not told before.
-    fn tell(&self, policy: DriftPolicy, differences: &[Difference], lines: &mut Lines) {
+    fn tell(&mut self, policy: DriftPolicy, differences: &[Difference], lines: &mut Lines) {
         for d in differences {
             let known = self.applied.drift.get(&d.service);
             if !known.is_some_and(|k| k.contains(d)) {
+                self.drifted = true;
                 (self.observe)(Fact::Drift(policy, d.field, 1));
                 lines.drift(policy, d);
             }

@@ -5,6 +5,8 @@
 mod lab;
 
 #[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod ipvs;
