@@ -335,3 +335,78 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ipvs::Request,
+        reconcile::{
+            plan::plan,
+            testing::{dest, key, state},
+        },
+    };
+
+    fn many() -> (Arc<Want>, Plan) {
+        let mut service = crate::model::Service {
+            attrs: crate::model::ServiceAttrs {
+                scheduler: crate::model::Scheduler("wlc".to_owned()),
+                flags: crate::model::ServiceFlags::default(),
+                persistence: None,
+            },
+            dests: BTreeMap::new(),
+        };
+        let attrs = DestAttrs {
+            weight: crate::model::Weight::ONE,
+            forward: crate::model::ForwardMethod::Dr,
+            upper: 0,
+            lower: 0,
+            tunnel: crate::model::Tunnel::default(),
+        };
+        service.dests.insert(dest(0), attrs);
+        let found = state(&service);
+        service.dests.extend((0..40).map(|n| (dest(n), attrs)));
+        if let Some(dest) = service.dests.get_mut(&dest(0)) {
+            dest.upper = 9;
+        }
+        let plan = plan(key(), Some(&service), &BTreeSet::new(), Some(&found));
+        let want = Want {
+            service,
+            out: BTreeSet::new(),
+            drift: DriftPolicy::Repair,
+        };
+        (Arc::new(want), plan)
+    }
+
+    #[test]
+    fn many_steps_of_a_service_are_one_line() {
+        let (_, plan) = many();
+        let line = Many(&plan.grow).to_string();
+        assert_eq!(line, "add 39 destinations, change 1 destination");
+    }
+
+    #[test]
+    fn of_many_refusals_the_first_is_told_and_what_is_beyond_is_counted() {
+        let (want, plan) = many();
+        let mut work = Work::new(key(), Some(&want), None, Vec::new(), plan);
+        let mut steps = Vec::new();
+        work.send(Wave::Grow, &mut steps);
+        let first = steps.first().map(ToString::to_string).unwrap();
+        let mut results = steps.into_iter().map(|step| {
+            let request = Request::of(&step);
+            let source = std::io::ErrorKind::OutOfMemory.into();
+            (step, Some(Err(Error::Refused { request, source })))
+        });
+        let mut told = Told::new();
+        let mut refused = 0;
+        work.take(Wave::Grow, &mut results, &mut told, |_, ok| {
+            refused += u32::from(!ok)
+        });
+        assert_eq!(refused, 40);
+        assert_eq!(told.refusals.left, LINES - 1);
+        assert!(work.failed.unwrap().starts_with(&first));
+        let mut lines = Lines::new();
+        assert_eq!((0..20).filter(|_| lines.one()).count(), LINES);
+        assert_eq!(lines.more, 20 - LINES);
+    }
+}

@@ -284,6 +284,7 @@ async fn a_refused_addition_holds_back_neither_a_removal_nor_another_service() {
     let want = desired([
         (key(1), &[dest(9)], &[dest(1)]),
         (key(2), &[dest(2)], &[dest(1)]),
+        (key(3), &[dest(3)], &[]),
     ]);
     let (ok, applied) = pass(&kernel, &want).await;
     assert!(!ok);
@@ -291,7 +292,11 @@ async fn a_refused_addition_holds_back_neither_a_removal_nor_another_service() {
     // The failed one is out; the sound one stays, since what was to replace it did not come.
     assert_eq!(
         kernel.get().table,
-        table([(key(1), &[dest(2)]), (key(2), &[dest(2)])])
+        table([
+            (key(1), &[dest(2)]),
+            (key(2), &[dest(2)]),
+            (key(3), &[dest(3)])
+        ])
     );
     let first: Vec<_> = kernel.get().applied.iter().take(2).cloned().collect();
     let out = [
@@ -564,7 +569,7 @@ async fn under_alert_our_own_changes_go_out_all_the_same() {
 async fn what_we_made_before_a_failure_is_not_taken_for_somebody_elses() {
     let (kernel, facts) = (FakeKernel::default(), RefCell::default());
     let (mut r, mut want) = leaves_drift(&kernel, &facts, DriftPolicy::Alert).await;
-    let before = want.services[&key(1)].clone();
+    let before = Arc::clone(&want.services[&key(1)]);
     kernel.get().refuse = Some(dest(9));
     let part = Want {
         service: service(&[dest(1), dest(2), dest(8), dest(9)]),
