@@ -7,6 +7,8 @@ mod lab;
 #[cfg(test)]
 mod capture;
 #[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod forwarding;
