@@ -348,7 +348,7 @@ fn rule_of_dest(key: &ServiceKey, dest: &DestKey, attrs: &DestAttrs) -> String {
     line
 }
 
-/// What `ipvsadm -Sn` prints of a table, sorted.
+/// What `ipvsadm -Sn` prints of a table.
 fn rules(table: &Table) -> Vec<String> {
     let mut lines = Vec::new();
     for (key, service) in table {
@@ -356,7 +356,6 @@ fn rules(table: &Table) -> Vec<String> {
         let dests = service.dests.iter();
         lines.extend(dests.map(|(dest, attrs)| rule_of_dest(key, dest, attrs)));
     }
-    lines.sort();
     lines
 }
 
@@ -378,7 +377,8 @@ fn list(arguments: &str, columns: usize) -> Vec<String> {
     let mut service = String::new();
     let mut found = Vec::new();
     // Three lines are headings.
-    for line in ipvsadm(arguments).iter().skip(3) {
+    let lines = ipvsadm(arguments);
+    for line in lines.iter().skip(3) {
         let words: Vec<_> = line.split_whitespace().collect();
         if words[0] == "->" {
             found.push(format!("{service} {}", words[1..2 + columns].join(" ")));
@@ -387,18 +387,15 @@ fn list(arguments: &str, columns: usize) -> Vec<String> {
             service = words[..if v6 { 3 } else { 2 }].join(" ");
         }
     }
-    found.sort();
     found
 }
 
 fn as_list(table: &Table, columns: impl Fn(&DestAttrs) -> String) -> Vec<String> {
-    let mut found: Vec<_> = table
+    table
         .iter()
         .flat_map(|(key, service)| service.dests.iter().map(move |(d, a)| (key, d, a)))
         .map(|(key, dest, attrs)| format!("{} {dest} {}", name(key), columns(attrs)))
-        .collect();
-    found.sort();
-    found
+        .collect()
 }
 
 fn tunnel_column(attrs: &DestAttrs) -> String {
@@ -417,37 +414,65 @@ fn tunnel_column(attrs: &DestAttrs) -> String {
     format!("{method} {tunnel} {}", attrs.weight.get())
 }
 
-/// What ipvsadm prints is this table.
-fn printed(table: &Table) {
-    same_lines("-Sn", &sorted(ipvsadm("-Sn")), &rules(table));
-    let thresholds = as_list(table, |attrs| format!("{} {}", attrs.upper, attrs.lower));
-    same_lines("thresholds", &list("-Ln --thresholds", 2), &thresholds);
-    let tunnels = as_list(table, tunnel_column);
-    same_lines("tunnels", &list("-Ln --tun-info", 3), &tunnels);
+/// How often a whole table is read. A dump that takes more than one datagram resumes by a position
+/// that counts the services of all network namespaces (`ip_vs_genl_dump_services`): one that another
+/// test adds or removes meanwhile can make it leave one out, ours and ipvsadm's alike.
+const READINGS: usize = 5;
+
+/// Asks until it is right.
+fn reread(mut ask: impl FnMut() -> Result<(), String>) {
+    let mut wrong = String::new();
+    for _ in 0..READINGS {
+        match ask() {
+            Ok(()) => return,
+            Err(error) => wrong = error,
+        }
+    }
+    panic!("{wrong}");
 }
 
-fn sorted(mut lines: Vec<String>) -> Vec<String> {
-    lines.sort();
-    lines
+/// What ipvsadm prints is this table.
+fn printed(table: &Table) {
+    reread(|| same_lines("-Sn", ipvsadm("-Sn"), rules(table)));
+    let thresholds = as_list(table, |attrs| format!("{} {}", attrs.upper, attrs.lower));
+    let list_thresholds = || list("-Ln --thresholds", 2);
+    reread(|| same_lines("thresholds", list_thresholds(), thresholds.clone()));
+    let tunnels = as_list(table, tunnel_column);
+    reread(|| same_lines("tunnels", list("-Ln --tun-info", 3), tunnels.clone()));
 }
 
 /// Says which lines differ: there are thousands.
-fn same_lines(what: &str, found: &[String], wanted: &[String]) {
-    let [have, want]: [BTreeSet<_>; 2] = [found, wanted].map(|lines| lines.iter().collect());
+fn same_lines(what: &str, mut found: Vec<String>, mut wanted: Vec<String>) -> Result<(), String> {
+    found.sort();
+    wanted.sort();
+    if found == wanted {
+        return Ok(());
+    }
+    let [have, want]: [BTreeSet<_>; 2] = [&found, &wanted].map(|lines| lines.iter().collect());
     let missing: Vec<_> = want.difference(&have).take(5).collect();
     let too_many: Vec<_> = have.difference(&want).take(5).collect();
-    assert!(
-        missing.is_empty() && too_many.is_empty() && found.len() == wanted.len(),
-        "{what}: missing {missing:#?}, too many {too_many:#?}"
-    );
+    Err(format!(
+        "{what}: {} lines, not {}; missing {missing:#?}, too many {too_many:#?}",
+        found.len(),
+        wanted.len(),
+    ))
 }
 
 /// What the client reads is this table: the difference says what is not.
 async fn read(ipvs: &mut Ipvs, wanted: &Table) {
-    let table = plain(&ipvs.table().await.unwrap());
-    let steps: Vec<_> = diff(&table, wanted).into_iter().take(5).collect();
-    assert_eq!(steps, []);
-    assert!(table == *wanted);
+    let mut steps = Vec::new();
+    for _ in 0..READINGS {
+        let table = plain(&ipvs.table().await.unwrap());
+        if table == *wanted {
+            return;
+        }
+        steps = diff(&table, wanted);
+    }
+    panic!(
+        "{} differ: {:#?}",
+        steps.len(),
+        &steps[..steps.len().min(5)]
+    );
 }
 
 fn plain(table: &KernelTable) -> Table {
@@ -562,9 +587,8 @@ fn what_ipvsadm_has_no_word_for_is_read_as_written() {
             (dest("198.51.100.2:80"), to(Bypass, 0)),
             (dest("198.51.100.3:8080"), to(Dr, 3)),
             (dest("127.0.0.1:8080"), to(Nat, 4)),
-            (dest("198.51.100.5:80"), tunnelled),
         ]);
-        let table: Table = services
+        let mut table: Table = services
             .into_iter()
             .map(|(text, attrs)| {
                 let dests = if text == "tcp/192.0.2.1:80" {
@@ -587,8 +611,16 @@ fn what_ipvsadm_has_no_word_for_is_read_as_written() {
             assert!(lines.iter().any(|l| l == line), "{line}: {lines:#?}");
         }
 
-        // What the kernel does not take: each by itself is refused, and changes nothing.
+        // Both checksum flags at once: Linux keeps them, ipvsadm reads past a table of three words
+        // when it prints them, so it is not asked.
         let web = key("tcp/192.0.2.1:80");
+        let step = Step::NewDest(web, dest("198.51.100.5:80"), tunnelled);
+        apply_all(&mut ipvs, &[step]).await;
+        let dests = &mut table.get_mut(&web).unwrap().dests;
+        dests.insert(dest("198.51.100.5:80"), tunnelled);
+        read(&mut ipvs, &table).await;
+
+        // What the kernel does not take: each by itself is refused, and changes nothing.
         let new = |attrs| Step::NewDest(web, dest("198.51.100.9:80"), attrs);
         let refused = [
             new(DestAttrs {
