@@ -58,6 +58,15 @@ pub(crate) fn ipvsadm(arguments: &str) -> Vec<String> {
         .collect()
 }
 
+/// Runs ip(8).
+pub(crate) fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
 pub(crate) fn key(text: &str) -> ServiceKey {
     text.parse().unwrap()
 }

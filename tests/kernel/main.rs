@@ -13,6 +13,8 @@ mod faults;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]
+mod generated;
+#[cfg(test)]
 mod ipvs;
 #[cfg(test)]
 mod kills;
