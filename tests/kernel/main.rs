@@ -5,7 +5,11 @@
 mod lab;
 
 #[cfg(test)]
+mod capture;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod forwarding;
 #[cfg(test)]
 mod ipvs;
 #[cfg(test)]
