@@ -23,7 +23,7 @@ const ORDERS: &[&str] = &[
     "provisioner::workflow",
 ];
 
-const PURE: [Room; 12] = [
+const PURE: [Room; 13] = [
     Room {
         place: "model",
         knows: &["model"],
