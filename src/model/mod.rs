@@ -6,6 +6,7 @@ mod check;
 mod ids;
 pub mod inventory;
 mod ipvs;
+mod ownership;
 mod step;
 mod time;
 pub mod wire;
@@ -18,5 +19,6 @@ pub use ipvs::{
     ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table, Timeouts, Tunnel,
     TunnelType, Weight,
 };
+pub use ownership::Ownership;
 pub use step::Step;
 pub use time::{MonoTime, WallMillis};
