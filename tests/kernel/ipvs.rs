@@ -648,13 +648,13 @@ fn a_table_of_500_services_of_20_destinations() {
             .map(|mark| key(&format!("fwmark/{mark}")))
             .collect();
         let begun = Instant::now();
+        let mut steps = Vec::new();
         for key in &keys {
-            apply(&mut ipvs, Step::NewService(*key, service("wlc"))).await;
-            for n in 0..20 {
-                let to = server(ForwardMethod::Tun, n.into());
-                apply(&mut ipvs, Step::NewDest(*key, numbered(n), to)).await;
-            }
+            steps.push(Step::NewService(*key, service("wlc")));
+            let to = |n: u16| server(ForwardMethod::Tun, n.into());
+            steps.extend((0..20).map(|n| Step::NewDest(*key, numbered(n), to(n))));
         }
+        assert!(ipvs.apply(&steps).await.iter().all(Result::is_ok));
         let written = begun.elapsed();
         assert_eq!(counted.swap(0, Ordering::Relaxed), 500 * 21);
         let begun = Instant::now();
@@ -669,5 +669,95 @@ fn a_table_of_500_services_of_20_destinations() {
             "500 services x 20: written in {written:?}, read in {read:?}, by ipvsadm -Sn in {:?}",
             begun.elapsed()
         );
+    });
+}
+
+/// A change that is refused in the middle of a batch, its neighbours not.
+#[test]
+fn each_error_of_a_batch_belongs_to_its_change() {
+    in_namespace(async || {
+        let mut ipvs = Ipvs::connect().await.unwrap();
+        let web = key("tcp/192.0.2.1:80");
+        let to = server(ForwardMethod::Dr, 1);
+        let mut steps = vec![
+            Step::NewService(web, service("rr")),
+            Step::NewService(key("fwmark/1"), service("nosuch")),
+        ];
+        // Each third a second time: 300 changes, 100 of them refused.
+        for n in 0..100 {
+            let dest = numbered(n);
+            steps.extend([
+                Step::NewDest(web, dest, to),
+                Step::SetDest(web, dest, server(ForwardMethod::Dr, 2)),
+                Step::NewDest(web, dest, to),
+            ]);
+        }
+        steps.push(Step::DelDest(web, numbered(200)));
+        let results = ipvs.apply(&steps).await;
+        assert_eq!(results.len(), steps.len());
+        for (nth, (step, result)) in steps.iter().zip(&results).enumerate() {
+            let kind = result.as_ref().map_or_else(Error::kind, |()| "ok");
+            let wanted = match nth {
+                1 => "scheduler_missing",
+                302 => "no_such_dest",
+                _ if nth > 1 && nth % 3 == 1 => "already_there",
+                _ => "ok",
+            };
+            assert_eq!(kind, wanted, "{nth}: {step}: {result:?}");
+        }
+        let lines = ipvsadm("-Sn");
+        assert_eq!(lines.len(), 101);
+        assert!(lines[1..].iter().all(|line| line.ends_with("-g -w 2")));
+    });
+}
+
+/// With no room for the acknowledgements of a batch the kernel still makes all changes: the client
+/// says of those it heard nothing about that it does not know, and sends fewer at once from then on.
+#[test]
+fn acknowledgements_without_room_are_not_guessed() {
+    in_namespace(async || {
+        // The least that the kernel gives has room for three acknowledgements.
+        let mut ipvs = Ipvs::connect()
+            .await
+            .unwrap()
+            .with_receive_buffer(1)
+            .unwrap();
+        let web = key("tcp/192.0.2.1:80");
+        let to = server(ForwardMethod::Dr, 1);
+        let mut steps = vec![Step::NewService(web, service("rr"))];
+        steps.extend((0..400).map(|n| Step::NewDest(web, numbered(n), to)));
+        let mut passes = 0;
+        let mut unknown = 0;
+        loop {
+            let results = ipvs.apply(&steps).await;
+            passes += 1;
+            let lost = |result: &Result<(), Error>| match result {
+                Ok(()) => false,
+                Err(Error::Overrun { .. }) => true,
+                Err(error) => panic!("pass {passes}: {error:?}"),
+            };
+            let lost: Vec<bool> = results.iter().map(lost).collect();
+            unknown += lost.iter().filter(|lost| **lost).count();
+            if !lost.contains(&true) {
+                break;
+            }
+            // What is not known is read, never guessed: all of it had been done.
+            let table = ipvs.table().await.unwrap();
+            let there = |step: &Step| match step {
+                Step::NewDest(key, dest, _) => table[key].dests.contains_key(dest),
+                _ => table.contains_key(&web),
+            };
+            for (step, lost) in steps.iter().zip(lost) {
+                assert!(!lost || there(step), "{step}");
+            }
+            steps.retain(|step| !there(step));
+            let more = 400 * (passes + 1)..400 * (passes + 2);
+            steps.extend(more.map(|n| Step::NewDest(web, numbered(n), to)));
+            assert!(passes < 5, "the window does not adapt");
+        }
+        println!("{unknown} acknowledgements lost in {passes} passes");
+        assert!(unknown > 0 && passes > 1);
+        let all = 400 * usize::from(passes);
+        assert_eq!(ipvs.dests(web).await.unwrap().len(), all);
     });
 }

@@ -1,17 +1,14 @@
-//! PURE: which of the datagrams that arrive are the answer to a request, and when it is complete.
+//! PURE: which of the datagrams that arrive are the answers to requests, and when they are complete.
 
 use std::io;
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer,
-    NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
+    DecodeError, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer,
 };
 
-/// How an answer ended.
+/// How the answer to one request ended.
 #[derive(Debug)]
 pub(in crate::ipvs) enum Outcome {
-    /// It is not complete yet.
-    More,
     /// It is complete.
     Complete,
     /// It is complete, but what it describes changed meanwhile (`NLM_F_DUMP_INTR`).
@@ -22,86 +19,90 @@ pub(in crate::ipvs) enum Outcome {
     Overrun,
 }
 
-/// The answer to one request as it comes in: it ends with an acknowledgement, an error, or the end of
-/// the dump. A message with another sequence number or port, a late
-/// answer to a request that timed out, is passed over.
+/// The answers to requests with consecutive sequence numbers as they come in: each ends with an
+/// acknowledgement, an error, or the end of the dump. A message with another sequence number or
+/// port, a late answer to a request that timed out, is passed over.
 #[derive(Debug)]
 pub(in crate::ipvs) struct Exchange {
-    sequence: u32,
+    first: u32,
     port: u32,
     interrupted: bool,
+    outcomes: Vec<Option<Outcome>>,
+    open: usize,
 }
 
 impl Exchange {
-    pub(in crate::ipvs) const fn new(sequence: u32, port: u32) -> Self {
+    /// Of `count` requests, numbered from `first`.
+    pub(in crate::ipvs) fn new(first: u32, count: usize, port: u32) -> Self {
         Self {
-            sequence,
+            first,
             port,
             interrupted: false,
+            outcomes: std::iter::repeat_with(|| None).take(count).collect(),
+            open: count,
         }
     }
 
-    /// Takes one datagram, hands the messages of the answer to `take`.
-    pub(in crate::ipvs) fn datagram<M: NetlinkDeserializable>(
+    /// Whether every answer is complete.
+    pub(in crate::ipvs) const fn is_complete(&self) -> bool {
+        self.open == 0
+    }
+
+    /// How each answer ended, in the order of the requests; `None` is still open.
+    pub(in crate::ipvs) fn into_outcomes(self) -> Vec<Option<Outcome>> {
+        self.outcomes
+    }
+
+    /// Takes one datagram, hands the payload of the messages that are parts of answers to `take`.
+    pub(in crate::ipvs) fn datagram(
         &mut self,
         mut bytes: &[u8],
-        mut take: impl FnMut(M) -> Result<(), DecodeError>,
-    ) -> Result<Outcome, DecodeError> {
+        mut take: impl FnMut(&[u8]) -> Result<(), DecodeError>,
+    ) -> Result<(), DecodeError> {
         while !bytes.is_empty() {
             let header = NetlinkBuffer::new_checked(bytes)?;
             let length = usize::try_from(header.length()).map_err(|e| e.to_string())?;
-            let (message, _) = bytes
-                .split_at_checked(length)
-                .ok_or("a message cut short")?;
+            let payload = bytes.get(16..length).ok_or("a message cut short")?;
             // Messages start at multiples of four; the last need not be padded.
             bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-            if header.sequence_number() != self.sequence || header.port_number() != self.port {
+            let nth = header.sequence_number().wrapping_sub(self.first);
+            let nth = usize::try_from(nth).map_err(|e| e.to_string())?;
+            let Some(outcome) = self.outcomes.get_mut(nth) else {
+                continue;
+            };
+            if outcome.is_some() || header.port_number() != self.port {
                 continue;
             }
             self.interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
-            let outcome = match header.message_type() {
+            let ended = match header.message_type() {
                 NLMSG_OVERRUN => Outcome::Overrun,
-                NLMSG_DONE | NLMSG_ERROR => self.end(message)?,
-                _ => match NetlinkMessage::<M>::deserialize(message)?.payload {
-                    NetlinkPayload::InnerMessage(inner) => {
-                        take(inner)?;
-                        Outcome::More
+                NLMSG_DONE | NLMSG_ERROR => match (code(payload)?, self.interrupted) {
+                    (0, true) => Outcome::Interrupted,
+                    (0, false) => Outcome::Complete,
+                    (code, _) => {
+                        Outcome::Refused(io::Error::from_raw_os_error(code.saturating_abs()))
                     }
-                    _ => Outcome::More,
                 },
+                NLMSG_NOOP => continue,
+                _ => {
+                    take(payload)?;
+                    continue;
+                }
             };
-            if !matches!(outcome, Outcome::More) {
-                return Ok(outcome);
-            }
+            *outcome = Some(ended);
+            self.open = self.open.saturating_sub(1);
         }
-        Ok(Outcome::More)
-    }
-
-    fn end(&self, message: &[u8]) -> Result<Outcome, DecodeError> {
-        let code = match NetlinkMessage::<Nothing>::deserialize(message)?.payload {
-            NetlinkPayload::Error(error) => error.raw_code(),
-            // A dump that failed on its way says so here.
-            NetlinkPayload::Done(done) => done.code,
-            _ => 0,
-        };
-        Ok(match (code, self.interrupted) {
-            (0, true) => Outcome::Interrupted,
-            (0, false) => Outcome::Complete,
-            (code, _) => Outcome::Refused(io::Error::from_raw_os_error(code.saturating_abs())),
-        })
+        Ok(())
     }
 }
 
-/// The payload of messages that have none of a family.
-#[derive(Debug)]
-struct Nothing;
-
-impl NetlinkDeserializable for Nothing {
-    type Error = DecodeError;
-    fn deserialize(
-        _header: &netlink_packet_core::NetlinkHeader,
-        _payload: &[u8],
-    ) -> Result<Self, DecodeError> {
-        Ok(Self)
+/// What begins the payload of an acknowledgement, an error and, since a dump that failed on its way
+/// says so there, the end of a dump: an error number, negative, or zero.
+fn code(payload: &[u8]) -> Result<i32, DecodeError> {
+    match payload.first_chunk() {
+        Some(bytes) => Ok(i32::from_ne_bytes(*bytes)),
+        // Nothing is what kernels before 2.6 sent at the end of a dump.
+        None if payload.is_empty() => Ok(0),
+        None => Err("an error number cut short".into()),
     }
 }

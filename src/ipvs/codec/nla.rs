@@ -1,113 +1,206 @@
-//! The attributes: one enum for each level of nesting, with the names, kinds and widths of
-//! include/uapi/linux/ip_vs.h (Linux 6.1). An attribute that is not listed there stays as it came
-//! (`Other`), so that the bytes of a newer kernel survive a round trip.
+//! Attributes: their numbers, as include/uapi/linux/ip_vs.h has them (Linux 6.1; a kernel of 2026 has
+//! no others but `IPVS_STATS_ATTR_PAD`, which is empty), and what their bytes are.
+//!
+//! Numbers are native-endian but for ports; what is not listed is passed over, so that the attributes
+//! of a newer kernel do no harm.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, ErrorContext, Nla, NlaBuffer, NlasIterator, Parseable,
-};
+use netlink_packet_core::{DecodeError, NlaBuffer, NlasIterator};
 
 use crate::model::Family;
 
-/// The value of an attribute: bytes both ways. `emit` is given exactly `len` bytes.
-pub(super) trait Value: Sized {
-    fn len(&self) -> usize;
-    fn emit(&self, buffer: &mut [u8]);
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError>;
+/// The first level of every command but the answer to `IPVS_CMD_GET_INFO` (`IPVS_CMD_ATTR_*`).
+pub(super) mod command {
+    pub(in crate::ipvs::codec) const SERVICE: u16 = 1;
+    pub(in crate::ipvs::codec) const DEST: u16 = 2;
+    pub(in crate::ipvs::codec) const DAEMON: u16 = 3;
+    pub(in crate::ipvs::codec) const TIMEOUT_TCP: u16 = 4;
+    pub(in crate::ipvs::codec) const TIMEOUT_TCP_FIN: u16 = 5;
+    pub(in crate::ipvs::codec) const TIMEOUT_UDP: u16 = 6;
 }
 
-fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], DecodeError> {
-    bytes
-        .try_into()
-        .map_err(|_wrong_length| DecodeError::invalid_number(N, bytes.len()))
+/// A service (`IPVS_SVC_ATTR_*`).
+pub(super) mod service {
+    /// `AF_INET` or `AF_INET6`.
+    pub(in crate::ipvs::codec) const FAMILY: u16 = 1;
+    /// `IPPROTO_*`.
+    pub(in crate::ipvs::codec) const PROTOCOL: u16 = 2;
+    pub(in crate::ipvs::codec) const ADDR: u16 = 3;
+    /// In network byte order.
+    pub(in crate::ipvs::codec) const PORT: u16 = 4;
+    pub(in crate::ipvs::codec) const FWMARK: u16 = 5;
+    /// `none` is a service without scheduler.
+    pub(in crate::ipvs::codec) const SCHED_NAME: u16 = 6;
+    /// `struct ip_vs_flags`: values, and a mask of those that count.
+    pub(in crate::ipvs::codec) const FLAGS: u16 = 7;
+    /// Seconds of persistence.
+    pub(in crate::ipvs::codec) const TIMEOUT: u16 = 8;
+    pub(in crate::ipvs::codec) const NETMASK: u16 = 9;
+    pub(in crate::ipvs::codec) const STATS: u16 = 10;
+    pub(in crate::ipvs::codec) const PE_NAME: u16 = 11;
+    pub(in crate::ipvs::codec) const STATS64: u16 = 12;
 }
 
-macro_rules! native_numbers {
-    ($($number:ty),*) => {$(
-        impl Value for $number {
-            fn len(&self) -> usize {
-                size_of::<Self>()
-            }
-            fn emit(&self, buffer: &mut [u8]) {
-                buffer.copy_from_slice(&self.to_ne_bytes());
-            }
-            fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-                array(bytes).map(Self::from_ne_bytes)
-            }
-        }
-    )*};
+/// A destination (`IPVS_DEST_ATTR_*`).
+pub(super) mod dest {
+    pub(in crate::ipvs::codec) const ADDR: u16 = 1;
+    /// In network byte order.
+    pub(in crate::ipvs::codec) const PORT: u16 = 2;
+    /// The method is in `IP_VS_CONN_F_FWD_MASK`, the low 3 bits.
+    pub(in crate::ipvs::codec) const FWD_METHOD: u16 = 3;
+    pub(in crate::ipvs::codec) const WEIGHT: u16 = 4;
+    pub(in crate::ipvs::codec) const U_THRESH: u16 = 5;
+    pub(in crate::ipvs::codec) const L_THRESH: u16 = 6;
+    pub(in crate::ipvs::codec) const ACTIVE_CONNS: u16 = 7;
+    pub(in crate::ipvs::codec) const INACT_CONNS: u16 = 8;
+    pub(in crate::ipvs::codec) const PERSIST_CONNS: u16 = 9;
+    pub(in crate::ipvs::codec) const STATS: u16 = 10;
+    /// Kernels before 3.18 have none: the service's.
+    pub(in crate::ipvs::codec) const ADDR_FAMILY: u16 = 11;
+    pub(in crate::ipvs::codec) const STATS64: u16 = 12;
+    /// `IP_VS_CONN_F_TUNNEL_TYPE_*`, one byte.
+    pub(in crate::ipvs::codec) const TUN_TYPE: u16 = 13;
+    /// In network byte order.
+    pub(in crate::ipvs::codec) const TUN_PORT: u16 = 14;
+    /// `IP_VS_TUNNEL_ENCAP_FLAG_*`, two bytes.
+    pub(in crate::ipvs::codec) const TUN_FLAGS: u16 = 15;
 }
-native_numbers!(u8, u16, u32);
 
-/// A 16-bit number in network byte order: a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Be16(pub u16);
+/// A sync daemon (`IPVS_DAEMON_ATTR_*`).
+pub(super) mod daemon {
+    /// `IP_VS_STATE_MASTER` or `IP_VS_STATE_BACKUP`.
+    pub(in crate::ipvs::codec) const STATE: u16 = 1;
+    pub(in crate::ipvs::codec) const MCAST_IFN: u16 = 2;
+    /// Four bytes, of which the kernel and ipvsadm use 0 to 255.
+    pub(in crate::ipvs::codec) const SYNC_ID: u16 = 3;
+    pub(in crate::ipvs::codec) const SYNC_MAXLEN: u16 = 4;
+    /// Four bytes in network byte order.
+    pub(in crate::ipvs::codec) const MCAST_GROUP: u16 = 5;
+    pub(in crate::ipvs::codec) const MCAST_GROUP6: u16 = 6;
+    /// Native, unlike every other port (`ip_vs_genl_fill_daemon`).
+    pub(in crate::ipvs::codec) const MCAST_PORT: u16 = 7;
+    pub(in crate::ipvs::codec) const MCAST_TTL: u16 = 8;
+}
 
-impl Value for Be16 {
-    fn len(&self) -> usize {
-        2
+/// Counters (`IPVS_STATS_ATTR_*`): 32 bits wide in `*_ATTR_STATS` but for bytes, 64 bits in
+/// `*_ATTR_STATS64`.
+pub(super) mod stats {
+    pub(in crate::ipvs::codec) const CONNS: u16 = 1;
+    pub(in crate::ipvs::codec) const INPKTS: u16 = 2;
+    pub(in crate::ipvs::codec) const OUTPKTS: u16 = 3;
+    pub(in crate::ipvs::codec) const INBYTES: u16 = 4;
+    pub(in crate::ipvs::codec) const OUTBYTES: u16 = 5;
+    pub(in crate::ipvs::codec) const CPS: u16 = 6;
+    pub(in crate::ipvs::codec) const INPPS: u16 = 7;
+    pub(in crate::ipvs::codec) const OUTPPS: u16 = 8;
+    pub(in crate::ipvs::codec) const INBPS: u16 = 9;
+    pub(in crate::ipvs::codec) const OUTBPS: u16 = 10;
+}
+
+/// The answer to `IPVS_CMD_GET_INFO` (`IPVS_INFO_ATTR_*`).
+pub(super) mod info {
+    /// One byte each for major, minor and patch.
+    pub(in crate::ipvs::codec) const VERSION: u16 = 1;
+    /// Buckets of the connection table.
+    pub(in crate::ipvs::codec) const CONN_TAB_SIZE: u16 = 2;
+}
+
+/// Hands every attribute of `bytes` to `take`: its number, without the flags for nesting and byte
+/// order, and its value.
+pub(super) fn each<'a>(
+    bytes: &'a [u8],
+    mut take: impl FnMut(u16, Value<'a>) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    for nla in NlasIterator::new(bytes) {
+        let nla: NlaBuffer<&'a [u8]> = nla?;
+        let kind = nla.kind();
+        let end = usize::from(nla.length());
+        let value = nla
+            .into_inner()
+            .get(4..end)
+            .ok_or("an attribute cut short")?;
+        take(kind, Value { kind, bytes: value })?;
     }
-    fn emit(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.0.to_be_bytes());
-    }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        array(bytes).map(u16::from_be_bytes).map(Self)
-    }
+    Ok(())
 }
 
-/// Four bytes whose order depends on the service's family: `IPVS_SVC_ATTR_NETMASK` is a mask in
-/// network byte order for IPv4, and the length of a prefix as a native number for IPv6
-/// (`ip_vs_add_service` compares it with 1 and 128).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Netmask(pub [u8; 4]);
+/// The value of an attribute.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Value<'a> {
+    kind: u16,
+    pub(super) bytes: &'a [u8],
+}
 
-impl Netmask {
-    /// The netmask for clients that agree in `prefix` bits.
-    #[must_use]
-    pub fn from_prefix(family: Family, prefix: u8) -> Self {
-        Self(match family {
-            Family::V4 => {
-                let host_bits = 32_u32.saturating_sub(u32::from(prefix));
-                u32::MAX.checked_shl(host_bits).unwrap_or(0).to_be_bytes()
-            }
-            Family::V6 => u32::from(prefix).to_ne_bytes(),
+impl Value<'_> {
+    fn array<const N: usize>(self) -> Result<[u8; N], DecodeError> {
+        self.bytes.try_into().map_err(|_wrong_length| {
+            let (kind, found) = (self.kind, self.bytes.len());
+            format!("attribute {kind} has {found} bytes, not {N}").into()
         })
     }
 
-    /// Bits in which clients agree. An IPv4 mask with holes counts to its first hole.
-    pub fn prefix(self, family: Family) -> Result<u8, DecodeError> {
-        let bits = match family {
-            Family::V4 => u32::from_be_bytes(self.0).leading_ones(),
-            Family::V6 => u32::from_ne_bytes(self.0),
-        };
-        u8::try_from(bits)
-            .ok()
-            .filter(|bits| *bits <= 128)
-            .ok_or_else(|| format!("a prefix of {bits} bits").into())
+    pub(super) fn u8(self) -> Result<u8, DecodeError> {
+        self.array().map(u8::from_ne_bytes)
     }
-}
 
-impl Value for Netmask {
-    fn len(&self) -> usize {
-        4
+    pub(super) fn u16(self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_ne_bytes)
     }
-    fn emit(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.0);
+
+    pub(super) fn u32(self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_ne_bytes)
     }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        array(bytes).map(Self)
+
+    /// A port.
+    pub(super) fn be16(self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    /// A counter of either width.
+    pub(super) fn count(self) -> Result<u64, DecodeError> {
+        match self.bytes.len() {
+            4 => self.u32().map(u64::from),
+            _ => self.array().map(u64::from_ne_bytes),
+        }
+    }
+
+    /// The first word of `struct ip_vs_flags`.
+    pub(super) fn flags(self) -> Result<u32, DecodeError> {
+        let [a, b, c, d, ..] = self.array::<8>()?;
+        Ok(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    pub(super) fn addr(self) -> Result<InetAddr, DecodeError> {
+        self.array().map(InetAddr)
+    }
+
+    pub(super) fn netmask(self) -> Result<Netmask, DecodeError> {
+        self.array().map(Netmask)
+    }
+
+    pub(super) fn ipv4(self) -> Result<Ipv4Addr, DecodeError> {
+        self.array::<4>().map(Ipv4Addr::from)
+    }
+
+    pub(super) fn ipv6(self) -> Result<Ipv6Addr, DecodeError> {
+        self.array::<16>().map(Ipv6Addr::from)
+    }
+
+    /// Zero-terminated text.
+    pub(super) fn text(self) -> Result<String, DecodeError> {
+        let text = self.bytes.split(|byte| *byte == 0).next();
+        Ok(String::from_utf8(text.unwrap_or_default().to_vec())?)
     }
 }
 
 /// `union nf_inet_addr`: an IPv6 address, or an IPv4 address in the first four of 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InetAddr(pub [u8; 16]);
+pub(super) struct InetAddr(pub(super) [u8; 16]);
 
 impl InetAddr {
     /// The address that it is in a family.
-    #[must_use]
-    pub fn ip(self, family: Family) -> IpAddr {
+    pub(super) fn ip(self, family: Family) -> IpAddr {
         let [a, b, c, d, ..] = self.0;
         match family {
             Family::V4 => Ipv4Addr::new(a, b, c, d).into(),
@@ -128,274 +221,33 @@ impl From<IpAddr> for InetAddr {
     }
 }
 
-impl Value for InetAddr {
-    fn len(&self) -> usize {
-        16
-    }
-    fn emit(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.0);
-    }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        array(bytes).map(Self)
-    }
-}
-
-/// `struct ip_vs_flags`: the bits of `mask` take the values that they have in `flags`.
+/// Four bytes whose order depends on the service's family: `IPVS_SVC_ATTR_NETMASK` is a mask in
+/// network byte order for IPv4, and the length of a prefix as a native number for IPv6
+/// (`ip_vs_add_service` compares it with 1 and 128).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flags {
-    /// Values, `IP_VS_SVC_F_*`.
-    pub flags: u32,
-    /// Which of them count.
-    pub mask: u32,
-}
+pub(super) struct Netmask(pub(super) [u8; 4]);
 
-impl Value for Flags {
-    fn len(&self) -> usize {
-        8
-    }
-    fn emit(&self, buffer: &mut [u8]) {
-        let (flags, mask) = buffer.split_at_mut(4);
-        flags.copy_from_slice(&self.flags.to_ne_bytes());
-        mask.copy_from_slice(&self.mask.to_ne_bytes());
-    }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let [a, b, c, d, e, f, g, h] = array(bytes)?;
-        Ok(Self {
-            flags: u32::from_ne_bytes([a, b, c, d]),
-            mask: u32::from_ne_bytes([e, f, g, h]),
+impl Netmask {
+    /// The netmask for clients that agree in `prefix` bits.
+    pub(super) fn from_prefix(family: Family, prefix: u8) -> Self {
+        Self(match family {
+            Family::V4 => {
+                let host_bits = 32_u32.saturating_sub(u32::from(prefix));
+                u32::MAX.checked_shl(host_bits).unwrap_or(0).to_be_bytes()
+            }
+            Family::V6 => u32::from(prefix).to_ne_bytes(),
         })
     }
-}
 
-/// Zero-terminated text.
-impl Value for String {
-    fn len(&self) -> usize {
-        self.as_str().len().saturating_add(1)
-    }
-    fn emit(&self, buffer: &mut [u8]) {
-        if let Some((end, text)) = buffer.split_last_mut() {
-            text.copy_from_slice(self.as_bytes());
-            *end = 0;
-        }
-    }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-        Ok(Self::from_utf8(text.to_vec())?)
-    }
-}
-
-/// A counter: 32 bits wide in `*_ATTR_STATS` but for bytes, 64 bits in `*_ATTR_STATS64`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// 32 bits.
-    Narrow(u32),
-    /// 64 bits.
-    Wide(u64),
-}
-
-impl Count {
-    /// The number.
-    #[must_use]
-    pub fn get(self) -> u64 {
-        match self {
-            Self::Narrow(n) => n.into(),
-            Self::Wide(n) => n,
-        }
-    }
-}
-
-impl Value for Count {
-    fn len(&self) -> usize {
-        match self {
-            Self::Narrow(_) => 4,
-            Self::Wide(_) => 8,
-        }
-    }
-    fn emit(&self, buffer: &mut [u8]) {
-        match self {
-            Self::Narrow(n) => buffer.copy_from_slice(&n.to_ne_bytes()),
-            Self::Wide(n) => buffer.copy_from_slice(&n.to_ne_bytes()),
-        }
-    }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        match bytes.len() {
-            4 => array(bytes).map(u32::from_ne_bytes).map(Self::Narrow),
-            _ => array(bytes).map(u64::from_ne_bytes).map(Self::Wide),
-        }
-    }
-}
-
-/// Attributes within an attribute.
-impl<T> Value for Vec<T>
-where
-    T: Nla + for<'a> Parseable<NlaBuffer<&'a [u8]>>,
-{
-    fn len(&self) -> usize {
-        self.as_slice().buffer_len()
-    }
-    fn emit(&self, buffer: &mut [u8]) {
-        self.as_slice().emit(buffer);
-    }
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        NlasIterator::new(bytes)
-            .map(|nla| T::parse(&nla?))
-            .collect()
-    }
-}
-
-/// Writes an enum of attributes with its `Nla` and `Parseable`: name, type of the value, kind.
-macro_rules! attributes {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident($value:ty) = $kind:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq)]
-        pub enum $name {
-            $($(#[$vdoc])* $variant($value),)*
-            /// Any other, as it came.
-            Other(DefaultNla),
-        }
-
-        impl Nla for $name {
-            fn value_len(&self) -> usize {
-                match self {
-                    $(Self::$variant(value) => Value::len(value),)*
-                    Self::Other(nla) => nla.value_len(),
-                }
-            }
-            fn kind(&self) -> u16 {
-                match self {
-                    $(Self::$variant(_) => $kind,)*
-                    Self::Other(nla) => nla.kind(),
-                }
-            }
-            fn emit_value(&self, buffer: &mut [u8]) {
-                match self {
-                    $(Self::$variant(value) => Value::emit(value, buffer),)*
-                    Self::Other(nla) => nla.emit_value(buffer),
-                }
-            }
-        }
-
-        impl<'a> Parseable<NlaBuffer<&'a [u8]>> for $name {
-            fn parse(nla: &NlaBuffer<&'a [u8]>) -> Result<Self, DecodeError> {
-                Ok(match nla.kind() {
-                    $($kind => Self::$variant(<$value as Value>::read(nla.value()).context(
-                        concat!(stringify!($name), "::", stringify!($variant)),
-                    )?),)*
-                    _ => Self::Other(DefaultNla::parse(nla)?),
-                })
-            }
-        }
-    };
-}
-
-attributes! {
-    /// The first level of every command but the answer to `IPVS_CMD_GET_INFO` (`IPVS_CMD_ATTR_*`).
-    CommandNla {
-        /// `IPVS_CMD_ATTR_SERVICE`.
-        Service(Vec<ServiceNla>) = 1,
-        /// `IPVS_CMD_ATTR_DEST`.
-        Dest(Vec<DestNla>) = 2,
-    }
-}
-
-attributes! {
-    /// The first level of the answer to `IPVS_CMD_GET_INFO` (`IPVS_INFO_ATTR_*`).
-    InfoNla {
-        /// `IPVS_INFO_ATTR_VERSION`: one byte each for major, minor and patch.
-        Version(u32) = 1,
-        /// `IPVS_INFO_ATTR_CONN_TAB_SIZE`: buckets of the connection table.
-        ConnTabSize(u32) = 2,
-    }
-}
-
-attributes! {
-    /// A service (`IPVS_SVC_ATTR_*`).
-    ServiceNla {
-        /// `IPVS_SVC_ATTR_AF`: `AF_INET` or `AF_INET6`.
-        Family(u16) = 1,
-        /// `IPVS_SVC_ATTR_PROTOCOL`: `IPPROTO_*`.
-        Protocol(u16) = 2,
-        /// `IPVS_SVC_ATTR_ADDR`.
-        Addr(InetAddr) = 3,
-        /// `IPVS_SVC_ATTR_PORT`.
-        Port(Be16) = 4,
-        /// `IPVS_SVC_ATTR_FWMARK`.
-        Fwmark(u32) = 5,
-        /// `IPVS_SVC_ATTR_SCHED_NAME`; `none` is a service without scheduler.
-        SchedName(String) = 6,
-        /// `IPVS_SVC_ATTR_FLAGS`.
-        Flags(Flags) = 7,
-        /// `IPVS_SVC_ATTR_TIMEOUT`: seconds of persistence.
-        Timeout(u32) = 8,
-        /// `IPVS_SVC_ATTR_NETMASK`.
-        Netmask(Netmask) = 9,
-        /// `IPVS_SVC_ATTR_STATS`.
-        Stats(Vec<StatsNla>) = 10,
-        /// `IPVS_SVC_ATTR_PE_NAME`: persistence engine.
-        PeName(String) = 11,
-        /// `IPVS_SVC_ATTR_STATS64`.
-        Stats64(Vec<StatsNla>) = 12,
-    }
-}
-
-attributes! {
-    /// A destination (`IPVS_DEST_ATTR_*`).
-    DestNla {
-        /// `IPVS_DEST_ATTR_ADDR`.
-        Addr(InetAddr) = 1,
-        /// `IPVS_DEST_ATTR_PORT`.
-        Port(Be16) = 2,
-        /// `IPVS_DEST_ATTR_FWD_METHOD`: the method is in `IP_VS_CONN_F_FWD_MASK`, the low 3 bits.
-        FwdMethod(u32) = 3,
-        /// `IPVS_DEST_ATTR_WEIGHT`.
-        Weight(u32) = 4,
-        /// `IPVS_DEST_ATTR_U_THRESH`.
-        UThresh(u32) = 5,
-        /// `IPVS_DEST_ATTR_L_THRESH`.
-        LThresh(u32) = 6,
-        /// `IPVS_DEST_ATTR_ACTIVE_CONNS`.
-        ActiveConns(u32) = 7,
-        /// `IPVS_DEST_ATTR_INACT_CONNS`.
-        InactConns(u32) = 8,
-        /// `IPVS_DEST_ATTR_PERSIST_CONNS`.
-        PersistConns(u32) = 9,
-        /// `IPVS_DEST_ATTR_STATS`.
-        Stats(Vec<StatsNla>) = 10,
-        /// `IPVS_DEST_ATTR_ADDR_FAMILY`; kernels before 3.18 have none: the service's.
-        Family(u16) = 11,
-        /// `IPVS_DEST_ATTR_STATS64`.
-        Stats64(Vec<StatsNla>) = 12,
-        /// `IPVS_DEST_ATTR_TUN_TYPE`: `IP_VS_CONN_F_TUNNEL_TYPE_*`.
-        TunType(u8) = 13,
-        /// `IPVS_DEST_ATTR_TUN_PORT`.
-        TunPort(Be16) = 14,
-        /// `IPVS_DEST_ATTR_TUN_FLAGS`: `IP_VS_TUNNEL_ENCAP_FLAG_*`.
-        TunFlags(u16) = 15,
-    }
-}
-
-attributes! {
-    /// Counters (`IPVS_STATS_ATTR_*`).
-    StatsNla {
-        /// `IPVS_STATS_ATTR_CONNS`.
-        Conns(Count) = 1,
-        /// `IPVS_STATS_ATTR_INPKTS`.
-        InPkts(Count) = 2,
-        /// `IPVS_STATS_ATTR_OUTPKTS`.
-        OutPkts(Count) = 3,
-        /// `IPVS_STATS_ATTR_INBYTES`.
-        InBytes(Count) = 4,
-        /// `IPVS_STATS_ATTR_OUTBYTES`.
-        OutBytes(Count) = 5,
-        /// `IPVS_STATS_ATTR_CPS`.
-        Cps(Count) = 6,
-        /// `IPVS_STATS_ATTR_INPPS`.
-        InPps(Count) = 7,
-        /// `IPVS_STATS_ATTR_OUTPPS`.
-        OutPps(Count) = 8,
-        /// `IPVS_STATS_ATTR_INBPS`.
-        InBps(Count) = 9,
-        /// `IPVS_STATS_ATTR_OUTBPS`.
-        OutBps(Count) = 10,
+    /// Bits in which clients agree. An IPv4 mask with holes counts to its first hole.
+    pub(super) fn prefix(self, family: Family) -> Result<u8, DecodeError> {
+        let bits = match family {
+            Family::V4 => u32::from_be_bytes(self.0).leading_ones(),
+            Family::V6 => u32::from_ne_bytes(self.0),
+        };
+        u8::try_from(bits)
+            .ok()
+            .filter(|bits| *bits <= 128)
+            .ok_or_else(|| format!("a prefix of {bits} bits").into())
     }
 }

@@ -1,62 +1,107 @@
-//! The kernel's own bytes both ways (little-endian machines: netlink is native-endian), then any
-//! attributes, then any bytes. A fixture is what strace saw of the ipvsadm command in its comment.
+//! The kernel's own bytes (little-endian machines: netlink is native-endian), then any model, then any
+//! bytes. A fixture is what strace or nlmon saw of the command in its comment.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
-use netlink_packet_core::{DefaultNla, NetlinkHeader};
+use netlink_packet_core::{NlaBuffer, NlasIterator};
 use proptest::prelude::*;
 
 use super::{
-    nla::{CommandNla, Count, Flags, InfoNla},
+    nla::{InetAddr, Netmask},
+    write::{Ask, Envelope},
     *,
 };
+use crate::model::{
+    DestAttrs, DestKey, DestState, ForwardMethod, Persistence, Protocol, Scheduler, ServiceAttrs,
+    ServiceFlags, ServiceKey, ServiceState, Stats, Step, SyncDaemon, SyncRole, Timeouts, Tunnel,
+    TunnelType, Weight,
+};
 
-type Packet = NetlinkMessage<GenlMessage<Message>>;
-
-fn bytes_of(packet: &Packet) -> Vec<u8> {
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    bytes
+/// One message of a fixture: its command, and the bytes of its attributes.
+struct Captured {
+    command: u8,
+    bytes: Vec<u8>,
 }
 
-fn message_of(bytes: &[u8]) -> Message {
-    match Packet::deserialize(bytes).unwrap().payload {
-        NetlinkPayload::InnerMessage(message) => message.payload,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The messages of a fixture, each checked to survive the way to attributes and back. ipvsadm flags
-/// its nested attributes (0x80), the kernel and we do not.
-fn fixture(text: &str) -> Vec<Message> {
+fn captured(text: &str) -> Vec<Captured> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
             let byte = |i: usize| u8::from_str_radix(&line[i..i + 2], 16).unwrap();
             let bytes: Vec<u8> = (0..line.len()).step_by(2).map(byte).collect();
-            let packet = Packet::deserialize(&bytes).unwrap();
-            let again = bytes_of(&packet);
-            assert_eq!(Packet::deserialize(&again).unwrap(), packet);
-            let unflagged = |bytes: &[u8]| {
-                let mut bytes = bytes.to_vec();
-                let mut at = 20;
-                while let Some(length) = bytes.get(at..at + 2) {
-                    let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
-                    bytes[at + 3] &= 0x7f;
-                    at += length.next_multiple_of(4);
-                }
-                bytes
-            };
-            assert_eq!(unflagged(&again), unflagged(&bytes), "{line}");
-            message_of(&bytes)
+            let length = u32::from_ne_bytes(bytes[..4].try_into().unwrap());
+            assert_eq!(usize::try_from(length), Ok(bytes.len()), "{line}");
+            Captured {
+                command: bytes[16],
+                bytes: attributes(&bytes[16..]).unwrap().to_vec(),
+            }
         })
         .collect()
 }
 
 macro_rules! fixture {
     ($name:literal) => {
-        fixture(include_str!(concat!("fixtures/", $name, ".hex")))
+        captured(include_str!(concat!("fixtures/", $name, ".hex")))
     };
+}
+
+/// What we would ask, as a fixture has it.
+fn ours(ask: Ask<'_>) -> Captured {
+    let mut bytes = Vec::new();
+    let envelope = Envelope {
+        family: 32,
+        flags: 5,
+        sequence: 7,
+    };
+    write::request(&mut bytes, envelope, ask);
+    let head = [
+        u32::try_from(bytes.len()).unwrap().to_ne_bytes(),
+        [32, 0, 5, 0],
+        7_u32.to_ne_bytes(),
+        [0; 4],
+    ];
+    assert_eq!(bytes[..16], head.concat());
+    assert_eq!(bytes[17..20], [1, 0, 0]);
+    Captured {
+        command: bytes[16],
+        bytes: bytes[20..].to_vec(),
+    }
+}
+
+/// Attributes of two levels by their numbers: order and flags for nesting do not count.
+fn leaves(message: &Captured) -> BTreeMap<(u16, u16), Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let nlas = |bytes: &[u8]| -> Vec<(u16, Vec<u8>)> {
+        let read = |nla: Result<NlaBuffer<&[u8]>, _>| {
+            let nla = nla.unwrap();
+            (nla.kind(), nla.value().to_vec())
+        };
+        NlasIterator::new(bytes).map(read).collect()
+    };
+    for (outer, value) in nlas(&message.bytes) {
+        // Services, destinations and daemons hold others, timeouts do not.
+        let inner = if outer <= 3 {
+            nlas(&value)
+        } else {
+            vec![(0, value)]
+        };
+        found.extend(inner.into_iter().map(|(kind, v)| ((outer, kind), v)));
+    }
+    found
+}
+
+/// We would ask as ipvsadm did; `but` names attributes that only ipvsadm gives, or gives otherwise.
+fn asks_alike(ours: &Captured, theirs: &Captured, but: &[(u16, u16)]) {
+    assert_eq!(ours.command, theirs.command);
+    let but = |message| {
+        let mut leaves = leaves(message);
+        leaves.retain(|kind, _| !but.contains(kind));
+        leaves
+    };
+    assert_eq!(but(ours), but(theirs));
 }
 
 fn attrs(
@@ -75,48 +120,34 @@ fn attrs(
     }
 }
 
-/// What ipvsadm asked for and what the kernel then said are this service, and what we would ask for
-/// says the same.
-fn is_service(messages: &[Message], key: &str, asked: &ServiceAttrs, said: &ServiceAttrs) {
+/// What ipvsadm asked for and what the kernel then said are this service, and we would ask the same.
+fn is_service(messages: &[Captured], key: &str, asked: &ServiceAttrs, said: &ServiceAttrs) {
     let key: ServiceKey = key.parse().unwrap();
     let [request, answer] = messages else {
-        panic!("{messages:?}")
+        panic!("{} messages", messages.len())
     };
-    assert_eq!(
-        (request.command, answer.command),
-        (Command::NewService, Command::NewService)
-    );
+    assert_eq!((request.command, answer.command), (1, 1));
     let state = |attrs: &ServiceAttrs| {
-        (
-            key,
-            ServiceState {
-                attrs: attrs.clone(),
-                stats: Stats::default(),
-                dests: [].into(),
-            },
-        )
+        let state = ServiceState {
+            attrs: attrs.clone(),
+            stats: Stats::default(),
+            dests: [].into(),
+        };
+        Some((key, state))
     };
-    assert_eq!(request.service().unwrap().unwrap(), state(asked));
-    assert_eq!(answer.service().unwrap().unwrap(), state(said));
-    let ours = Message::with_service(Command::NewService, &key, asked);
-    assert_eq!(ours.service().unwrap().unwrap(), state(asked));
-    // But for the mask: ipvsadm sets all flags, we those that are an owner's.
-    let plain = |message: &Message| {
-        let mut nlas = message.service_nlas().unwrap().to_vec();
-        for nla in &mut nlas {
-            if let ServiceNla::Flags(flags) = nla {
-                flags.mask = 0;
-            }
-        }
-        nlas.sort_by_key(netlink_packet_core::Nla::kind);
-        nlas
-    };
-    assert_eq!(plain(&ours), plain(request));
+    assert_eq!(read::service(&request.bytes).unwrap(), state(asked));
+    assert_eq!(read::service(&answer.bytes).unwrap(), state(said));
+    let step = Step::NewService(key, asked.clone());
+    let (ours, flags) = (ours(Ask::Step(&step)), (1, 7));
+    // ipvsadm sets all flags, we those that are an owner's: the mask differs.
+    asks_alike(&ours, request, &[flags]);
+    assert_eq!(leaves(&ours)[&flags][..4], leaves(request)[&flags][..4]);
+    assert_eq!(leaves(&ours)[&flags][4..], 0x3d_u32.to_ne_bytes());
 }
 
 #[test]
 fn services_are_what_ipvsadm_and_the_kernel_say() {
-    let same = |messages: Vec<Message>, key, attrs| is_service(&messages, key, &attrs, &attrs);
+    let same = |messages: Vec<Captured>, key, attrs| is_service(&messages, key, &attrs, &attrs);
     is_service(
         &fixture!("service-tcp4-nat"),
         "tcp/192.0.2.1:80",
@@ -155,37 +186,33 @@ fn services_are_what_ipvsadm_and_the_kernel_say() {
     );
 }
 
-fn is_dest(messages: &[Message], key: &str, dest: &str, asked: DestAttrs, said: DestAttrs) {
+fn is_dest(messages: &[Captured], key: &str, dest: &str, asked: DestAttrs, said: DestAttrs) {
     let (key, dest): (ServiceKey, SocketAddr) = (key.parse().unwrap(), dest.parse().unwrap());
     let dest = DestKey {
         addr: dest.ip(),
         port: dest.port(),
     };
     let [request, answer] = messages else {
-        panic!("{messages:?}")
+        panic!("{} messages", messages.len())
     };
-    assert_eq!(
-        (request.command, answer.command),
-        (Command::NewDest, Command::NewDest)
-    );
-    let of = |message: &Message| {
-        let (key, state) = message.dest(key.family()).unwrap();
-        assert_eq!(
-            (state.active_connections, state.inactive_connections),
-            (0, 0)
-        );
-        assert_eq!(
-            (state.persistent_connections, state.stats),
-            (0, Stats::default())
-        );
-        (key, state.attrs)
+    assert_eq!((request.command, answer.command), (5, 5));
+    let of = |message: &Captured| read::dest(&message.bytes, key.family()).unwrap();
+    let idle = |attrs| {
+        let state = DestState {
+            attrs,
+            active_connections: 0,
+            inactive_connections: 0,
+            persistent_connections: 0,
+            stats: Stats::default(),
+        };
+        (dest, state)
     };
-    assert_eq!(of(request), (dest, asked));
-    assert_eq!(of(answer), (dest, said));
-    assert_eq!(
-        of(&Message::with_dest(Command::NewDest, &key, &dest, &asked)),
-        (dest, asked)
-    );
+    assert_eq!(of(request), idle(asked));
+    assert_eq!(of(answer), idle(said));
+    let step = Step::NewDest(key, dest, asked);
+    // ipvsadm names a service by an empty scheduler, its flags, timeout and netmask too.
+    let but = [(1, 6), (1, 7), (1, 8), (1, 9)];
+    asks_alike(&ours(Ask::Step(&step)), request, &but);
 }
 
 #[test]
@@ -221,7 +248,7 @@ fn destinations_are_what_ipvsadm_and_the_kernel_say() {
     let tunnel = Tunnel {
         kind: TunnelType::Gue,
         port: 6080,
-        flags: 1,
+        flags: Tunnel::CHECKSUM,
     };
     let gue = DestAttrs {
         weight: weight(3),
@@ -243,40 +270,55 @@ fn the_rest_of_the_commands() {
     let [info] = &fixture!("info")[..] else {
         panic!()
     };
-    let (version, size) = info.info().unwrap();
+    let (version, size) = read::info(&info.bytes).unwrap();
     assert_eq!((version.to_string().as_str(), size), ("1.2.1", 4096));
     let [dest, service, flush] = &fixture!("delete")[..] else {
         panic!()
     };
-    assert_eq!(dest.command, Command::DelDest);
-    assert_eq!(
-        dest.dest(Family::V4).unwrap().0.to_string(),
-        "198.51.100.7:8080"
+    let (web, one): (ServiceKey, SocketAddr) = (
+        "tcp/192.0.2.1:80".parse().unwrap(),
+        "198.51.100.7:8080".parse().unwrap(),
     );
-    assert_eq!(service.command, Command::DelService);
-    assert_eq!(
-        service.service().unwrap().unwrap().0.to_string(),
-        "fwmark/5"
-    );
-    assert_eq!(*flush, Message::bare(Command::Flush));
+    let one = DestKey {
+        addr: one.ip(),
+        port: one.port(),
+    };
+    // To remove something ipvsadm describes it.
+    let described = |message| {
+        leaves(message)
+            .into_keys()
+            .filter(|(outer, kind)| match outer {
+                1 => *kind > 5,
+                _ => matches!(kind, 3..11 | 13..),
+            })
+    };
+    let but: Vec<_> = described(dest).collect();
+    asks_alike(&ours(Ask::Step(&Step::DelDest(web, one))), dest, &but);
+    let but: Vec<_> = described(service).collect();
+    let step = Step::DelService("fwmark/5".parse().unwrap());
+    asks_alike(&ours(Ask::Step(&step)), service, &but);
+    asks_alike(&ours(Ask::Bare(Command::Flush)), flush, &[]);
 }
 
 #[test]
 fn what_no_kernel_says_is_an_error_and_what_it_may_say_is_none() {
-    let key: ServiceKey = "tcp/192.0.2.1:80".parse().unwrap();
-    let message = |change: &dyn Fn(&mut Vec<ServiceNla>)| {
-        let mut nlas = service_id(&key);
-        nlas.extend(service_attrs(&key, &attrs("rr", 0, None)));
-        change(&mut nlas);
-        Message::with(Command::NewService, vec![CommandNla::Service(nlas)]).service()
+    let step = Step::NewService("tcp/192.0.2.1:80".parse().unwrap(), attrs("rr", 0, None));
+    let whole = ours(Ask::Step(&step)).bytes;
+    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        read::service(&bytes)
     };
-    assert!(message(&|_| {}).is_ok_and(|found| found.is_some()));
-    assert!(message(&|nlas| nlas[1] = ServiceNla::Protocol(51)).is_ok_and(|found| found.is_none()));
-    assert!(message(&|nlas| nlas[0] = ServiceNla::Family(1)).is_err());
-    assert!(message(&|nlas| nlas.truncate(4)).is_err());
-    assert!(Message::bare(Command::NewService).service().is_err());
-    assert!(Message::bare(Command::NewDest).dest(Family::V4).is_err());
-    assert!(Message::bare(Command::GetInfo).info().is_err());
+    assert!(changed(&|_| {}).is_ok_and(|found| found.is_some()));
+    // The family's value stands after three heads, the protocol's after one more and its padding.
+    assert_eq!((whole[8], whole[16]), (2, 6));
+    assert!(changed(&|bytes| bytes[16] = 51).is_ok_and(|found| found.is_none()));
+    assert!(changed(&|bytes| bytes[8] = 1).is_err());
+    assert!(changed(&|bytes| bytes.truncate(40)).is_err());
+    assert!(read::service(&[]).is_err());
+    assert!(read::dest(&[], Family::V4).is_err());
+    assert!(read::info(&[]).is_err());
+    assert!(read::daemon(&[]).is_err());
 }
 
 #[test]
@@ -302,197 +344,259 @@ fn sent(kind: u16, flags: u16, sequence: u32, port: u32, payload: &[u8]) -> Vec<
     bytes
 }
 
-fn answered(datagram: &[u8]) -> Result<(Outcome, usize), DecodeError> {
+/// How the answer to the one request ended, and how many messages of it were taken.
+fn answered(datagram: &[u8]) -> Result<(Option<Outcome>, usize), DecodeError> {
     let mut taken = 0;
-    let take = |_message: GenlMessage<Message>| {
+    let take = |payload: &[u8]| {
+        attributes(payload)?;
         taken += 1;
         Ok(())
     };
-    Exchange::new(SEQUENCE, PORT)
-        .datagram(datagram, take)
-        .map(|outcome| (outcome, taken))
+    let mut exchange = Exchange::new(SEQUENCE, 1, PORT);
+    exchange.datagram(datagram, take)?;
+    let complete = exchange.is_complete();
+    let outcome = exchange.into_outcomes().pop().unwrap();
+    assert_eq!(complete, outcome.is_some());
+    Ok((outcome, taken))
+}
+
+const DONE: u16 = netlink_packet_core::NLMSG_DONE;
+const ERROR: u16 = netlink_packet_core::NLMSG_ERROR;
+
+fn errno(n: i32) -> [u8; 4] {
+    (-n).to_ne_bytes()
 }
 
 #[test]
 fn an_answer_is_taken_by_its_number_and_ends_as_it_says() {
-    const DONE: u16 = netlink_packet_core::NLMSG_DONE;
-    const ERROR: u16 = netlink_packet_core::NLMSG_ERROR;
-    let errno = |n: i32| (-n).to_ne_bytes();
     let info = sent(32, 0, SEQUENCE, PORT, &[15, 1, 0, 0]);
     let done = sent(DONE, 2, SEQUENCE, PORT, &errno(0));
 
     let whole = [info.clone(), info.clone(), done.clone()].concat();
-    assert!(matches!(answered(&whole), Ok((Outcome::Complete, 2))));
-    assert!(matches!(answered(&info), Ok((Outcome::More, 1))));
+    assert!(matches!(answered(&whole), Ok((Some(Outcome::Complete), 2))));
+    assert!(matches!(answered(&info), Ok((None, 1))));
     // Late answers, and those of others.
-    for (sequence, port) in [(SEQUENCE - 1, PORT), (SEQUENCE, PORT + 1)] {
+    for (sequence, port) in [
+        (SEQUENCE - 1, PORT),
+        (SEQUENCE + 1, PORT),
+        (SEQUENCE, PORT + 1),
+    ] {
         let late = sent(ERROR, 0, sequence, port, &errno(3));
-        assert!(matches!(answered(&late), Ok((Outcome::More, 0))));
+        assert!(matches!(answered(&late), Ok((None, 0))));
         assert!(matches!(
             answered(&[late, done.clone()].concat()),
-            Ok((Outcome::Complete, 0))
+            Ok((Some(Outcome::Complete), 0))
         ));
     }
     // The flag on any message of the dump counts.
     let flagged = sent(32, 2 | 16, SEQUENCE, PORT, &[15, 1, 0, 0]);
     assert!(matches!(
         answered(&[flagged, done].concat()),
-        Ok((Outcome::Interrupted, 1))
+        Ok((Some(Outcome::Interrupted), 1))
     ));
     for kind in [DONE, ERROR] {
         let refused = answered(&sent(kind, 0, SEQUENCE, PORT, &errno(17)));
-        let Ok((Outcome::Refused(error), 0)) = refused else {
+        let Ok((Some(Outcome::Refused(error)), 0)) = refused else {
             panic!("{refused:?}")
         };
         assert_eq!(error.raw_os_error(), Some(17));
     }
     let overrun = sent(netlink_packet_core::NLMSG_OVERRUN, 0, SEQUENCE, PORT, &[]);
-    assert!(matches!(answered(&overrun), Ok((Outcome::Overrun, 0))));
+    assert!(matches!(
+        answered(&overrun),
+        Ok((Some(Outcome::Overrun), 0))
+    ));
     assert!(answered(&info[..18]).is_err());
     assert!(answered(&sent(32, 0, SEQUENCE, PORT, &[15])).is_err());
+    assert!(answered(&sent(ERROR, 0, SEQUENCE, PORT, &[15])).is_err());
 }
 
-fn other() -> impl Strategy<Value = DefaultNla> {
-    (100..0x4000_u16, prop::collection::vec(any::<u8>(), 0..20))
-        .prop_map(|(kind, value)| DefaultNla::new(kind, value))
+#[test]
+fn each_acknowledgement_of_a_batch_belongs_to_the_change_with_its_number() {
+    // The numbers go round.
+    let first = u32::MAX - 1;
+    let mut exchange = Exchange::new(first, 5, PORT);
+    let ack = |nth: u32, n| sent(ERROR, 0, first.wrapping_add(nth), PORT, &errno(n));
+    let none = |_payload: &[u8]| -> Result<(), DecodeError> { panic!("no part of an answer") };
+    exchange.datagram(&ack(0, 0), none).unwrap();
+    exchange
+        .datagram(&[ack(3, 2), ack(1, 17)].concat(), none)
+        .unwrap();
+    // Of another batch, and one a second time.
+    exchange.datagram(&ack(5, 1), none).unwrap();
+    exchange.datagram(&ack(1, 0), none).unwrap();
+    exchange.datagram(&ack(4, 0), none).unwrap();
+    assert!(!exchange.is_complete());
+    let outcomes: Vec<_> = exchange
+        .into_outcomes()
+        .into_iter()
+        .map(|outcome| match outcome {
+            Some(Outcome::Complete) => Some(0),
+            Some(Outcome::Refused(error)) => error.raw_os_error(),
+            None => None,
+            Some(other) => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(outcomes, [Some(0), Some(17), None, Some(2), Some(0)]);
 }
 
-fn stats() -> impl Strategy<Value = Vec<StatsNla>> {
-    let count = || {
-        prop_oneof![
-            any::<u32>().prop_map(Count::Narrow),
-            any::<u64>().prop_map(Count::Wide)
-        ]
-    };
-    let nla = prop_oneof![
-        count().prop_map(StatsNla::Conns),
-        count().prop_map(StatsNla::InPkts),
-        count().prop_map(StatsNla::OutPkts),
-        count().prop_map(StatsNla::InBytes),
-        count().prop_map(StatsNla::OutBytes),
-        count().prop_map(StatsNla::Cps),
-        count().prop_map(StatsNla::InPps),
-        count().prop_map(StatsNla::OutPps),
-        count().prop_map(StatsNla::InBps),
-        count().prop_map(StatsNla::OutBps),
-        other().prop_map(StatsNla::Other),
-    ];
-    prop::collection::vec(nla, 0..12)
-}
-
-fn service_nla() -> impl Strategy<Value = ServiceNla> {
+fn service_key() -> impl Strategy<Value = ServiceKey> {
+    let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
+    let family = prop::sample::select(vec![Family::V4, Family::V6]);
     prop_oneof![
-        any::<u16>().prop_map(ServiceNla::Family),
-        any::<u16>().prop_map(ServiceNla::Protocol),
-        any::<IpAddr>().prop_map(|a| ServiceNla::Addr(a.into())),
-        any::<u16>().prop_map(|p| ServiceNla::Port(Be16(p))),
-        any::<u32>().prop_map(ServiceNla::Fwmark),
-        "[a-z]{0,15}".prop_map(ServiceNla::SchedName),
-        any::<(u32, u32)>().prop_map(|(flags, mask)| ServiceNla::Flags(Flags { flags, mask })),
-        any::<u32>().prop_map(ServiceNla::Timeout),
-        any::<[u8; 4]>().prop_map(|m| ServiceNla::Netmask(Netmask(m))),
-        stats().prop_map(ServiceNla::Stats),
-        "[a-z]{0,15}".prop_map(ServiceNla::PeName),
-        stats().prop_map(ServiceNla::Stats64),
-        other().prop_map(ServiceNla::Other),
+        (protocol, any::<IpAddr>(), any::<u16>())
+            .prop_map(|(p, ip, port)| ServiceKey::Addr(p, SocketAddr::new(ip, port))),
+        (family, 1..=u32::MAX).prop_map(|(f, mark)| ServiceKey::Fwmark(f, mark)),
     ]
 }
 
-fn dest_nla() -> impl Strategy<Value = DestNla> {
-    prop_oneof![
-        any::<IpAddr>().prop_map(|a| DestNla::Addr(a.into())),
-        any::<u16>().prop_map(|p| DestNla::Port(Be16(p))),
-        any::<u32>().prop_map(DestNla::FwdMethod),
-        any::<u32>().prop_map(DestNla::Weight),
-        any::<u32>().prop_map(DestNla::UThresh),
-        any::<u32>().prop_map(DestNla::LThresh),
-        any::<u32>().prop_map(DestNla::ActiveConns),
-        any::<u32>().prop_map(DestNla::InactConns),
-        any::<u32>().prop_map(DestNla::PersistConns),
-        stats().prop_map(DestNla::Stats),
-        any::<u16>().prop_map(DestNla::Family),
-        stats().prop_map(DestNla::Stats64),
-        any::<u8>().prop_map(DestNla::TunType),
-        any::<u16>().prop_map(|p| DestNla::TunPort(Be16(p))),
-        any::<u16>().prop_map(DestNla::TunFlags),
-        other().prop_map(DestNla::Other),
-    ]
+fn service_attrs() -> impl Strategy<Value = ServiceAttrs> {
+    let persistence = prop::option::of((any::<u32>(), 1..=32_u8, prop::option::of("[a-z]{1,15}")));
+    ("[a-z]{1,15}", 0..16_u32, persistence).prop_map(|(scheduler, flags, persistence)| {
+        ServiceAttrs {
+            scheduler: Scheduler(scheduler),
+            flags: ServiceFlags(flags << 2),
+            persistence: persistence.map(|(timeout_s, prefix, engine)| Persistence {
+                timeout_s,
+                prefix,
+                engine,
+            }),
+        }
+    })
 }
 
-fn message() -> impl Strategy<Value = Message> {
-    let nla = prop_oneof![
-        prop::collection::vec(service_nla(), 0..14).prop_map(CommandNla::Service),
-        prop::collection::vec(dest_nla(), 0..17).prop_map(CommandNla::Dest),
-        other().prop_map(CommandNla::Other),
-    ];
-    let info = prop_oneof![
-        any::<u32>().prop_map(InfoNla::Version),
-        any::<u32>().prop_map(InfoNla::ConnTabSize),
-        other().prop_map(InfoNla::Other),
-    ];
-    prop_oneof![
-        (
-            (0..14_u8).prop_map(Command::from),
-            prop::collection::vec(nla, 0..4)
-        )
-            .prop_map(|(command, nlas)| Message::with(command, nlas)),
-        prop::collection::vec(info, 0..4).prop_map(|nlas| Message {
-            command: Command::SetInfo,
-            body: Body::Info(nlas)
-        }),
-    ]
+fn dest_attrs() -> impl Strategy<Value = DestAttrs> {
+    use ForwardMethod::{Bypass, Dr, Local, Nat, Tun};
+    let forward = prop::sample::select(vec![Nat, Local, Tun, Dr, Bypass]);
+    let kind = prop::sample::select(vec![TunnelType::Ipip, TunnelType::Gue, TunnelType::Gre]);
+    let tunnel = (kind, any::<u16>(), any::<u16>()).prop_map(|(kind, port, flags)| Tunnel {
+        kind,
+        port,
+        flags,
+    });
+    let weight = (0..=i64::from(i32::MAX)).prop_map(|w| Weight::try_from(w).unwrap());
+    (weight, forward, any::<u32>(), any::<u32>(), tunnel).prop_map(
+        |(weight, forward, upper, lower, tunnel)| DestAttrs {
+            weight,
+            forward,
+            upper,
+            lower,
+            tunnel,
+        },
+    )
+}
+
+fn sync_daemon() -> impl Strategy<Value = SyncDaemon> {
+    let role = prop::sample::select(vec![SyncRole::Master, SyncRole::Backup]);
+    let group = any::<Option<IpAddr>>();
+    let numbers = any::<(u8, u16, u16, u8)>();
+    (role, "[a-z0-9.]{1,15}", group, numbers).prop_map(
+        |(role, interface, group, (sync_id, max_length, port, ttl))| SyncDaemon {
+            role,
+            interface,
+            sync_id,
+            max_length,
+            group,
+            port,
+            ttl,
+        },
+    )
+}
+
+/// An attribute that nobody knows, before each of `bytes`'s first level or at its end.
+fn with_strangers(bytes: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut stranger = u16::try_from(4 + value.len())
+        .unwrap()
+        .to_ne_bytes()
+        .to_vec();
+    stranger.extend(0x3abc_u16.to_ne_bytes());
+    stranger.extend(value);
+    stranger.resize(stranger.len().next_multiple_of(4), 0);
+    let mut all = Vec::new();
+    let mut rest = bytes;
+    while let [low, high, ..] = rest {
+        let length = usize::from(u16::from_ne_bytes([*low, *high])).next_multiple_of(4);
+        all.extend(&stranger);
+        all.extend(&rest[..length]);
+        rest = &rest[length..];
+    }
+    all.extend(stranger);
+    all
+}
+
+/// The same within the one attribute that holds others, and around it.
+fn with_strangers_inside(bytes: &[u8], value: &[u8]) -> Vec<u8> {
+    let inner = with_strangers(&bytes[4..], value);
+    let mut nest = u16::try_from(4 + inner.len())
+        .unwrap()
+        .to_ne_bytes()
+        .to_vec();
+    nest.extend(&bytes[2..4]);
+    nest.extend(inner);
+    with_strangers(&nest, value)
+}
+
+/// The last attribute of the first level: that of the destination.
+fn last(bytes: &[u8]) -> &[u8] {
+    let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]])).next_multiple_of(4);
+    &bytes[length..]
 }
 
 proptest! {
     #[test]
-    fn any_message_survives_the_way_to_bytes_and_back(message in message()) {
-        let mut inner = GenlMessage::from_payload(message.clone());
-        inner.set_resolved_family_id(32);
-        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), inner.into());
-        packet.finalize();
-        prop_assert_eq!(message_of(&bytes_of(&packet)), message);
+    fn any_message_survives_the_way_to_bytes_and_back(
+        key in service_key(), attrs in service_attrs(), addr: IpAddr, port: u16, to in dest_attrs(),
+        daemon in sync_daemon(), timeouts in any::<(u32, u32, u32)>(), stranger: Vec<u8>,
+    ) {
+        let stranger = &stranger[..stranger.len().min(40)];
+        let step = Step::SetService(key, attrs.clone());
+        let bytes = ours(Ask::Step(&step)).bytes;
+        for bytes in [with_strangers_inside(&bytes, stranger), bytes] {
+            let (found, state) = read::service(&bytes).unwrap().unwrap();
+            prop_assert_eq!((found, &state.attrs), (key, &attrs));
+        }
+        let dest = DestKey { addr, port };
+        let step = Step::SetDest(key, dest, to);
+        let bytes = ours(Ask::Step(&step)).bytes;
+        for bytes in [with_strangers_inside(last(&bytes), stranger), bytes] {
+            let (found, state) = read::dest(&bytes, key.family()).unwrap();
+            prop_assert_eq!((found, state.attrs), (dest, to));
+        }
+        let bytes = ours(Ask::StartDaemon(&daemon)).bytes;
+        for bytes in [with_strangers_inside(&bytes, stranger), bytes] {
+            prop_assert_eq!(&read::daemon(&bytes).unwrap(), &daemon);
+        }
+        let (tcp_s, tcp_fin_s, udp_s) = timeouts;
+        let timeouts = Timeouts { tcp_s, tcp_fin_s, udp_s };
+        let bytes = ours(Ask::SetTimeouts(&timeouts)).bytes;
+        for bytes in [with_strangers(&bytes, stranger), bytes] {
+            prop_assert_eq!(read::timeouts(&bytes).unwrap(), timeouts);
+        }
     }
 
     #[test]
     fn any_bytes_are_read_or_refused(
-        bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize, message in message(),
+        bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize,
+        key in service_key(), addr: IpAddr, to in dest_attrs(),
     ) {
         let _outcome = (reads(&bytes), answers(&bytes));
         // A message with a hole, or cut short.
-        let mut packet = NetlinkMessage::new(
-            NetlinkHeader::default(), GenlMessage::from_payload(message).into(),
-        );
-        packet.finalize();
-        let mut whole = bytes_of(&packet);
+        let step = Step::NewDest(key, DestKey { addr, port: 80 }, to);
+        let mut whole = ours(Ask::Step(&step)).bytes;
         if let Some(byte) = whole.get_mut(cut) {
             *byte = bytes.first().copied().unwrap_or(0);
         }
-        let _outcome = (reads(&whole), answers(&whole));
+        let sent = |bytes: &[u8]| [&[5, 1, 0, 0], bytes].concat();
+        let _outcome = (reads(&whole), answers(&sent(&whole)));
         whole.truncate(cut);
-        let _outcome = (reads(&whole), answers(&whole));
+        let _outcome = (reads(&whole), answers(&sent(&whole)));
     }
 
     #[test]
-    fn any_service_is_read_as_it_is_asked_for(
-        v6: bool, mark in prop::option::of(1..u32::MAX), addr: std::net::Ipv6Addr, port: u16,
-        scheduler in "[a-z]{1,15}", flags in 0..8_u32,
-        persistence in prop::option::of((any::<u32>(), 1..=32_u8, prop::option::of("[a-z]{1,15}"))),
-    ) {
-        let family = if v6 { Family::V6 } else { Family::V4 };
-        let key = match mark {
-            Some(mark) => ServiceKey::Fwmark(family, mark),
-            None => ServiceKey::Addr(
-                Protocol::Sctp, SocketAddr::new(InetAddr(addr.octets()).ip(family), port),
-            ),
-        };
-        let attrs = ServiceAttrs {
-            scheduler: Scheduler(scheduler),
-            flags: ServiceFlags(flags << 2),
-            persistence: persistence
-                .map(|(timeout_s, prefix, engine)| Persistence { timeout_s, prefix, engine }),
-        };
-        let message = Message::with_service(Command::SetService, &key, &attrs);
-        let (found, state) = message.service().unwrap().unwrap();
-        prop_assert_eq!((found, state.attrs), (key, attrs));
+    fn an_address_is_the_same_in_its_family(addr: Ipv6Addr) {
+        let v6 = IpAddr::from(addr);
+        prop_assert_eq!(InetAddr::from(v6).ip(Family::V6), v6);
+        let v4 = InetAddr::from(v6).ip(Family::V4);
+        prop_assert_eq!(InetAddr::from(v4).ip(Family::V4), v4);
     }
 }
