@@ -9,6 +9,7 @@ pub mod config;
 pub mod director;
 pub mod health;
 pub mod http;
+pub mod import;
 pub mod ipvs;
 pub mod model;
 pub mod provisioner;

@@ -23,7 +23,7 @@ const ORDERS: &[&str] = &[
     "provisioner::workflow",
 ];
 
-const PURE: [Room; 11] = [
+const PURE: [Room; 12] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -31,6 +31,10 @@ const PURE: [Room; 11] = [
     Room {
         place: "config",
         knows: &["config", "model"],
+    },
+    Room {
+        place: "import",
+        knows: &["import", "model", "config::Diagnostics"],
     },
     Room {
         place: "health",
