@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     core::{self, Inputs, Outputs, Shell},
-    link, shutdown_signal,
+    link, lock, shutdown_signal,
     state_file::{self, StateFile},
 };
 use crate::{
@@ -49,6 +49,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Why the director does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The lock.
+    #[error("the director must be the only one with its socket")]
+    Lock(#[source] lock::Error),
     /// The state file.
     #[error("the director's memory could not be opened")]
     State(#[source] state_file::Error),
@@ -87,6 +90,8 @@ pub enum Error {
 pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let config = Arc::new(config);
     let signal = shutdown_signal().map_err(Error::Signals)?;
+    // Before it touches anything that another director could be using.
+    let _lock = lock::take(&config).await.map_err(Error::Lock)?;
     let (file, recall) = StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
     if let (Recall::Forgot(why), Some(_)) = (&recall, &config.provisioner) {
         warn!(reason = %why, "state file says nothing: destinations that the configuration does not name keep their place until the provisioner has answered");

@@ -3,6 +3,7 @@
 pub mod core;
 pub mod director;
 pub mod link;
+pub mod lock;
 pub mod provisioner;
 pub mod state_file;
 

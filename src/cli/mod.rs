@@ -3,6 +3,7 @@
 
 mod check_config;
 mod inventory;
+mod ipvs;
 mod run;
 mod status;
 
@@ -49,6 +50,9 @@ enum Command {
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
+    /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it
+    #[command(subcommand)]
+    Ipvs(ipvs::Verb),
 }
 
 /// Why a command failed.
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(a) => check_config::run(&a),
         Command::Status(a) => status::run(&a),
         Command::Inventory(verb) => inventory::run(&verb),
+        Command::Ipvs(verb) => ipvs::run(&verb),
     };
     let (text, code) = match done {
         Ok(()) => return ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ mod drift;
 mod ids;
 pub mod inventory;
 mod ipvs;
+mod ownership;
 mod step;
 mod time;
 pub mod wire;
@@ -20,5 +21,6 @@ pub use ipvs::{
     ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table, Timeouts, Tunnel,
     TunnelType, Weight,
 };
+pub use ownership::Ownership;
 pub use step::Step;
 pub use time::{MonoTime, WallMillis};

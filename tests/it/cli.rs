@@ -42,7 +42,7 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 9] = [
+const SUBCOMMANDS: [&[&str]; 19] = [
     &[],
     &["director"],
     &["provisioner"],
@@ -52,6 +52,16 @@ const SUBCOMMANDS: [&[&str]; 9] = [
     &["inventory", "apply"],
     &["inventory", "list"],
     &["inventory", "release"],
+    &["ipvs"],
+    &["ipvs", "list"],
+    &["ipvs", "save"],
+    &["ipvs", "restore"],
+    &["ipvs", "flush"],
+    &["ipvs", "zero"],
+    &["ipvs", "timeouts"],
+    &["ipvs", "sync"],
+    &["ipvs", "sync", "start"],
+    &["ipvs", "sync", "stop"],
 ];
 
 #[test]

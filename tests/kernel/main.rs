@@ -26,3 +26,5 @@ mod memory;
 mod replace;
 #[cfg(test)]
 mod scene;
+#[cfg(test)]
+mod verbs;

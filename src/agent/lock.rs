@@ -1,0 +1,256 @@
+//! The director's lock: a file beside its operator socket, locked (flock(2)) as long as it runs, that
+//! says what it owns. Two directors with one socket would write to one table; and who writes by hand
+//! asks here first.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use crate::{config, model::Ownership};
+
+/// Who looks holds the lock for an instant, and who took it writes into it within one.
+const PATIENCE: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What can go wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another director runs.
+    #[error(
+        "{} is locked{}: two directors would write to one IPVS table; stop that one, or give this one another [director] socket",
+        path.display(),
+        by.as_ref().map(|o| format!(" by director {} (pid {})", o.director.as_str(), o.pid)).unwrap_or_default()
+    )]
+    Held {
+        /// The file.
+        path: PathBuf,
+        /// Who, where the file says it.
+        by: Option<Box<Ownership>>,
+    },
+    /// A director runs, and does not say what it owns.
+    #[error("{} is locked, and does not say by whom", path.display())]
+    Unclear {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file.
+    #[error("the lock {} could not be {action}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn file(path: &Path, action: &'static str) -> impl Fn(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File {
+        path: path.clone(),
+        action,
+        source,
+    }
+}
+
+/// A running director's lock, free again when this is dropped or the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _held: Flock<File>,
+}
+
+/// Where the director with this operator socket has its lock.
+#[must_use]
+pub fn beside(socket: &Path) -> PathBuf {
+    match socket.extension() {
+        Some(e) if e == "lock" => socket.with_extension("lock.lock"),
+        Some(_) | None => socket.with_extension("lock"),
+    }
+}
+
+/// Takes the lock of the director that `config` describes, and writes into it what that owns.
+///
+/// # Errors
+///
+/// [`Error::Held`] where another director runs, [`Error::File`].
+pub async fn take(config: &config::Director) -> Result<Lock, Error> {
+    let path = beside(&config.socket);
+    let namespace = namespace().map_err(file(&path, "given this network namespace"))?;
+    let owned = Ownership {
+        director: config.name.clone(),
+        pid: std::process::id(),
+        namespace,
+        exclusive: config.exclusive,
+        resync_ms: u64::try_from(config.resync.as_millis()).unwrap_or(u64::MAX),
+        services: config.services.keys().copied().collect(),
+    };
+    let mut tries = PATIENCE;
+    loop {
+        match try_take(&path, &owned) {
+            Err(Error::Held { .. }) if tries > 0 => tries -= 1,
+            other => return other,
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn try_take(path: &Path, owned: &Ownership) -> Result<Lock, Error> {
+    let failed = |action| file(path, action);
+    let opened = match OpenOptions::new().read(true).write(true).open(path) {
+        // With O_CREAT not even root may open another user's file in a folder that is sticky and
+        // writable by a group (sysctl fs.protected_regular).
+        Err(e) if e.kind() == io::ErrorKind::NotFound => OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(path),
+        other => other,
+    };
+    let mut held = match Flock::lock(
+        opened.map_err(failed("opened"))?,
+        FlockArg::LockExclusiveNonblock,
+    ) {
+        Ok(held) => held,
+        Err((mut other, Errno::EWOULDBLOCK)) => {
+            return Err(Error::Held {
+                path: path.to_owned(),
+                by: said(&mut other).map(Box::new),
+            });
+        }
+        Err((_, errno)) => return Err(failed("locked")(errno.into())),
+    };
+    // Until it is whole again, nobody can read it as anything.
+    held.set_len(0).map_err(failed("written"))?;
+    let text = serde_json::to_vec(owned).map_err(io::Error::other);
+    let text = text.map_err(failed("written"))?;
+    held.write_all(&text).map_err(failed("written"))?;
+    Ok(Lock { _held: held })
+}
+
+fn said(file: &mut File) -> Option<Ownership> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// What the director that holds this lock owns in the caller's network namespace; `None` where no
+/// director runs there.
+///
+/// # Errors
+///
+/// [`Error::Unclear`], [`Error::File`].
+pub fn owner(path: &Path) -> Result<Option<Ownership>, Error> {
+    let failed = |action| file(path, action);
+    for _ in 0..PATIENCE {
+        let opened = match File::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed("read"))?,
+        };
+        match Flock::lock(opened, FlockArg::LockSharedNonblock) {
+            // Whoever wrote it is gone.
+            Ok(_free) => return Ok(None),
+            Err((mut held, Errno::EWOULDBLOCK)) => {
+                if let Some(owned) = said(&mut held) {
+                    let here = namespace().map_err(failed("compared with this network namespace"));
+                    return Ok((owned.namespace == here?).then_some(owned));
+                }
+            }
+            Err((_, errno)) => return Err(failed("asked")(errno.into())),
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(Error::Unclear {
+        path: path.to_owned(),
+    })
+}
+
+fn namespace() -> io::Result<(u64, u64)> {
+    let ns = fs::metadata("/proc/self/ns/net")?;
+    Ok((ns.dev(), ns.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned() -> Ownership {
+        Ownership {
+            director: "lb1".parse().unwrap(),
+            pid: 7,
+            namespace: namespace().unwrap(),
+            exclusive: false,
+            resync_ms: 5000,
+            services: ["tcp/192.0.2.1:80".parse().unwrap()].into(),
+        }
+    }
+
+    #[test]
+    fn a_director_that_runs_is_found_and_one_that_ended_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = beside(&dir.path().join("director.sock"));
+        assert_eq!(path, dir.path().join("director.lock"));
+        assert_eq!(owner(&path).unwrap(), None, "no file");
+        let lock = try_take(&path, &owned()).unwrap();
+        assert_eq!(owner(&path).unwrap(), Some(owned()));
+        drop(lock);
+        assert!(path.exists());
+        assert_eq!(owner(&path).unwrap(), None, "nobody holds it");
+    }
+
+    #[test]
+    fn a_second_director_is_refused_and_told_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("director.lock");
+        let longer = Ownership {
+            services: (1..99)
+                .map(|n| format!("fwmark/{n}").parse().unwrap())
+                .collect(),
+            ..owned()
+        };
+        drop(try_take(&path, &longer).unwrap());
+        let _lock = try_take(&path, &owned()).unwrap();
+        let error = try_take(&path, &longer).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("locked by director lb1 (pid 7)"), "{text}");
+        // The longer text of the run before is gone.
+        assert_eq!(owner(&path).unwrap(), Some(owned()));
+    }
+
+    #[test]
+    fn a_director_of_another_network_namespace_owns_nothing_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("director.lock");
+        let (dev, ino) = namespace().unwrap();
+        let elsewhere = Ownership {
+            namespace: (dev, ino + 1),
+            ..owned()
+        };
+        let _lock = try_take(&path, &elsewhere).unwrap();
+        assert_eq!(owner(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_lock_that_says_nothing_is_no_free_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("director.lock");
+        fs::write(&path, "").unwrap();
+        let file = File::open(&path).unwrap();
+        let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+        let error = owner(&path).unwrap_err();
+        assert!(matches!(error, Error::Unclear { .. }), "{error:?}");
+    }
+}
