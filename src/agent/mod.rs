@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod director;
+pub mod host;
 pub mod link;
 pub mod provisioner;
 pub mod state_file;

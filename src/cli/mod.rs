@@ -3,6 +3,7 @@
 
 mod check_config;
 mod inventory;
+mod live;
 mod run;
 mod status;
 

@@ -11,10 +11,11 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Diagnostics, duration};
+use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, DestAttrs, DestKey, DirectorName, Family, ForwardMethod,
-    Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Tunnel, Weight,
+    Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel,
+    Weight,
 };
 
 /// A director's configuration.
@@ -38,6 +39,8 @@ pub struct Director {
     pub provisioner: Option<ProvisionerLink>,
     /// When a failed server is replaced.
     pub replacement: ReplacementPolicy,
+    /// Settings of the kernel that are to hold, in the file's order.
+    pub kernel: Vec<Sysctl>,
     /// Virtual services.
     pub services: BTreeMap<ServiceKey, VirtualService>,
 }
@@ -99,6 +102,8 @@ struct Raw {
     provisioner: Option<RawProvisioner>,
     metrics: Option<RawMetrics>,
     replacement: Option<RawReplacement>,
+    #[serde(default)]
+    kernel: kernel::Raw,
     #[serde(default)]
     virtual_service: Vec<Spanned<RawService>>,
 }
@@ -223,6 +228,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         ),
         failing_in: policy.and_then(|p| p.failing_in).unwrap_or(FailingIn::All),
     };
+    let kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for raw in &raw.virtual_service {
@@ -258,6 +264,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         metrics,
         provisioner,
         replacement,
+        kernel,
         services,
     })
 }

@@ -7,6 +7,7 @@ mod ids;
 pub mod inventory;
 mod ipvs;
 mod step;
+mod sysctl;
 mod time;
 pub mod wire;
 
@@ -19,4 +20,5 @@ pub use ipvs::{
     TunnelType, Weight,
 };
 pub use step::Step;
+pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};
 pub use time::{MonoTime, WallMillis};

@@ -18,3 +18,5 @@ mod memory;
 mod replace;
 #[cfg(test)]
 mod scene;
+#[cfg(test)]
+mod settings;
