@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills bench compiler prepare lint unit doc deny kernel
+.PHONY: test demo mutants kills bench compiler prepare lint unit doc deny kernel units
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -52,6 +52,10 @@ deny: $(deny)
 kernel: prepare
 	$(call say,waiting for the kernel suite)
 	@cargo test --quiet --locked $(in_vm) --test kernel -- --test-threads 2 $(ARGS)
+
+# The director's unit under a systemd of its own; part of the kernel suite.
+units:
+	@$(MAKE) --no-print-directory kernel ARGS='--nocapture units_sandbox'
 
 # Both daemons killed at KILLS seeded moments each; KILLS_SEED repeats a run.
 kills: prepare
