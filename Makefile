@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills compiler prepare lint unit doc deny kernel
+.PHONY: test demo mutants kills bench compiler prepare lint unit doc deny kernel
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -62,6 +62,15 @@ kills: prepare
 demo: prepare
 	$(call say,waiting for the demo to be built and to run)
 	@cargo test --quiet --locked $(in_vm) --test demo -- --nocapture $(ARGS)
+
+# Side by side with ipvsadm, keepalived and a bare socket, in one boot. ARGS names measures (make bench ARGS='apply list'),
+# BENCH_ROUNDS says how often each side runs.
+bench: prepare
+	@bench/prepare
+	$(call say,waiting for the release build and the side-by-side runs)
+	@rm -f target/vm/results/ipvs.json
+	@VM_ENV=BENCH_ROUNDS cargo bench --quiet --locked $(in_vm) --bench ipvs -- $(ARGS); status=$$?; \
+	if [ -e target/vm/results/ipvs.json ]; then mv target/vm/results/ipvs.json target/bench/ipvs.json; fi; exit $$status
 
 # Breaks each invariant on purpose, in a copy, and expects its test to fail. ARGS names mutants: make mutants ARGS='08 12'
 mutants: compiler

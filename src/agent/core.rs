@@ -161,15 +161,10 @@ impl Shell {
             *o = outbox;
             differs
         });
-        let targets = targets(&self.core);
-        let moved = self.out.targets.send_if_modified(|t| {
-            let differs = **t != *targets;
-            *t = targets;
-            differs
-        });
-        if moved {
+        if fx.targets {
             let watched = self.core.targets();
             self.metrics.keep_servers(|id| watched.contains_key(id));
+            self.out.targets.send_replace(targets(&self.core));
         }
         self.count(now);
     }

@@ -107,7 +107,9 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
             counted.netlink_request(operation, result)
         }));
     let keys: Vec<ServiceKey> = config.services.keys().copied().collect();
-    let found = kernel.read(&keys).await.map_err(Error::Kernel)?;
+    // At once, however many services there are; those that are not ours are dropped.
+    let mut found = kernel.table().await.map_err(Error::Kernel)?;
+    found.retain(|key, _| config.services.contains_key(key));
     warn_of_missing_addresses(&keys);
     let adopted = found
         .into_iter()
@@ -224,13 +226,10 @@ fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
             PassEnd::Partial => PassResult::Partial,
             PassEnd::Unread => PassResult::Unread,
         }),
-        Fact::Step(step, true) => metrics.step(step, StepResult::Ok),
-        Fact::Step(step, false) => metrics.step(step, StepResult::Refused),
-        Fact::Drift(services) => {
-            metrics
-                .drift
-                .inc_by(u64::try_from(services).unwrap_or(u64::MAX));
-        }
+        Fact::Step(step, true, n) => metrics.steps(step, StepResult::Ok, n),
+        Fact::Step(step, false, n) => metrics.steps(step, StepResult::Refused, n),
+        Fact::Drift(policy, field, n) => metrics.drift(policy.label(), field.label(), n),
+        Fact::Standing(n) => drop(metrics.drift_standing.set(number(n))),
         Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
     }
 }

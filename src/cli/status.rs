@@ -83,6 +83,25 @@ fn show(status: &Status) -> String {
             &status.incidents.iter().map(row).collect::<Vec<_>>(),
         ));
     }
+    if !status.drift.is_empty() {
+        text.push_str("\nchanged by others\n");
+        let mut rows = vec![
+            ["  SERVICE", "SERVER", "FIELD", "WANTED", "FOUND", "POLICY"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
+        rows.extend(status.drift.iter().map(|d| {
+            vec![
+                format!("  {}", d.service),
+                d.server.clone().unwrap_or_else(|| "-".to_owned()),
+                d.field.clone(),
+                d.wanted.clone(),
+                d.found.clone(),
+                d.policy.clone(),
+            ]
+        }));
+        text.push_str(&table(&rows));
+    }
     for w in &status.warnings {
         text.push_str(&format!("\nwarning: {w}\n"));
     }

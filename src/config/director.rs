@@ -1,5 +1,7 @@
 //! `director.toml`.
 
+mod service;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -11,10 +13,12 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
+use self::service::RawTunnel;
 use super::{Diagnostics, duration};
 use crate::model::{
-    CheckKind, CheckSpec, CheckTiming, DestAttrs, DestKey, DirectorName, Family, ForwardMethod,
-    Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Tunnel, Weight,
+    CheckKind, CheckSpec, CheckTiming, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
+    ForwardMethod, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
+    Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -86,6 +90,8 @@ pub struct VirtualService {
     pub attrs: ServiceAttrs,
     /// Forwarding method of its destinations.
     pub forward: ForwardMethod,
+    /// What becomes of what others change in it.
+    pub drift: DriftPolicy,
     /// Its check.
     pub check: CheckSpec,
     /// Its real servers, with what the kernel is told of each in service.
@@ -113,6 +119,7 @@ struct RawDirector {
     #[serde(default)]
     exclusive: bool,
     resync: Option<Spanned<String>>,
+    drift: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +155,8 @@ struct RawService {
     scheduler_flags: Vec<Spanned<String>>,
     one_packet: Option<Spanned<bool>>,
     forward: Spanned<String>,
+    tunnel: Option<Spanned<RawTunnel>>,
+    drift: Option<Spanned<String>>,
     persistence_timeout: Option<Spanned<String>>,
     persistence_prefix: Option<Spanned<i64>>,
     persistence_engine: Option<Spanned<String>>,
@@ -163,13 +172,14 @@ struct RawCheck {
     timeout: Option<Spanned<String>>,
     rise: Option<Spanned<i64>>,
     fall: Option<Spanned<i64>>,
-    tcp: Option<RawTcp>,
+    none: Option<RawEmpty>,
+    tcp: Option<RawEmpty>,
     http: Option<RawHttp>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawTcp {}
+struct RawEmpty {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -210,6 +220,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         Duration::from_millis(100),
         "resync",
     );
+    let drift = r.drift(raw.director.drift.as_ref(), DriftPolicy::default());
     let provisioner = raw.provisioner.as_ref().map(|p| r.provisioner(p));
     let metrics = raw
         .metrics
@@ -229,7 +240,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         let Some((key, span)) = r.service_key(raw) else {
             continue;
         };
-        let service = r.service(key, raw.get_ref());
+        let service = r.service(key, raw.get_ref(), drift);
         if let Some(first) = places.insert(key, span.start) {
             let (line, _) = r.bad.position(first);
             r.bad.push(span, format!("virtual service {key} stands here a second time, first in line {line}: merge the two"));
@@ -340,6 +351,11 @@ impl Reader {
         }
     }
 
+    fn drift(&mut self, text: Option<&Spanned<String>>, default: DriftPolicy) -> DriftPolicy {
+        text.and_then(|t| self.value(t, str::parse))
+            .unwrap_or(default)
+    }
+
     fn provisioner(&mut self, raw: &RawProvisioner) -> ProvisionerLink {
         let at = match (&raw.socket, &raw.tcp) {
             (Some(s), None) => Endpoint::Unix(s.get_ref().clone()),
@@ -418,20 +434,15 @@ impl Reader {
         }
     }
 
-    fn service(&mut self, key: ServiceKey, s: &RawService) -> VirtualService {
-        let scheduler = s.scheduler.get_ref().clone();
-        if !Scheduler::KNOWN.contains(&scheduler.as_str()) {
-            self.bad.push(
-                s.scheduler.span(),
-                format!(
-                    "unknown scheduler {scheduler:?}: the kernel has {}",
-                    Scheduler::KNOWN.join(", ")
-                ),
-            );
-        }
+    fn service(&mut self, key: ServiceKey, s: &RawService, drift: DriftPolicy) -> VirtualService {
+        let scheduler = self
+            .value(&s.scheduler, service::scheduler)
+            .unwrap_or_else(|| Scheduler(String::new()));
         let forward = self
-            .value(&s.forward, str::parse::<ForwardMethod>)
+            .value(&s.forward, service::forward)
             .unwrap_or(ForwardMethod::Nat);
+        let tunnel = self.tunnel(s.tunnel.as_ref(), forward);
+        let drift = self.drift(s.drift.as_ref(), drift);
         let one_packet = s.one_packet.as_ref().filter(|o| *o.get_ref());
         let mut flags = one_packet.map_or(0, |_| ServiceFlags::ONE_PACKET);
         for f in &s.scheduler_flags {
@@ -450,14 +461,14 @@ impl Reader {
             self.bad.push(at.span(), "one_packet is for UDP services");
         }
         let attrs = ServiceAttrs {
-            scheduler: Scheduler(scheduler),
+            scheduler,
             flags: ServiceFlags(flags),
             persistence: self.persistence(key, s),
         };
         let check = self.check(s.check.as_ref(), key, s.scheduler.span());
         let mut servers = BTreeMap::new();
         for raw in &s.real_server {
-            if let Some((dest, attrs)) = self.server(key, forward, raw)
+            if let Some((dest, attrs)) = self.server(key, &check, (forward, tunnel), raw)
                 && servers.insert(dest, attrs).is_some()
             {
                 self.bad.push(
@@ -469,6 +480,7 @@ impl Reader {
         VirtualService {
             attrs,
             forward,
+            drift,
             check,
             servers,
         }
@@ -532,21 +544,27 @@ impl Reader {
         );
         let rise = self.number(c.and_then(|c| c.rise.as_ref()), 2, "rise", 1..=1000);
         let fall = self.number(c.and_then(|c| c.fall.as_ref()), 2, "fall", 1..=1000);
-        let kind = match c.map(|c| (&c.tcp, &c.http)) {
-            Some((None, Some(http))) => self.http(http),
-            Some((Some(_), Some(_))) => {
+        let kind = match c.map(|c| (&c.none, &c.tcp, &c.http)) {
+            Some((None, None, Some(http))) => self.http(http),
+            Some((Some(_), None, None)) => CheckKind::None,
+            Some((None, Some(_), None)) => CheckKind::Tcp,
+            Some((none, tcp, http)) if none.is_some() || tcp.is_some() => {
+                let kinds = [
+                    ("none", none.is_some()),
+                    ("tcp", tcp.is_some()),
+                    ("http", http.is_some()),
+                ];
+                let named = kinds.iter().filter(|(_, is)| *is).map(|(kind, _)| *kind);
+                let named = named.collect::<Vec<_>>().join(" and ");
                 let span = raw.map_or(0..0, Spanned::span);
-                self.bad.push(
-                    span,
-                    format!("the check of {key} has both tcp and http: keep one"),
-                );
+                self.bad
+                    .push(span, format!("the check of {key} has {named}: keep one"));
                 CheckKind::Tcp
             }
-            Some((Some(_), None)) => CheckKind::Tcp,
-            Some((None, None)) | None => {
+            Some(_) | None => {
                 if let ServiceKey::Addr(Protocol::Udp | Protocol::Sctp, _) = key {
                     let message = format!(
-                        "{key} is not TCP: say which check tells its health, [virtual_service.check.tcp] or [virtual_service.check.http]"
+                        "{key} is not TCP: say which check tells its health, [virtual_service.check.tcp] or [virtual_service.check.http], or that it has none, [virtual_service.check.none]"
                     );
                     self.bad.push(raw.map_or(at, Spanned::span), message);
                 }
@@ -599,7 +617,8 @@ impl Reader {
     fn server(
         &mut self,
         key: ServiceKey,
-        forward: ForwardMethod,
+        check: &CheckSpec,
+        (forward, tunnel): (ForwardMethod, Tunnel),
         raw: &RawServer,
     ) -> Option<(DestKey, DestAttrs)> {
         let weight = match &raw.weight {
@@ -619,7 +638,12 @@ impl Reader {
                 .push(l.span(), "lower_threshold is above upper_threshold");
         }
         let at = self.value(&raw.address, socket_address)?;
-        if at.port() == 0 {
+        // Without a check it may keep the client's port, as its service does.
+        let any_port = match key {
+            ServiceKey::Fwmark(..) => true,
+            ServiceKey::Addr(_, vip) => vip.port() == 0,
+        };
+        if at.port() == 0 && !(any_port && check.kind == CheckKind::None) {
             let message = "a real server needs its port: that is where it is checked";
             self.bad.push(raw.address.span(), message);
         }
@@ -651,7 +675,7 @@ impl Reader {
                 forward,
                 upper,
                 lower,
-                tunnel: Tunnel::default(),
+                tunnel,
             },
         ))
     }

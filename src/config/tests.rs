@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::{ForwardMethod, ServiceKey};
+use crate::model::{CheckKind, DriftPolicy, ForwardMethod, ServiceKey, Tunnel, TunnelType};
 
 const GOOD: &str = r#"
 [director]
@@ -47,13 +47,13 @@ fn a_good_file_loads() {
 fn every_mistake_has_its_place() {
     let text = GOOD
         .replace("10.77.1.11:8080", "10.77.1.300:80")
-        .replace("wlc", "wlcc")
+        .replace("wlc", "wl cc")
         .replace("weight = 3", "weight = -3");
     let found = errors(&text);
     let lines: Vec<_> = found.lines().collect();
     assert_eq!(lines.len(), 3, "{found}");
     assert!(
-        lines[0].starts_with("d.toml:11:13: unknown scheduler \"wlcc\""),
+        lines[0].starts_with("d.toml:11:13: \"wl cc\" is no scheduler's name"),
         "{found}"
     );
     assert!(
@@ -122,6 +122,67 @@ fn a_path_that_no_request_can_carry_is_refused() {
         "check.http.path = \"/a<b\"\ncheck.http.status",
     ));
     assert!(found.contains("is no path of a URL"), "{found}");
+}
+
+fn one(text: &str) -> VirtualService {
+    let mut d = director::parse(Path::new("d.toml"), text).unwrap_or_else(|e| panic!("{e}"));
+    d.services.pop_first().unwrap().1
+}
+
+#[test]
+fn any_scheduler_that_a_kernel_may_have_is_taken() {
+    for name in ["wlc", "a_later-one1", "x", "fifteen_letters"] {
+        let text = GOOD.replace("\"wlc\"", &format!("{name:?}"));
+        assert_eq!(one(&text).attrs.scheduler.0, name);
+    }
+    for name in ["", "sixteen__letters", "WLC", "ip_vs.rr"] {
+        let found = errors(&GOOD.replace("\"wlc\"", &format!("{name:?}")));
+        assert!(found.contains("is no scheduler's name"), "{found}");
+    }
+}
+
+#[test]
+fn a_service_without_a_check_says_so() {
+    let text = GOOD.replace("check.http.status = \"200-399\"", "check.none = {}");
+    assert_eq!(one(&text).check.kind, CheckKind::None);
+    let mark = "fwmark = 5\nscheduler = \"rr\"\nforward = \"dr\"\n";
+    let any_port = format!(
+        "[director]\nname = \"lb1\"\naddress = \"10.77.0.1\"\n[[virtual_service]]\n{mark}check.none = {{}}\nreal_server = [{{ address = \"10.0.0.1:0\" }}]\n"
+    );
+    assert_eq!(one(&any_port).servers.keys().next().unwrap().port, 0);
+}
+
+#[test]
+fn drift_is_said_for_all_services_or_for_one() {
+    assert_eq!(one(GOOD).drift, DriftPolicy::Repair);
+    let all = GOOD.replacen("name = ", "drift = \"alert\"\nname = ", 1);
+    assert_eq!(one(&all).drift, DriftPolicy::Alert);
+    let one_of_all = all.replace("scheduler = ", "drift = \"respect\"\nscheduler = ");
+    assert_eq!(one(&one_of_all).drift, DriftPolicy::Respect);
+}
+
+#[test]
+fn a_tunnel_is_what_ipvsadm_calls_it() {
+    let tunnel = |keys: &str| {
+        let text = GOOD
+            .replace("\"nat\"", &format!("\"tun\"\ntunnel = {{ {keys} }}"))
+            .replace(":8080", ":80");
+        one(&text).servers.pop_first().unwrap().1.tunnel
+    };
+    let of = |kind, port, flags| Tunnel { kind, port, flags };
+    assert_eq!(tunnel("type = \"ipip\""), Tunnel::default());
+    assert_eq!(
+        tunnel("type = \"gue\", port = 6080"),
+        of(TunnelType::Gue, 6080, 0)
+    );
+    assert_eq!(
+        tunnel("type = \"gue\", port = 6080, checksum = \"remote\""),
+        of(TunnelType::Gue, 6080, Tunnel::REMOTE_CHECKSUM)
+    );
+    assert_eq!(
+        tunnel("type = \"gre\", checksum = \"checksum\""),
+        of(TunnelType::Gre, 0, Tunnel::CHECKSUM)
+    );
 }
 
 proptest::proptest! {

@@ -123,8 +123,21 @@ impl Core {
         if self.config.provisioner.is_none() {
             return;
         }
-        let watched = self.health.keys().map(|(_, d)| d.addr);
-        let servers: BTreeSet<IpAddr> = watched.chain(self.incidents.keys().copied()).collect();
+        let watched = self.places.keys().chain(self.incidents.keys());
+        let servers: BTreeSet<IpAddr> = watched.copied().collect();
+        for server in servers {
+            self.review_server(server, now, fx);
+        }
+    }
+
+    /// The same after a verdict on one server: of the others it can move those alone that have an
+    /// incident.
+    pub(super) fn review_after(&mut self, server: IpAddr, now: MonoTime, fx: &mut Effects) {
+        if self.config.provisioner.is_none() {
+            return;
+        }
+        let mut servers: BTreeSet<IpAddr> = self.incidents.keys().copied().collect();
+        servers.insert(server);
         for server in servers {
             self.review_server(server, now, fx);
         }

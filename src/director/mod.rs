@@ -100,6 +100,8 @@ pub enum Note {
 pub struct Effects {
     /// Services whose desired part may differ.
     pub dirty: BTreeSet<ServiceKey>,
+    /// Whether others are to be checked than before.
+    pub targets: bool,
     /// Notes in order.
     pub notes: Vec<Note>,
 }
@@ -156,6 +158,8 @@ pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
     health: BTreeMap<(ServiceKey, DestKey), Health>,
+    /// Which of them are at an address.
+    places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
     /// Why the state file said nothing, if it did; ends when the provisioner has answered.
     forgot: Option<String>,
@@ -179,6 +183,7 @@ impl Core {
             config,
             boot_id: start.boot_id,
             health: BTreeMap::new(),
+            places: BTreeMap::new(),
             adopted: start.kernel,
             forgot: None,
             members: BTreeMap::new(),
@@ -193,7 +198,7 @@ impl Core {
             Recall::Known(memory) => core.remember(memory, start.now),
             Recall::Forgot(why) => core.forgot = Some(why),
         }
-        core.refresh_targets(Arrival::Start);
+        core.refresh_targets(Arrival::Start, start.now);
         core
     }
 
@@ -227,7 +232,10 @@ impl Core {
     /// Takes one event.
     pub fn handle(&mut self, event: Event, now: MonoTime) -> Effects {
         let mut fx = Effects::default();
-        let probe = matches!(event, Event::Probe { .. });
+        let probed = match &event {
+            Event::Probe { dest, .. } => Some(dest.addr),
+            _ => None,
+        };
         match event {
             Event::Probe {
                 service,
@@ -246,14 +254,16 @@ impl Core {
                 self.gave_up(&key, why, now, &mut fx);
             }
             Event::ProvisionerSilent(why) => self.silent(why, &mut fx),
-            Event::Confirmed(id, is) => self.confirmed(&id, is, &mut fx),
+            Event::Confirmed(id, is) => self.confirmed(&id, is, now, &mut fx),
             Event::Applied(applied) => self.applied = applied,
             Event::Tick => {}
             Event::Woke => self.woke(now),
         }
-        // A probe that changed no verdict decides nothing: ten thousand come in a second.
-        if !probe || fx != Effects::default() {
-            self.review(now, &mut fx);
+        match probed {
+            None => self.review(now, &mut fx),
+            // A probe that changed no verdict decides nothing: ten thousand come in a second.
+            Some(_) if fx == Effects::default() => {}
+            Some(server) => self.review_after(server, now, &mut fx),
         }
         fx
     }
@@ -337,7 +347,7 @@ impl Core {
         if self.forgot.take().is_some() {
             fx.dirty.extend(self.config.services.keys());
         }
-        self.refresh_targets(Arrival::Later);
+        fx.targets |= self.refresh_targets(Arrival::Later, now);
     }
 
     fn heard(&mut self, fx: &mut Effects) {
@@ -362,7 +372,7 @@ impl Core {
         };
     }
 
-    fn confirmed(&mut self, id: &ReplacementId, is: Want, fx: &mut Effects) {
+    fn confirmed(&mut self, id: &ReplacementId, is: Want, now: MonoTime, fx: &mut Effects) {
         let Some(member) = self.members.get_mut(id) else {
             return;
         };
@@ -371,7 +381,7 @@ impl Core {
             if let Some(member) = self.members.remove(id) {
                 self.dirty_slots(&member, fx);
             }
-            self.refresh_targets(Arrival::Later);
+            fx.targets |= self.refresh_targets(Arrival::Later, now);
         }
     }
 

@@ -9,7 +9,7 @@ use super::{Arrival, Core};
 use crate::{
     health::Health,
     model::{
-        CheckSpec, DestAttrs, DestKey, Service, ServiceKey,
+        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -65,6 +65,7 @@ impl Core {
                 dests,
             },
             out,
+            drift: config.drift,
         })
     }
 
@@ -115,8 +116,9 @@ impl Core {
         })
     }
 
-    /// Brings the set of watched destinations up to date; verdicts of those that stay are kept.
-    pub(super) fn refresh_targets(&mut self, arrival: Arrival) {
+    /// Brings the set of watched destinations up to date; verdicts of those that stay are kept. One
+    /// that is not checked counts as up from the start. Says whether the set changed.
+    pub(super) fn refresh_targets(&mut self, arrival: Arrival, now: MonoTime) -> bool {
         let mut wanted = BTreeMap::new();
         for (key, config) in &self.config.services {
             let found = self.adopted.get(key);
@@ -124,25 +126,41 @@ impl Core {
                 let was_out = arrival == Arrival::Start
                     && found.is_some_and(|dests| !dests.contains_key(&dest));
                 let need = if was_out { config.check.timing.rise } else { 1 };
-                wanted.insert((*key, dest), need);
+                let start = match config.check.kind {
+                    CheckKind::None => Health::Up {
+                        since: now,
+                        failures: 0,
+                    },
+                    CheckKind::Tcp | CheckKind::Http { .. } => Health::unknown(need),
+                };
+                wanted.insert((*key, dest), start);
             };
             for dest in config.servers.keys() {
                 self.stand_ins(dest).for_each(&mut want);
             }
             config.servers.keys().copied().for_each(want);
         }
-        self.health.retain(|target, _| wanted.contains_key(target));
-        for (target, need) in wanted {
-            self.health
-                .entry(target)
-                .or_insert_with(|| Health::unknown(need));
+        if self.health.keys().eq(wanted.keys()) {
+            return false;
         }
+        self.places.clear();
+        for target in wanted.keys() {
+            self.places.entry(target.1.addr).or_default().push(*target);
+        }
+        self.health.retain(|target, _| wanted.contains_key(target));
+        for (target, start) in wanted {
+            self.health.entry(target).or_insert(start);
+        }
+        true
     }
 
     /// Who is to be checked, and how.
     #[must_use]
     pub fn targets(&self) -> BTreeMap<(ServiceKey, DestKey), CheckSpec> {
-        let spec = |key: &ServiceKey| self.config.services.get(key).map(|s| s.check.clone());
+        let spec = |key: &ServiceKey| {
+            let check = self.config.services.get(key).map(|s| &s.check);
+            check.filter(|c| c.kind != CheckKind::None).cloned()
+        };
         self.health
             .keys()
             .filter_map(|t| Some((*t, spec(&t.0)?)))
@@ -151,10 +169,8 @@ impl Core {
 
     /// The verdicts on one server, in all services that it is checked for.
     pub(super) fn verdicts(&self, addr: IpAddr) -> impl Iterator<Item = Health> {
-        self.health
-            .iter()
-            .filter(move |((_, d), _)| d.addr == addr)
-            .map(|(_, h)| *h)
+        let places = self.places.get(&addr).into_iter().flatten();
+        places.filter_map(|place| self.health.get(place).copied())
     }
 }
 

@@ -1,14 +1,18 @@
 //! What `understudy status` shows, as a value.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Core, Link, Stage};
 use crate::{
     health::Health,
-    model::{DirectorName, MonoTime, ServiceKey, wire::Want},
+    model::{CheckKind, DestKey, DirectorName, DriftPolicy, MonoTime, ServiceKey, wire::Want},
+    reconcile::drift::Difference,
 };
+
+/// Differences that a warning names; the others are counted.
+const NAMED: usize = 3;
 
 /// All that an operator asks first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +25,9 @@ pub struct Status {
     pub incidents: Vec<IncidentStatus>,
     /// Servers from the pool.
     pub stand_ins: Vec<StandInStatus>,
+    /// What others changed in IPVS and what stands so.
+    #[serde(default)]
+    pub drift: Vec<DriftStatus>,
     /// Everything that is not as it should be, in words.
     pub warnings: Vec<String>,
 }
@@ -45,7 +52,7 @@ pub struct ServerStatus {
     pub server: String,
     /// `configured`, `stand-in` or `unclaimed` (in the kernel, but known to nobody yet).
     pub kind: String,
-    /// `up`, `down`, `unknown`; `-` where it is not checked.
+    /// `up`, `down`, `unknown`; `unchecked` where its service has no check; `-` where it is not ours.
     pub health: String,
     /// What the last failed probe found.
     pub reason: Option<String>,
@@ -81,6 +88,23 @@ pub struct StandInStatus {
     pub state: String,
 }
 
+/// One thing that somebody else changed in IPVS, and that stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// In which service.
+    pub service: ServiceKey,
+    /// At which destination; none is the service itself.
+    pub server: Option<String>,
+    /// What of it: `weight`, `destination`, `scheduler`, …
+    pub field: String,
+    /// What is wanted.
+    pub wanted: String,
+    /// What the kernel has.
+    pub found: String,
+    /// `repair` (the kernel refused to have it put right), `alert` or `respect`.
+    pub policy: String,
+}
+
 impl Core {
     /// The whole of it.
     #[must_use]
@@ -95,6 +119,7 @@ impl Core {
                 .collect(),
             incidents: self.incident_status(now),
             stand_ins: self.stand_ins_now(),
+            drift: self.drift_status(),
             warnings: self.warnings(now),
         }
     }
@@ -102,12 +127,8 @@ impl Core {
     fn service_status(&self, key: ServiceKey, now: MonoTime) -> ServiceStatus {
         let config = self.config.services.get(&key);
         let kernel = self.applied.kernel.get(&key);
-        let mut dests: std::collections::BTreeSet<_> = self
-            .health
-            .keys()
-            .filter(|(k, _)| *k == key)
-            .map(|(_, d)| *d)
-            .collect();
+        let unchecked = config.is_some_and(|c| c.check.kind == CheckKind::None);
+        let mut dests: BTreeSet<_> = self.watched(key).collect();
         dests.extend(kernel.iter().flat_map(|k| k.keys()));
         let server = |dest| {
             let health = self.health.get(&(key, dest)).copied();
@@ -117,6 +138,7 @@ impl Core {
                 Some(Health::Down {
                     reason, since: at, ..
                 }) => (Some(reason.to_string()), since(at)),
+                Some(Health::Up { .. }) if unchecked => (None, None),
                 Some(Health::Up { since: at, .. }) => (None, since(at)),
                 Some(Health::Unknown { .. }) | None => (None, None),
             };
@@ -128,7 +150,12 @@ impl Core {
                     (false, None) => "unclaimed",
                 }
                 .to_owned(),
-                health: health.map_or("-", Health::label).to_owned(),
+                health: match health {
+                    Some(_) if unchecked => "unchecked",
+                    Some(health) => health.label(),
+                    None => "-",
+                }
+                .to_owned(),
                 reason,
                 since_s,
                 weight: kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get()),
@@ -142,6 +169,36 @@ impl Core {
             forward: config.map(|c| c.forward.to_string()).unwrap_or_default(),
             servers: dests.into_iter().map(server).collect(),
         }
+    }
+
+    /// The watched destinations of a service.
+    fn watched(&self, key: ServiceKey) -> impl Iterator<Item = DestKey> {
+        // Keys are in order of services: no key lies between two of one service.
+        let first = DestKey {
+            addr: IpAddr::from([0, 0, 0, 0]),
+            port: 0,
+        };
+        let from = self.health.range((key, first)..);
+        from.map(|(target, _)| *target)
+            .take_while(move |(k, _)| *k == key)
+            .map(|(_, dest)| dest)
+    }
+
+    fn drift_policy(&self, key: &ServiceKey) -> DriftPolicy {
+        let config = self.config.services.get(key);
+        config.map(|c| c.drift).unwrap_or_default()
+    }
+
+    fn drift_status(&self) -> Vec<DriftStatus> {
+        let one = |d: &Difference| DriftStatus {
+            service: d.service,
+            server: d.dest.map(|d| d.to_string()),
+            field: d.field.label().to_owned(),
+            wanted: d.wanted.clone(),
+            found: d.found.clone(),
+            policy: self.drift_policy(&d.service).label().to_owned(),
+        };
+        self.applied.drift.values().flatten().map(one).collect()
     }
 
     fn incident_status(&self, now: MonoTime) -> Vec<IncidentStatus> {
@@ -237,6 +294,24 @@ impl Core {
         for (service, why) in &self.applied.failed {
             all.push(format!("{service} is not as wanted: {why}"));
         }
+        for (service, differences) in &self.applied.drift {
+            if self.drift_policy(service) != DriftPolicy::Alert {
+                continue;
+            }
+            let named: Vec<_> = differences
+                .iter()
+                .take(NAMED)
+                .map(ToString::to_string)
+                .collect();
+            let more = match differences.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                n => format!("; and {n} more"),
+            };
+            all.push(format!(
+                "{service} was changed by somebody else and is left so: {}{more}",
+                named.join("; ")
+            ));
+        }
         all
     }
 
@@ -269,3 +344,6 @@ impl Core {
         self.incidents.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

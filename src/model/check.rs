@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckKind {
+    /// Nothing: the server counts as up.
+    None,
     /// A TCP connection is accepted.
     Tcp,
     /// `GET path` over HTTP/1.1 is answered with a wanted status.

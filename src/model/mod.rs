@@ -3,6 +3,7 @@
 //! Values are parsed at the edge into types that cannot be wrong; names are LVS's own.
 
 mod check;
+mod drift;
 mod ids;
 pub mod inventory;
 mod ipvs;
@@ -12,6 +13,7 @@ mod time;
 pub mod wire;
 
 pub use check::{CheckKind, CheckSpec, CheckTiming, FailReason, Outcome, Phase};
+pub use drift::{DriftPolicy, NotADriftPolicy};
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
     DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod,

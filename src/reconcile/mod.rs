@@ -1,4 +1,11 @@
-//! Makes the kernel's table the wanted one, again and again: `plan` decides, `task` does.
+//! Makes the kernel's table the wanted one, again and again: `plan` says how, `drift` says what
+//! becomes of what others changed, `task` does it, `work` keeps the account of one service in one
+//! pass.
 
+pub mod drift;
 pub mod plan;
 pub mod task;
+mod work;
+
+#[cfg(test)]
+mod testing;

@@ -1,5 +1,10 @@
 //! What is wanted against what is there: a plan as data. PURE. Its order is part of it, so that
 //! tests can see it.
+//!
+//! Every attribute of a service and of a destination changes in place: `ip_vs_edit_service` takes
+//! over scheduler, flags, timeout, netmask and persistence engine, `__ip_vs_update_dest` takes over
+//! weight, forwarding method, tunnel and thresholds (net/netfilter/ipvs/ip_vs_ctl.c, Linux 6.1). So
+//! nothing is removed to be added again, and established connections stay.
 
 use std::{
     borrow::Borrow,
@@ -7,8 +12,9 @@ use std::{
     sync::Arc,
 };
 
+use super::drift::Difference;
 use crate::model::{
-    DestAttrs, DestKey, Service, ServiceAttrs, ServiceKey, ServiceState, Step, Table,
+    DestAttrs, DestKey, DriftPolicy, Service, ServiceAttrs, ServiceKey, ServiceState, Step, Table,
 };
 
 /// What is wanted of one service.
@@ -18,6 +24,21 @@ pub struct Want {
     pub service: Service,
     /// Destinations whose server failed: they are taken out first, and nothing holds that back.
     pub out: BTreeSet<DestKey>,
+    /// What becomes of what others change.
+    pub drift: DriftPolicy,
+}
+
+impl Want {
+    /// Whether the service is as wanted, down to the last attribute. Allocates nothing.
+    #[must_use]
+    pub fn is_met_by(&self, actual: Option<&ServiceState>) -> bool {
+        actual.is_some_and(|a| {
+            a.attrs == self.service.attrs
+                && a.dests.len() == self.service.dests.len()
+                && (a.dests.iter().zip(&self.service.dests))
+                    .all(|((have, state), (dest, attrs))| have == dest && state.attrs == *attrs)
+        })
+    }
 }
 
 /// What is wanted of the kernel, numbered so that one can wait for it. Unchanged services share
@@ -32,7 +53,8 @@ pub struct Desired {
     pub exclusive: bool,
 }
 
-/// What the kernel holds of the wanted services after a pass.
+/// What the kernel holds of the wanted services after a pass. Unchanged services share their part
+/// with the one before.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     /// The generation last reached in full.
@@ -41,36 +63,54 @@ pub struct Applied {
     pub kernel: BTreeMap<ServiceKey, Arc<BTreeMap<DestKey, DestAttrs>>>,
     /// Services in the kernel that stand in no configuration.
     pub foreign: usize,
+    /// What others changed and what stands so: because it is left, or because the kernel refused to
+    /// have it put right. No entry is empty.
+    pub drift: BTreeMap<ServiceKey, Vec<Difference>>,
     /// Services that did not get all their steps, and why; or the reading that failed.
     pub failed: BTreeMap<ServiceKey, String>,
     /// Why the kernel could not be read, if it could not.
     pub unreadable: Option<String>,
 }
 
-/// The steps for one service.
+/// The steps for one service, by phase. Phases go out in the order of the fields, each for all
+/// services before the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Destinations of failed servers leave: first of all services, and each by itself.
+    /// Destinations of failed servers leave: first of all, and nothing holds that back.
     pub take_out: Vec<Step>,
-    /// Everything else, capacity added before any is taken away. One that fails ends these.
-    pub rest: Vec<Step>,
+    /// The service itself is created or changed.
+    pub service: Option<Step>,
+    /// Destinations that come, gain weight, or change without losing any.
+    pub grow: Vec<Step>,
+    /// Destinations that lose weight or leave, or the whole service: what could not grow is not
+    /// shrunk.
+    pub shrink: Vec<Step>,
 }
 
 impl Plan {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.take_out.is_empty() && self.rest.is_empty()
+        self.steps().next().is_none()
+    }
+
+    /// All steps in their order.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        let grow = self.service.iter().chain(&self.grow);
+        self.take_out.iter().chain(grow).chain(&self.shrink)
     }
 }
 
-/// The steps from `actual` to `want` for one owned service; `None` is absent.
+/// The steps from `actual` to `want` for one owned service; `None` is absent. Destinations in `out`
+/// are those of failed servers.
 #[must_use]
-pub fn plan(key: ServiceKey, want: Option<&Want>, actual: Option<&ServiceState>) -> Plan {
-    let none = BTreeSet::new();
-    let out = want.map_or(&none, |w| &w.out);
-    let have = actual.map(|a| (&a.attrs, &a.dests));
-    steps_of(key, want.map(|w| &w.service), out, have)
+pub fn plan(
+    key: ServiceKey,
+    want: Option<&Service>,
+    out: &BTreeSet<DestKey>,
+    actual: Option<&ServiceState>,
+) -> Plan {
+    steps_of(key, want, out, actual.map(|a| (&a.attrs, &a.dests)))
 }
 
 fn steps_of<D: Borrow<DestAttrs>>(
@@ -79,30 +119,25 @@ fn steps_of<D: Borrow<DestAttrs>>(
     out: &BTreeSet<DestKey>,
     actual: Option<(&ServiceAttrs, &BTreeMap<DestKey, D>)>,
 ) -> Plan {
+    let mut plan = Plan::default();
     let Some(want) = want else {
-        let gone = actual.map(|_| Step::DelService(key));
-        return Plan {
-            take_out: Vec::new(),
-            rest: gone.into_iter().collect(),
-        };
+        plan.shrink.extend(actual.map(|_| Step::DelService(key)));
+        return plan;
     };
-    let (mut take_out, mut grow, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
-    match actual {
-        None => grow.push(Step::NewService(key, want.attrs.clone())),
-        Some((have, _)) if *have != want.attrs => {
-            grow.push(Step::SetService(key, want.attrs.clone()));
-        }
-        Some(_) => {}
-    }
+    plan.service = match actual {
+        None => Some(Step::NewService(key, want.attrs.clone())),
+        Some((have, _)) if *have != want.attrs => Some(Step::SetService(key, want.attrs.clone())),
+        Some(_) => None,
+    };
     let have = actual.map(|(_, dests)| dests);
     for (dest, attrs) in &want.dests {
         match have.and_then(|d| d.get(dest)).map(Borrow::borrow) {
-            None => grow.push(Step::NewDest(key, *dest, *attrs)),
+            None => plan.grow.push(Step::NewDest(key, *dest, *attrs)),
             Some(old) if old == attrs => {}
             Some(old) if attrs.weight < old.weight => {
-                shrink.push(Step::SetDest(key, *dest, *attrs));
+                plan.shrink.push(Step::SetDest(key, *dest, *attrs));
             }
-            Some(_) => grow.push(Step::SetDest(key, *dest, *attrs)),
+            Some(_) => plan.grow.push(Step::SetDest(key, *dest, *attrs)),
         }
     }
     // Found by walking what is there, not what is wanted.
@@ -111,31 +146,32 @@ fn steps_of<D: Borrow<DestAttrs>>(
             continue;
         }
         let side = if out.contains(dest) {
-            &mut take_out
+            &mut plan.take_out
         } else {
-            &mut shrink
+            &mut plan.shrink
         };
         side.push(Step::DelDest(key, *dest));
     }
-    grow.append(&mut shrink);
-    Plan {
-        take_out,
-        rest: grow,
-    }
+    plan
 }
 
 /// The steps that make `from` into `to`, both whole tables, with the least disturbance: what differs
-/// is changed in place, capacity comes before any goes, in the order of the keys.
+/// is changed in place. Services come first, then all that adds capacity, in all services, and only
+/// then what takes any away, each in the order of the keys.
 #[must_use]
 pub fn diff(from: &Table, to: &Table) -> Vec<Step> {
     let keys: BTreeSet<&ServiceKey> = from.keys().chain(to.keys()).collect();
-    let mut steps = Vec::new();
+    let (mut services, mut grow, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
     for key in keys {
         let have = from.get(key).map(|s| (&s.attrs, &s.dests));
-        let Plan { rest, .. } = steps_of(*key, to.get(key), &BTreeSet::new(), have);
-        steps.extend(rest);
+        let mut plan = steps_of(*key, to.get(key), &BTreeSet::new(), have);
+        services.extend(plan.service);
+        grow.append(&mut plan.grow);
+        shrink.append(&mut plan.shrink);
     }
-    steps
+    services.append(&mut grow);
+    services.append(&mut shrink);
+    services
 }
 
 #[cfg(test)]

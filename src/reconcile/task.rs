@@ -2,18 +2,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::plan::{Applied, Desired, Plan, plan};
+use super::{
+    drift::{Difference, Field, merge},
+    plan::{Applied, Desired, Want, plan},
+    work::{Lines, Told, Wave, Work},
+};
 use crate::{
     ipvs::Kernel,
-    model::{DestAttrs, DestKey, KernelTable, ServiceKey, ServiceState, Step},
+    model::{DestAttrs, DestKey, DriftPolicy, KernelTable, ServiceKey, ServiceState, Step},
     telemetry::Chain,
 };
 
@@ -22,7 +27,7 @@ use crate::{
 pub struct Timing {
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
-    /// The wait after a pass that failed.
+    /// The wait after a pass that failed, and after one that was the first to find drift.
     pub retry: Duration,
 }
 
@@ -31,10 +36,12 @@ pub struct Timing {
 pub enum Fact {
     /// A pass ended.
     Pass(PassEnd),
-    /// A step was applied, or refused.
-    Step(&'static str, bool),
-    /// A periodic reading found so many services changed by others.
-    Drift(usize),
+    /// Steps were applied, or refused.
+    Step(&'static str, bool, u64),
+    /// A reading found so many differences that others made and that were not known before.
+    Drift(DriftPolicy, Field, u64),
+    /// So many differences that others made stand.
+    Standing(usize),
     /// A periodic reading found so many services that stand in no configuration.
     Foreign(usize),
 }
@@ -63,21 +70,24 @@ pub async fn run(
 ) {
     let mut reconciler = Reconciler::new(observe);
     let mut next_whole = time::Instant::now();
+    let mut follows = false;
     loop {
         let want = desired.borrow_and_update().clone();
         let now = time::Instant::now();
         let whole = now >= next_whole;
         let ok = reconciler.pass(&mut kernel, &want, whole).await;
         if whole {
-            let readable = reconciler.applied.unreadable.is_none();
-            next_whole = now
-                + if readable {
-                    timing.resync
-                } else {
-                    timing.retry
-                };
+            // Who changes the table may be at it still, and a reading takes its time: after the
+            // first pass that found something another one follows soon.
+            let drifted = std::mem::take(&mut reconciler.drifted);
+            let soon = reconciler.applied.unreadable.is_some() || (drifted && !follows);
+            follows = drifted && !follows;
+            next_whole = now + if soon { timing.retry } else { timing.resync };
         }
-        applied.send_replace(reconciler.applied.clone());
+        // A pass that found everything as it was has nothing to say.
+        if std::mem::take(&mut reconciler.moved) {
+            applied.send_replace(reconciler.applied.clone());
+        }
         let retry = time::Instant::now() + timing.retry;
         let wake = if ok {
             next_whole
@@ -95,10 +105,15 @@ pub async fn run(
 
 struct Reconciler<O> {
     applied: Applied,
-    /// What was wanted of each service when it was last brought to it in full.
-    reached: BTreeMap<ServiceKey, Arc<super::plan::Want>>,
+    /// What was wanted of each service when it was last brought to it; after a failure, that with
+    /// the steps that were made. Never the very part that is wanted, unless that is reached.
+    base: BTreeMap<ServiceKey, Arc<Want>>,
+    /// Whether `applied` is worth telling since it was told last.
+    moved: bool,
+    /// Whether a difference that others made was found since this was asked last.
+    drifted: bool,
     /// Steps applied since the start.
-    steps: u64,
+    steps: usize,
     observe: O,
 }
 
@@ -106,7 +121,9 @@ impl<O: Fn(Fact)> Reconciler<O> {
     fn new(observe: O) -> Self {
         Self {
             applied: Applied::default(),
-            reached: BTreeMap::new(),
+            base: BTreeMap::new(),
+            moved: true,
+            drifted: false,
             steps: 0,
             observe,
         }
@@ -116,51 +133,51 @@ impl<O: Fn(Fact)> Reconciler<O> {
     /// is not reached yet. Says whether everything is as wanted.
     async fn pass(&mut self, kernel: &mut impl Kernel, want: &Desired, whole: bool) -> bool {
         let steps_before = self.steps;
-        let changed: BTreeSet<ServiceKey> = want
-            .services
-            .iter()
-            .filter(|(k, w)| !self.reached.get(k).is_some_and(|r| Arc::ptr_eq(r, w)))
-            .map(|(k, _)| *k)
-            .collect();
-        let scope: Vec<ServiceKey> = changed.iter().copied().collect();
-        let reading = match whole {
-            true => kernel.table().await,
-            false if scope.is_empty() => Ok(KernelTable::new()),
-            false => kernel.read(&scope).await,
+        let reading = if whole {
+            kernel
+                .table()
+                .await
+                .map(|t| (self.whole_scope(want, &t), t))
+        } else {
+            let reached = |k, w| self.base.get(k).is_some_and(|r| Arc::ptr_eq(r, w));
+            let changed = want.services.iter().filter(|(k, w)| !reached(k, w));
+            let scope: Vec<ServiceKey> = changed.map(|(k, _)| *k).collect();
+            match scope.is_empty() {
+                true => Ok((scope, KernelTable::new())),
+                false => kernel.read(&scope).await.map(|t| (scope, t)),
+            }
         };
-        let actual = match reading {
-            Ok(actual) => actual,
+        let (scope, actual) = match reading {
+            Ok(reading) => reading,
             // A reading that failed is not an empty table: nothing is planned on it.
             Err(e) => {
                 warn!(error = %Chain(&e), "kernel table could not be read, nothing was changed");
-                self.applied.unreadable = Some(Chain(&e).to_string());
+                let why = Some(Chain(&e).to_string());
+                self.moved |= self.applied.unreadable != why;
+                self.applied.unreadable = why;
                 (self.observe)(Fact::Pass(PassEnd::Unread));
                 return false;
             }
         };
-        self.applied.unreadable = None;
-        let scope = if whole {
-            self.whole_scope(want, &actual)
-        } else {
-            scope
-        };
-        let contradicted = self
-            .make(kernel, want, &actual, &scope, whole.then_some(&changed))
-            .await;
+        self.moved |= self.applied.unreadable.take().is_some();
+        let contradicted = self.make(kernel, want, &actual, &scope).await;
         if !contradicted.is_empty() {
             // The kernel contradicts what was read: somebody else changed it meanwhile. Once more.
             self.again(kernel, want, contradicted).await;
         }
-        self.applied
-            .kernel
-            .retain(|k, _| want.services.contains_key(k));
-        self.applied
-            .failed
-            .retain(|k, _| want.services.contains_key(k));
+        let ours = |k: &ServiceKey| want.services.contains_key(k);
+        self.base.retain(|k, _| ours(k));
+        self.applied.kernel.retain(|k, _| ours(k));
+        self.applied.failed.retain(|k, _| ours(k));
+        self.applied.drift.retain(|k, _| ours(k));
+        let standing = self.applied.drift.values().map(Vec::len).sum();
+        (self.observe)(Fact::Standing(standing));
         let ok = self.applied.failed.is_empty();
-        if ok {
+        if ok && self.applied.generation != want.generation {
             self.applied.generation = want.generation;
+            self.moved = true;
         }
+        self.moved |= self.steps != steps_before;
         (self.observe)(Fact::Pass(match (ok, self.steps == steps_before) {
             (true, true) => PassEnd::Unchanged,
             (true, false) => PassEnd::Applied,
@@ -173,12 +190,14 @@ impl<O: Fn(Fact)> Reconciler<O> {
     fn whole_scope(&mut self, want: &Desired, actual: &KernelTable) -> Vec<ServiceKey> {
         let foreign = actual.keys().filter(|k| !want.services.contains_key(k));
         let mut scope: Vec<ServiceKey> = want.services.keys().copied().collect();
+        let before = self.applied.foreign;
         if want.exclusive {
             scope.extend(foreign);
             self.applied.foreign = 0;
         } else {
             self.applied.foreign = foreign.count();
         }
+        self.moved |= self.applied.foreign != before;
         (self.observe)(Fact::Foreign(self.applied.foreign));
         scope
     }
@@ -191,122 +210,160 @@ impl<O: Fn(Fact)> Reconciler<O> {
     ) {
         let scope: Vec<ServiceKey> = services.into_iter().collect();
         match kernel.read(&scope).await {
-            Ok(actual) => drop(self.make(kernel, want, &actual, &scope, None).await),
+            Ok(actual) => drop(self.make(kernel, want, &actual, &scope).await),
             Err(e) => warn!(error = %Chain(&e), "kernel table could not be read again"),
         }
     }
 
     /// Plans and applies for `scope`; returns the services whose reading an errno contradicted.
-    /// `expected` are the services that were to change: others that need steps have drifted.
     async fn make(
         &mut self,
         kernel: &mut impl Kernel,
         want: &Desired,
         actual: &KernelTable,
         scope: &[ServiceKey],
-        expected: Option<&BTreeSet<ServiceKey>>,
     ) -> BTreeSet<ServiceKey> {
-        let mut work: Vec<Work> = Vec::with_capacity(scope.len());
-        let mut drifted = 0;
+        let mut work = Vec::new();
+        let mut lines = Lines::new();
         for key in scope {
-            let wanted = want.services.get(key);
-            let plan = plan(*key, wanted.map(AsRef::as_ref), actual.get(key));
-            if !plan.is_empty() && expected.is_some_and(|e| !e.contains(key)) {
-                warn!(service = %key, "service was changed by somebody else, it is put right");
-                drifted += 1;
+            let (wanted, found) = (want.services.get(key), actual.get(key));
+            if let Some(wanted) = wanted
+                && wanted.is_met_by(found)
+            {
+                self.reached(*key, Some(wanted), Vec::new());
+                self.hold(*key, found);
+                continue;
             }
-            work.push(Work::new(*key, plan, actual.get(key)));
-        }
-        if expected.is_some() {
-            (self.observe)(Fact::Drift(drifted));
-        }
-        // Failed servers leave first, of all services, and none waits for another.
-        for w in &mut work {
-            for step in std::mem::take(&mut w.plan.take_out) {
-                self.apply(kernel, w, step).await;
-            }
-        }
-        for w in &mut work {
-            for step in std::mem::take(&mut w.plan.rest) {
-                // What could not grow is not shrunk; other services go on.
-                if !self.apply(kernel, w, step).await {
-                    break;
+            let (plan, differences) = match wanted {
+                None => (plan(*key, None, &BTreeSet::new(), found), Vec::new()),
+                Some(w) => {
+                    let base = self.base.get(key).map(|b| &b.service);
+                    let merged = merge(*key, base, &w.service, &w.out, found, w.drift);
+                    self.tell(w.drift, &merged.differences, &mut lines);
+                    let plan = plan(*key, merged.service.as_deref(), &w.out, found);
+                    (plan, merged.differences)
                 }
-            }
+            };
+            work.push(Work::new(*key, wanted, found, differences, plan));
+        }
+        lines.end_drift();
+        // Failed servers leave first, of all services, and none waits for another.
+        for wave in Wave::ALL {
+            self.wave(kernel, &mut work, wave).await;
         }
         let mut contradicted = BTreeSet::new();
         for w in work {
             if w.contradicted {
                 contradicted.insert(w.key);
             }
-            self.applied.kernel.insert(w.key, Arc::new(w.holds));
-            match (w.failed, want.services.get(&w.key)) {
-                (Some(why), _) => {
-                    self.reached.remove(&w.key);
-                    self.applied.failed.insert(w.key, why);
-                }
-                (None, wanted) => {
-                    self.applied.failed.remove(&w.key);
-                    match wanted {
-                        Some(wanted) => self.reached.insert(w.key, Arc::clone(wanted)),
-                        None => self.reached.remove(&w.key),
-                    };
-                }
-            }
+            self.conclude(w);
         }
         contradicted
     }
 
-    async fn apply(&mut self, kernel: &mut impl Kernel, work: &mut Work, step: Step) -> bool {
-        let result = kernel.apply(std::slice::from_ref(&step)).await.pop();
-        match result.unwrap_or(Ok(())) {
-            Ok(()) => {
-                info!(service = %work.key, step = %step, "kernel table changed");
-                (self.observe)(Fact::Step(step.label(), true));
-                self.steps += 1;
-                work.did(step);
-                true
-            }
-            Err(e) => {
-                warn!(service = %work.key, step = %step, error = %Chain(&e), "kernel refused a step, it will be tried again");
-                (self.observe)(Fact::Step(step.label(), false));
-                work.contradicted |= e.contradicts_reading();
-                work.failed = Some(format!("{step}: {}", Chain(&e)));
-                false
+    /// Counts what others changed, and tells what was not told before.
+    fn tell(&mut self, policy: DriftPolicy, differences: &[Difference], lines: &mut Lines) {
+        for d in differences {
+            let known = self.applied.drift.get(&d.service);
+            if !known.is_some_and(|k| k.contains(d)) {
+                self.drifted = true;
+                (self.observe)(Fact::Drift(policy, d.field, 1));
+                lines.drift(policy, d);
             }
         }
     }
-}
 
-/// One service in one pass.
-struct Work {
-    key: ServiceKey,
-    plan: Plan,
-    holds: BTreeMap<DestKey, DestAttrs>,
-    failed: Option<String>,
-    contradicted: bool,
-}
-
-impl Work {
-    fn new(key: ServiceKey, plan: Plan, actual: Option<&ServiceState>) -> Self {
-        let dests = actual.into_iter().flat_map(|a| &a.dests);
-        let holds = dests.map(|(k, d)| (*k, d.attrs)).collect();
-        Self {
-            key,
-            plan,
-            holds,
-            failed: None,
-            contradicted: false,
+    /// The steps of one phase, of all services, in one call.
+    async fn wave(&mut self, kernel: &mut impl Kernel, work: &mut [Work<'_>], wave: Wave) {
+        let mut steps = Vec::new();
+        for w in &mut *work {
+            w.send(wave, &mut steps);
+        }
+        if steps.is_empty() {
+            return;
+        }
+        let results = kernel.apply(&steps).await;
+        // A step of which nothing was said is not a success.
+        let results = results
+            .into_iter()
+            .map(Some)
+            .chain(iter::repeat_with(|| None));
+        let mut results = steps.into_iter().zip(results);
+        let mut told = Told::new();
+        let mut counts: BTreeMap<(&'static str, bool), u64> = BTreeMap::new();
+        let mut count = |step: &Step, ok| *counts.entry((step.label(), ok)).or_default() += 1;
+        for w in work {
+            w.take(wave, &mut results, &mut told, &mut count);
+        }
+        told.end();
+        for ((step, ok), n) in counts {
+            (self.observe)(Fact::Step(step, ok, n));
         }
     }
 
-    fn did(&mut self, step: Step) {
-        match step {
-            Step::NewDest(_, d, a) | Step::SetDest(_, d, a) => drop(self.holds.insert(d, a)),
-            Step::DelDest(_, d) => drop(self.holds.remove(&d)),
-            Step::DelService(_) => self.holds.clear(),
-            Step::NewService(..) | Step::SetService(..) => {}
+    /// Takes one service's account into what is known.
+    fn conclude(&mut self, work: Work<'_>) {
+        let key = work.key;
+        self.steps += work.steps();
+        if work.steps() == 0 {
+            self.hold(key, work.found);
+        } else {
+            self.applied.kernel.insert(key, Arc::new(work.holds()));
         }
+        if work.failed.is_none() {
+            // What is put right differs no more.
+            let left = work.wanted.is_some_and(|w| w.drift != DriftPolicy::Repair);
+            let stands = if left { work.differences } else { Vec::new() };
+            return self.reached(key, work.wanted, stands);
+        }
+        // Where it is not known what was made, all that is wanted is made so again.
+        let old = self.base.remove(&key).filter(|_| !work.unsure);
+        if let Some(old) = old {
+            self.base.insert(key, Arc::new(work.rebase(&old)));
+        }
+        self.stand(key, work.differences);
+        if let Some(why) = work.failed {
+            self.moved |= self.applied.failed.get(&key) != Some(&why);
+            self.applied.failed.insert(key, why);
+        }
+    }
+
+    /// A service is as wanted, but for what others changed and what is left so.
+    fn reached(&mut self, key: ServiceKey, wanted: Option<&Arc<Want>>, stands: Vec<Difference>) {
+        match wanted {
+            None => drop(self.base.remove(&key)),
+            Some(w) if self.base.get(&key).is_some_and(|b| Arc::ptr_eq(b, w)) => {}
+            Some(w) => drop(self.base.insert(key, Arc::clone(w))),
+        }
+        self.moved |= self.applied.failed.remove(&key).is_some();
+        self.stand(key, stands);
+    }
+
+    fn stand(&mut self, key: ServiceKey, differences: Vec<Difference>) {
+        let before = self.applied.drift.get(&key);
+        if before.map_or(&[][..], Vec::as_slice) == differences {
+            return;
+        }
+        self.moved = true;
+        match differences.is_empty() {
+            true => drop(self.applied.drift.remove(&key)),
+            false => drop(self.applied.drift.insert(key, differences)),
+        }
+    }
+
+    /// Notes what the kernel holds of a service; what is unchanged stays shared.
+    fn hold(&mut self, key: ServiceKey, found: Option<&ServiceState>) {
+        let dests = || found.into_iter().flat_map(|f| &f.dests);
+        let same = |old: &BTreeMap<DestKey, DestAttrs>| {
+            old.len() == found.map_or(0, |f| f.dests.len())
+                && (old.iter().zip(dests())).all(|((k, a), (d, s))| k == d && *a == s.attrs)
+        };
+        if self.applied.kernel.get(&key).is_some_and(|old| same(old)) {
+            return;
+        }
+        self.moved = true;
+        let holds = dests().map(|(k, d)| (*k, d.attrs)).collect();
+        self.applied.kernel.insert(key, Arc::new(holds));
     }
 }
 

@@ -99,8 +99,9 @@ fn a_directors_families_are_as_documented() {
     m.report_dropped();
     m.netlink_request("new_dest", "not_permitted");
     m.pass(PassResult::Applied);
-    m.step("add_dest", StepResult::Ok);
-    m.drift.inc();
+    m.steps("new_dest", StepResult::Ok, 20);
+    m.drift("alert", "weight", 2);
+    m.drift_standing.set(2);
     m.foreign_services.set(2);
     m.replacements_requested.inc();
     m.set_held("all_down", 3);

@@ -23,7 +23,7 @@ const ORDERS: &[&str] = &[
     "provisioner::workflow",
 ];
 
-const PURE: [Room; 12] = [
+const PURE: [Room; 13] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -42,11 +42,22 @@ const PURE: [Room; 12] = [
     },
     Room {
         place: "director",
-        knows: &["director", "model", "config", "health", "reconcile::plan"],
+        knows: &[
+            "director",
+            "model",
+            "config",
+            "health",
+            "reconcile::plan",
+            "reconcile::drift",
+        ],
     },
     Room {
         place: "reconcile/plan.rs",
-        knows: &["reconcile::plan", "model"],
+        knows: &["reconcile::plan", "reconcile::drift", "model"],
+    },
+    Room {
+        place: "reconcile/drift.rs",
+        knows: &["reconcile::drift", "model"],
     },
     Room {
         place: "ipvs/codec",

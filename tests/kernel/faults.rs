@@ -195,9 +195,9 @@ fn bad_configuration() {
         ("twice", twice, "address = \"192.0.2.1:80\"", "second time"),
         (
             "scheduler",
-            good.replace("scheduler = \"rr\"", "scheduler = \"round\""),
-            "scheduler = \"round\"",
-            "unknown scheduler \"round\"",
+            good.replace("scheduler = \"rr\"", "scheduler = \"round robin\""),
+            "scheduler = \"round robin\"",
+            "\"round robin\" is no scheduler's name",
         ),
         (
             "address",

@@ -24,7 +24,7 @@ use understudy::{
 };
 
 /// Runs a test on a thread of its own, which alone is in the new namespace: so is what it starts.
-fn in_namespace<T: Future>(test: impl FnOnce() -> T + Send + 'static) {
+pub(crate) fn in_namespace<T: Future>(test: impl FnOnce() -> T + Send + 'static) {
     let thread = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
         // Without any route no address is unicast, and IPVS takes no destination (`EINVAL`).
@@ -45,7 +45,7 @@ fn in_namespace<T: Future>(test: impl FnOnce() -> T + Send + 'static) {
 }
 
 /// The lines that ipvsadm prints.
-fn ipvsadm(arguments: &str) -> Vec<String> {
+pub(crate) fn ipvsadm(arguments: &str) -> Vec<String> {
     let output = Command::new("ipvsadm")
         .args(arguments.split_whitespace())
         .output()
@@ -58,11 +58,20 @@ fn ipvsadm(arguments: &str) -> Vec<String> {
         .collect()
 }
 
-fn key(text: &str) -> ServiceKey {
+/// Runs ip(8).
+pub(crate) fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
+pub(crate) fn key(text: &str) -> ServiceKey {
     text.parse().unwrap()
 }
 
-fn dest(text: &str) -> DestKey {
+pub(crate) fn dest(text: &str) -> DestKey {
     let addr: SocketAddr = text.parse().unwrap();
     DestKey {
         addr: addr.ip(),
@@ -70,7 +79,7 @@ fn dest(text: &str) -> DestKey {
     }
 }
 
-fn service(scheduler: &str) -> ServiceAttrs {
+pub(crate) fn service(scheduler: &str) -> ServiceAttrs {
     ServiceAttrs {
         scheduler: Scheduler(scheduler.to_owned()),
         flags: ServiceFlags(0),
@@ -78,14 +87,14 @@ fn service(scheduler: &str) -> ServiceAttrs {
     }
 }
 
-fn flagged(scheduler: &str, flags: u32) -> ServiceAttrs {
+pub(crate) fn flagged(scheduler: &str, flags: u32) -> ServiceAttrs {
     ServiceAttrs {
         flags: ServiceFlags(flags),
         ..service(scheduler)
     }
 }
 
-fn persistent(timeout_s: u32, prefix: u8, engine: Option<&str>) -> ServiceAttrs {
+pub(crate) fn persistent(timeout_s: u32, prefix: u8, engine: Option<&str>) -> ServiceAttrs {
     let engine = engine.map(str::to_owned);
     ServiceAttrs {
         persistence: Some(Persistence {
@@ -97,7 +106,7 @@ fn persistent(timeout_s: u32, prefix: u8, engine: Option<&str>) -> ServiceAttrs 
     }
 }
 
-fn server(forward: ForwardMethod, weight: i64) -> DestAttrs {
+pub(crate) fn server(forward: ForwardMethod, weight: i64) -> DestAttrs {
     DestAttrs {
         weight: Weight::try_from(weight).unwrap(),
         forward,
@@ -107,7 +116,7 @@ fn server(forward: ForwardMethod, weight: i64) -> DestAttrs {
     }
 }
 
-fn tunnel(kind: TunnelType, port: u16, flags: u16) -> DestAttrs {
+pub(crate) fn tunnel(kind: TunnelType, port: u16, flags: u16) -> DestAttrs {
     DestAttrs {
         tunnel: Tunnel { kind, port, flags },
         ..server(ForwardMethod::Tun, 1)
@@ -273,9 +282,9 @@ fn lines(cases: &[Case]) -> Vec<String> {
 }
 
 /// A table but for its counters.
-type Plain = BTreeMap<ServiceKey, (ServiceAttrs, BTreeMap<DestKey, DestAttrs>)>;
+pub(crate) type Plain = BTreeMap<ServiceKey, (ServiceAttrs, BTreeMap<DestKey, DestAttrs>)>;
 
-fn plain(table: KernelTable) -> Plain {
+pub(crate) fn plain(table: KernelTable) -> Plain {
     table
         .into_iter()
         .map(|(key, state)| {
@@ -302,13 +311,13 @@ fn wanted(cases: &[Case]) -> Plain {
         .collect()
 }
 
-async fn apply(ipvs: &mut Ipvs, step: Step) {
+pub(crate) async fn apply(ipvs: &mut Ipvs, step: Step) {
     try_apply(ipvs, &step)
         .await
         .unwrap_or_else(|error| panic!("{step}: {error:?}"));
 }
 
-async fn try_apply(ipvs: &mut Ipvs, step: &Step) -> Result<(), Error> {
+pub(crate) async fn try_apply(ipvs: &mut Ipvs, step: &Step) -> Result<(), Error> {
     ipvs.apply(std::slice::from_ref(step)).await.remove(0)
 }
 

@@ -5,7 +5,15 @@
 mod lab;
 
 #[cfg(test)]
+mod capture;
+#[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod forwarding;
+#[cfg(test)]
+mod generated;
 #[cfg(test)]
 mod ipvs;
 #[cfg(test)]

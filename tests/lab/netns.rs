@@ -55,6 +55,11 @@ impl NetNs {
         self.run(|| super::run(Command::new("ip").args(["-batch", "-"]), batch));
     }
 
+    /// The same for what ip(8) cannot tell the family of.
+    pub(crate) fn ip6(&self, batch: &str) {
+        self.run(|| super::run(Command::new("ip").args(["-6", "-batch", "-"]), batch));
+    }
+
     /// Writes settings under /proc/sys/net.
     pub(crate) fn sysctls(&self, settings: &[(&str, &str)]) {
         self.run(|| {

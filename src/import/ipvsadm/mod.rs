@@ -5,7 +5,8 @@
 //! refused with every mistake at its place. There is no third way, but for what `-S` writes and
 //! `-R` cannot read, or reads as something else:
 //!
-//! * weights above 65535 and thresholds above 2147483647, which the kernel holds;
+//! * weights above 65535, which ipvsadm 1.31 refuses and Debian's takes, and thresholds above
+//!   2147483647: the kernel holds both;
 //! * `[name]:port`, where `-S` wrote the name of an IPv6 address (`-R` looks up an IPv4 address and
 //!   forgets the port);
 //! * lines that begin with `#`: `ipvsadm-restore` and Debian's `/etc/ipvsadm.rules` have them, while

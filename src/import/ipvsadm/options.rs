@@ -249,14 +249,14 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// The options of the words of a line; `None` of a line without words.
+    /// Takes in the options of the words of a line; `None` of a line without words.
     ///
     /// # Errors
     ///
     /// The first place that cannot be read: what follows there cannot be told apart.
-    pub(super) fn read(words: Words<'a>) -> Result<Option<(Command, Self)>, Mistake> {
+    pub(super) fn read(&mut self, words: Words<'a>) -> Result<Option<Command>, Mistake> {
         let mut words = words.peekable();
-        let (mut line, mut command) = (Self::default(), None);
+        let mut command = None;
         while let Some(word) = words.next() {
             let value = |opt: Opt, words: &mut Peekable<Words<'a>>| match opt.takes() {
                 Takes::Nothing => None,
@@ -282,7 +282,7 @@ impl<'a> Line<'a> {
                     return Err((glued.span(), format!("{} takes no value", name.text)));
                 }
                 let value = glued.or_else(|| value(opt, &mut words));
-                line.take(&mut command, Given { opt, name, value })?;
+                self.take(&mut command, Given { opt, name, value })?;
                 continue;
             }
             let mut letters = match word.text.strip_prefix('-') {
@@ -317,10 +317,10 @@ impl<'a> Line<'a> {
                         Some(Word { text, at })
                     }
                 };
-                line.take(&mut command, Given { opt, name, value })?;
+                self.take(&mut command, Given { opt, name, value })?;
             }
         }
-        Ok(command.map(|c| (c, line)))
+        Ok(command)
     }
 
     fn take(&mut self, command: &mut Option<Command>, given: Given<'a>) -> Result<(), Mistake> {
@@ -341,7 +341,7 @@ impl<'a> Line<'a> {
         if opt.takes() == Takes::Value && given.value.is_none() {
             return wrong(match opt {
                 Opt::Flags => {
-                    "needs a value: ipvsadm -S leaves it out where sh or mh has flag-3 alone"
+                    "needs a value: where ipvsadm -S leaves it out, of sh and mh, it is flag-3"
                 }
                 _ => "needs a value",
             });
@@ -405,8 +405,6 @@ impl<'a> Line<'a> {
 }
 
 fn unknown(span: Range<usize>, name: &str, dashes: &str) -> Mistake {
-    let message = format!(
-        "{dashes}{name} is no option of -A or -a: a saved table has none (the options: man ipvsadm)"
-    );
+    let message = format!("{dashes}{name} is no option of -A or -a: man ipvsadm has them");
     (span, message)
 }

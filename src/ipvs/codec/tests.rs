@@ -301,6 +301,144 @@ fn the_rest_of_the_commands() {
 }
 
 #[test]
+fn what_ipvsadm_cannot_print_or_set() {
+    // Marks that ipvsadm takes but prints as a negative number.
+    let high = attrs("rr", 0, None);
+    is_service(
+        &fixture!("service-fwmark-high"),
+        &format!("fwmark/{}", u32::MAX),
+        &high,
+        &high,
+    );
+    let to = |forward| DestAttrs {
+        weight: Weight::try_from(3).unwrap(),
+        forward,
+        upper: 0,
+        lower: 0,
+        tunnel: Tunnel::default(),
+    };
+    for (messages, forward) in [
+        (fixture!("dest-bypass"), ForwardMethod::Bypass),
+        (fixture!("dest-local"), ForwardMethod::Local),
+    ] {
+        let (key, dest) = ("tcp/192.0.2.1:80", "198.51.100.9:80");
+        is_dest(&messages, key, dest, to(forward), to(forward));
+    }
+    // Our own request, all flags set, and what the kernel made of it.
+    let all = ServiceFlags::SETTABLE;
+    let [request, answer] = &fixture!("service-flags")[..] else {
+        panic!()
+    };
+    let key = ServiceKey::Fwmark(Family::V6, 1 << 31);
+    let step = Step::NewService(key, attrs("sh", all, None));
+    assert_eq!(ours(Ask::Step(&step)).bytes, request.bytes);
+    let (found, state) = read::service(&answer.bytes).unwrap().unwrap();
+    assert_eq!((found, state.attrs), (key, attrs("sh", all, None)));
+}
+
+#[test]
+fn timeouts_and_zeroing() {
+    let timeouts = |tcp_s, tcp_fin_s, udp_s| Timeouts {
+        tcp_s,
+        tcp_fin_s,
+        udp_s,
+    };
+    let [set, one, get, answer] = &fixture!("timeouts")[..] else {
+        panic!()
+    };
+    asks_alike(&ours(Ask::SetTimeouts(&timeouts(901, 121, 301))), set, &[]);
+    asks_alike(&ours(Ask::SetTimeouts(&timeouts(0, 122, 0))), one, &[]);
+    asks_alike(&ours(Ask::Bare(Command::GetConfig)), get, &[]);
+    let read = read::timeouts(&answer.bytes).unwrap();
+    assert_eq!(read, timeouts(901, 122, 301));
+
+    let [all, service] = &fixture!("zero")[..] else {
+        panic!()
+    };
+    asks_alike(&ours(Ask::Bare(Command::Zero)), all, &[]);
+    let web = "tcp/192.0.2.1:80".parse().unwrap();
+    // ipvsadm describes the service.
+    let but = [(1, 6), (1, 7), (1, 8), (1, 9)];
+    asks_alike(&ours(Ask::Service(Command::Zero, &web)), service, &but);
+}
+
+#[test]
+fn sync_daemons_are_what_ipvsadm_and_the_kernel_say() {
+    let of = |role, sync_id, max_length, group: &str, port, ttl| SyncDaemon {
+        role,
+        interface: "dummy0".to_owned(),
+        sync_id,
+        max_length,
+        group: Some(group.parse().unwrap()),
+        port,
+        ttl,
+    };
+    let master = of(SyncRole::Master, 5, 1400, "239.1.2.3", 8850, 3);
+    let backup = of(SyncRole::Backup, 6, 1300, "ff02::81:5", 8851, 4);
+    let messages = fixture!("daemons");
+    let [start, second, list, first, other, stop, last] = &messages[..] else {
+        panic!("{} messages", messages.len())
+    };
+    asks_alike(&ours(Ask::StartDaemon(&master)), start, &[]);
+    asks_alike(&ours(Ask::StartDaemon(&backup)), second, &[]);
+    asks_alike(&ours(Ask::Bare(Command::GetDaemon)), list, &[]);
+    assert_eq!((first.command, other.command), (9, 9));
+    assert_eq!(read::daemon(&first.bytes).unwrap(), master);
+    assert_eq!(read::daemon(&other.bytes).unwrap(), backup);
+    // ipvsadm names an interface and an id too, both empty.
+    let but = [(3, 2), (3, 3)];
+    asks_alike(&ours(Ask::StopDaemon(SyncRole::Master)), stop, &but);
+    asks_alike(&ours(Ask::StopDaemon(SyncRole::Backup)), last, &but);
+
+    // What is not said, the kernel chooses.
+    let [start, answer] = &fixture!("daemon-defaults")[..] else {
+        panic!()
+    };
+    let said = read::daemon(&answer.bytes).unwrap();
+    assert_eq!(said, of(SyncRole::Master, 0, 1472, "224.0.0.81", 8848, 1));
+    let asked = SyncDaemon {
+        max_length: 0,
+        group: None,
+        port: 0,
+        ttl: 0,
+        ..said
+    };
+    asks_alike(&ours(Ask::StartDaemon(&asked)), start, &[]);
+}
+
+#[test]
+fn counters_of_either_width() {
+    let [service, dest] = &fixture!("counters")[..] else {
+        panic!()
+    };
+    let counted = Stats {
+        connections: 3,
+        packets_in: 3,
+        packets_out: 3,
+        bytes_in: 99,
+        bytes_out: 105,
+        byte_rate_in: 12,
+        byte_rate_out: 13,
+        ..Stats::default()
+    };
+    let of_service = |bytes: &[u8]| read::service(bytes).unwrap().unwrap().1.stats;
+    let of_dest = |bytes: &[u8]| read::dest(bytes, Family::V4).unwrap().1;
+    assert_eq!(of_service(&service.bytes), counted);
+    assert_eq!(of_dest(&dest.bytes).stats, counted);
+    assert_eq!(of_dest(&dest.bytes).inactive_connections, 3);
+    // A kernel before 4.1 has the narrow ones alone. `*_ATTR_STATS64` is 12 in both.
+    let narrow = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        let wide = [0x7c, 0, 12, 0];
+        let at = bytes.windows(4).position(|head| head == wide).unwrap();
+        bytes[at + 2] = 0xbc;
+        bytes
+    };
+    assert_eq!(of_service(&narrow(&service.bytes)), counted);
+    assert_eq!(of_dest(&narrow(&dest.bytes)).stats, counted);
+}
+
+#[test]
 fn what_no_kernel_says_is_an_error_and_what_it_may_say_is_none() {
     let step = Step::NewService("tcp/192.0.2.1:80".parse().unwrap(), attrs("rr", 0, None));
     let whole = ours(Ask::Step(&step)).bytes;

@@ -1,171 +1,138 @@
 use proptest::prelude::*;
 
-use super::*;
-use crate::model::{
-    DestState, ForwardMethod, Protocol, Scheduler, ServiceAttrs, ServiceFlags, Stats, Tunnel,
-    Weight,
+use super::{
+    super::testing::{apply, dest, key, service, state, table},
+    *,
 };
+use crate::model::KernelTable;
 
-fn key() -> ServiceKey {
-    ServiceKey::Addr(Protocol::Tcp, ([192, 0, 2, 1], 80).into())
-}
-
-fn state(service: &Service) -> ServiceState {
-    let dest = |a: &DestAttrs| DestState {
-        attrs: *a,
-        active_connections: 0,
-        inactive_connections: 0,
-        persistent_connections: 0,
-        stats: Stats::default(),
-    };
-    ServiceState {
-        attrs: service.attrs.clone(),
-        stats: Stats::default(),
-        dests: service.dests.iter().map(|(k, a)| (*k, dest(a))).collect(),
-    }
-}
-
-/// The kernel, as far as a plan can tell: refuses what the real one refuses.
-fn apply(table: &mut Option<ServiceState>, step: &Step) {
-    match step {
-        Step::NewService(_, attrs) => {
-            let empty = Service {
-                attrs: attrs.clone(),
-                dests: BTreeMap::new(),
-            };
-            assert!(table.replace(state(&empty)).is_none(), "EEXIST");
+fn want() -> impl Strategy<Value = Want> {
+    let out = prop::collection::btree_set((0u8..5).prop_map(dest), 0..3);
+    (service(), out).prop_map(|(service, out)| {
+        let out = out
+            .into_iter()
+            .filter(|d| !service.dests.contains_key(d))
+            .collect();
+        Want {
+            service,
+            out,
+            drift: DriftPolicy::Repair,
         }
-        Step::SetService(_, attrs) => table.as_mut().expect("ESRCH").attrs = attrs.clone(),
-        Step::DelService(_) => drop(table.take().expect("ESRCH")),
-        Step::NewDest(_, d, a) => {
-            let one = Service {
-                attrs: attrs("rr"),
-                dests: [(*d, *a)].into(),
-            };
-            let dest = state(&one).dests[d];
-            assert!(
-                table
-                    .as_mut()
-                    .expect("ESRCH")
-                    .dests
-                    .insert(*d, dest)
-                    .is_none(),
-                "EEXIST"
-            );
-        }
-        Step::SetDest(_, d, a) => {
-            table
-                .as_mut()
-                .expect("ESRCH")
-                .dests
-                .get_mut(d)
-                .expect("ENOENT")
-                .attrs = *a;
-        }
-        Step::DelDest(_, d) => {
-            table
-                .as_mut()
-                .expect("ESRCH")
-                .dests
-                .remove(d)
-                .expect("ENOENT");
-        }
-    }
-}
-
-fn attrs(scheduler: &str) -> ServiceAttrs {
-    let scheduler = Scheduler(scheduler.to_owned());
-    ServiceAttrs {
-        scheduler,
-        flags: ServiceFlags::default(),
-        persistence: None,
-    }
-}
-
-fn dest(n: u8) -> DestKey {
-    DestKey {
-        addr: [10, 0, 0, n].into(),
-        port: 80,
-    }
-}
-
-fn service() -> impl Strategy<Value = Service> {
-    let attrs_of = |w: i64| DestAttrs {
-        weight: Weight::try_from(w).unwrap(),
-        forward: ForwardMethod::Dr,
-        upper: 0,
-        lower: 0,
-        tunnel: Tunnel::default(),
-    };
-    let dests =
-        prop::collection::btree_map((0u8..5).prop_map(dest), (0i64..4).prop_map(attrs_of), 0..5);
-    (prop::sample::select(vec!["rr", "wlc"]), dests).prop_map(|(s, dests)| Service {
-        attrs: attrs(s),
-        dests,
     })
 }
 
-fn want() -> impl Strategy<Value = Want> {
-    (
-        service(),
-        prop::collection::btree_set((0u8..5).prop_map(dest), 0..3),
-    )
-        .prop_map(|(service, out)| {
-            let out = out
-                .into_iter()
-                .filter(|d| !service.dests.contains_key(d))
-                .collect();
-            Want { service, out }
-        })
+fn plan_of(want: &Want, kernel: &KernelTable) -> Plan {
+    plan(key(), Some(&want.service), &want.out, kernel.get(&key()))
+}
+
+fn kernel_with(service: Option<&Service>) -> KernelTable {
+    service.map(|s| (key(), state(s))).into_iter().collect()
 }
 
 /// Weight that takes new connections and whose server has not failed.
-fn live(table: Option<&ServiceState>, out: &BTreeSet<DestKey>) -> u64 {
-    let dests = table.into_iter().flat_map(|t| &t.dests);
+fn live(table: &KernelTable, out: &BTreeSet<DestKey>) -> u64 {
+    let dests = table.values().flat_map(|t| &t.dests);
     dests
         .filter(|(k, _)| !out.contains(k))
         .map(|(_, d)| u64::from(d.attrs.weight.get()))
         .sum()
 }
 
+fn whole(table: &Table) -> KernelTable {
+    table.iter().map(|(k, s)| (*k, state(s))).collect()
+}
+
 proptest! {
     #[test]
     fn the_plan_leads_from_what_is_there_to_what_is_wanted(want in want(), actual in prop::option::of(service())) {
-        let mut kernel = actual.as_ref().map(state);
-        let p = plan(key(), Some(&want), kernel.as_ref());
-        p.take_out.iter().chain(&p.rest).for_each(|s| apply(&mut kernel, s));
-        prop_assert_eq!(kernel.as_ref(), Some(&state(&want.service)));
-        prop_assert!(plan(key(), Some(&want), kernel.as_ref()).is_empty());
+        let mut kernel = kernel_with(actual.as_ref());
+        plan_of(&want, &kernel).steps().for_each(|s| apply(&mut kernel, s));
+        prop_assert_eq!(kernel.get(&key()), Some(&state(&want.service)));
+        prop_assert!(plan_of(&want, &kernel).is_empty());
+        prop_assert!(want.is_met_by(kernel.get(&key())));
+    }
+
+    #[test]
+    fn a_service_is_met_when_there_is_nothing_to_do(want in want(), actual in prop::option::of(service())) {
+        let kernel = kernel_with(actual.as_ref());
+        prop_assert_eq!(want.is_met_by(kernel.get(&key())), plan_of(&want, &kernel).is_empty());
     }
 
     #[test]
     fn live_weight_never_dips_on_the_way(want in want(), actual in service()) {
-        let mut kernel = Some(state(&actual));
-        let before = live(kernel.as_ref(), &want.out);
-        let after = live(Some(&state(&want.service)), &want.out);
-        let p = plan(key(), Some(&want), kernel.as_ref());
-        for step in p.take_out.iter().chain(&p.rest) {
+        let mut kernel = kernel_with(Some(&actual));
+        let before = live(&kernel, &want.out);
+        let after = live(&kernel_with(Some(&want.service)), &want.out);
+        for step in plan_of(&want, &kernel.clone()).steps() {
             apply(&mut kernel, step);
-            prop_assert!(live(kernel.as_ref(), &want.out) >= before.min(after), "dipped at {}", step);
+            prop_assert!(live(&kernel, &want.out) >= before.min(after), "dipped at {}", step);
         }
     }
 
     #[test]
     fn a_failed_server_is_taken_out_before_anything_else(want in want(), actual in service()) {
-        let p = plan(key(), Some(&want), Some(&state(&actual)));
-        for d in want.out.iter().filter(|d| actual.dests.contains_key(d)) {
-            prop_assert!(p.take_out.contains(&Step::DelDest(key(), *d)));
-        }
-        prop_assert!(p.take_out.iter().all(|s| matches!(s, Step::DelDest(_, d) if want.out.contains(d))));
+        let p = plan_of(&want, &kernel_with(Some(&actual)));
+        let out = want.out.iter().filter(|d| actual.dests.contains_key(d));
+        let out: Vec<_> = out.map(|d| Step::DelDest(key(), *d)).collect();
+        prop_assert_eq!(&p.take_out, &out);
+        prop_assert!(p.steps().take(out.len()).eq(&out));
     }
 
     #[test]
     fn weights_change_in_place(want in want(), actual in service()) {
-        let p = plan(key(), Some(&want), Some(&state(&actual)));
-        for step in p.take_out.iter().chain(&p.rest) {
+        for step in plan_of(&want, &kernel_with(Some(&actual))).steps() {
             if let Step::DelDest(_, d) = step {
                 prop_assert!(!want.service.dests.contains_key(d), "{} is wanted and deleted", d);
             }
+        }
+    }
+
+    #[test]
+    fn a_difference_leads_from_one_table_to_the_other(a in table(), b in table()) {
+        let mut kernel = whole(&a);
+        diff(&a, &b).iter().for_each(|s| apply(&mut kernel, s));
+        prop_assert_eq!(kernel, whole(&b));
+        prop_assert_eq!(diff(&b, &b), []);
+    }
+
+    #[test]
+    fn a_difference_never_dips_in_any_service(a in table(), b in table()) {
+        let none = BTreeSet::new();
+        let of = |t: &KernelTable, key: &ServiceKey| {
+            live(&t.get(key).map(|s| (*key, s.clone())).into_iter().collect(), &none)
+        };
+        let (before, after) = (whole(&a), whole(&b));
+        let mut kernel = before.clone();
+        for step in diff(&a, &b) {
+            apply(&mut kernel, &step);
+            for key in a.keys() {
+                let least = of(&before, key).min(of(&after, key));
+                prop_assert!(of(&kernel, key) >= least, "{} dipped at {}", key, step);
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_adds_before_it_removes_and_touches_nothing_else(a in table(), b in table()) {
+        let steps = diff(&a, &b);
+        let removes = |s: &&Step| matches!(s, Step::DelDest(..) | Step::DelService(_));
+        let adds = |s: &&Step| matches!(s, Step::NewDest(..) | Step::NewService(..));
+        let first = steps.iter().position(|s| removes(&s)).unwrap_or(steps.len());
+        prop_assert!(!steps[first..].iter().any(|s| adds(&s)), "{:?}", steps);
+        for step in &steps {
+            let (key, old, new) = (step.service(), a.get(&step.service()), b.get(&step.service()));
+            let both = |d: &DestKey| {
+                (old.and_then(|s| s.dests.get(d)), new.and_then(|s| s.dests.get(d)))
+            };
+            let least = match step {
+                Step::NewService(..) => old.is_none(),
+                Step::DelService(_) => new.is_none(),
+                Step::SetService(..) => old.unwrap().attrs != new.unwrap().attrs,
+                Step::NewDest(_, d, _) => both(d).0.is_none(),
+                Step::DelDest(_, d) => both(d).1.is_none(),
+                Step::SetDest(_, d, _) => both(d).0.is_some() && both(d).0 != both(d).1,
+            };
+            prop_assert!(least, "{} in {} was not called for", step, key);
         }
     }
 }

@@ -1,13 +1,18 @@
-use std::sync::{Mutex, MutexGuard};
+use std::{
+    cell::RefCell,
+    sync::{Mutex, MutexGuard},
+};
 
-use super::*;
+use super::{
+    super::testing::{dest, dest_state, state},
+    *,
+};
 use crate::{
-    ipvs::Request,
+    ipvs::{Error, Request},
     model::{
-        DestState, ForwardMethod, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, Stats,
-        Tunnel, Weight,
+        ForwardMethod, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, Stats, Tunnel,
+        Weight,
     },
-    reconcile::plan::Want,
 };
 
 /// The kernel's table in memory: refuses what it is told to refuse.
@@ -19,9 +24,14 @@ struct Fake {
     table: KernelTable,
     refuse_reads: u32,
     refuse: Option<DestKey>,
+    refuse_service: Option<ServiceKey>,
+    /// Says nothing of any step.
+    mute: bool,
     /// Somebody else changes the table right before the next step.
     meddle: Option<KernelTable>,
     applied: Vec<Step>,
+    /// Steps by call.
+    calls: Vec<usize>,
     reads: Vec<usize>,
 }
 
@@ -44,8 +54,6 @@ impl FakeKernel {
     }
 }
 
-use crate::ipvs::Error;
-
 impl Kernel for FakeKernel {
     async fn table(&mut self) -> Result<KernelTable, Error> {
         self.reading(None)
@@ -56,6 +64,10 @@ impl Kernel for FakeKernel {
     }
 
     async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Error>> {
+        self.get().calls.push(steps.len());
+        if self.get().mute {
+            return Vec::new();
+        }
         steps.iter().map(|step| self.step(step)).collect()
     }
 }
@@ -75,6 +87,10 @@ impl FakeKernel {
                 let source = std::io::ErrorKind::OutOfMemory.into();
                 return Err(Error::Refused { request, source });
             }
+            Step::NewService(k, _) | Step::SetService(k, _) if Some(*k) == f.refuse_service => {
+                let source = std::io::ErrorKind::InvalidInput.into();
+                return Err(Error::Refused { request, source });
+            }
             Step::NewService(k, attrs) => {
                 let empty = ServiceState {
                     attrs: attrs.clone(),
@@ -89,12 +105,16 @@ impl FakeKernel {
                 f.table.get_mut(k).ok_or_else(gone)?.attrs = attrs.clone();
             }
             Step::DelService(k) => drop(f.table.remove(k).ok_or_else(gone)?),
-            Step::NewDest(k, d, a) | Step::SetDest(k, d, a) => {
-                f.table
-                    .get_mut(k)
-                    .ok_or_else(gone)?
-                    .dests
-                    .insert(*d, dest_state(*a));
+            Step::NewDest(k, d, a) => {
+                let dests = &mut f.table.get_mut(k).ok_or_else(gone)?.dests;
+                if dests.contains_key(d) {
+                    return Err(Error::AlreadyThere { request });
+                }
+                dests.insert(*d, dest_state(*a));
+            }
+            Step::SetDest(k, d, a) => {
+                let dests = &mut f.table.get_mut(k).ok_or_else(gone)?.dests;
+                dests.get_mut(d).ok_or(Error::NoSuchDest { request })?.attrs = *a;
             }
             Step::DelDest(k, d) => {
                 let dests = &mut f.table.get_mut(k).ok_or_else(gone)?.dests;
@@ -106,25 +126,8 @@ impl FakeKernel {
     }
 }
 
-fn dest_state(attrs: DestAttrs) -> DestState {
-    DestState {
-        attrs,
-        active_connections: 0,
-        inactive_connections: 0,
-        persistent_connections: 0,
-        stats: Stats::default(),
-    }
-}
-
 fn key(n: u8) -> ServiceKey {
     ServiceKey::Addr(Protocol::Tcp, ([192, 0, 2, n], 80).into())
-}
-
-fn dest(n: u8) -> DestKey {
-    DestKey {
-        addr: [10, 0, 0, n].into(),
-        port: 80,
-    }
 }
 
 fn service(dests: &[DestKey]) -> Service {
@@ -148,20 +151,8 @@ fn service(dests: &[DestKey]) -> Service {
 }
 
 fn table<const N: usize>(services: [(ServiceKey, &[DestKey]); N]) -> KernelTable {
-    let state = |dests: &[DestKey]| {
-        let s = service(dests);
-        let dests = s
-            .dests
-            .into_iter()
-            .map(|(k, a)| (k, dest_state(a)))
-            .collect();
-        ServiceState {
-            attrs: s.attrs,
-            stats: Stats::default(),
-            dests,
-        }
-    };
-    services.into_iter().map(|(k, d)| (k, state(d))).collect()
+    let services = services.into_iter();
+    services.map(|(k, d)| (k, state(&service(d)))).collect()
 }
 
 fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) -> Desired {
@@ -169,6 +160,7 @@ fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) 
         Arc::new(Want {
             service: service(dests),
             out: out.iter().copied().collect(),
+            drift: DriftPolicy::Repair,
         })
     };
     let services = services
@@ -214,6 +206,28 @@ async fn drift_is_put_right_and_stopping_leaves_the_table() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_somebody_changed_something_it_is_looked_again_soon() {
+    let kernel = FakeKernel::default();
+    let (_want, rx) = watch::channel(desired([(key(1), &[dest(1)], &[])]));
+    let (tx, mut applied) = watch::channel(Applied::default());
+    let stop = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    applied.wait_for(|a| a.generation == 1).await.unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        let begun = time::Instant::now();
+        kernel.get().table.clear();
+        applied.changed().await.unwrap();
+        waits.push(begun.elapsed().as_secs_f64().round());
+    }
+    // Not for ever: two that undo each other's work would do nothing else.
+    assert_eq!(waits, [10.0, 1.0, 10.0]);
+    stop.cancel();
+    tasks.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_change_reads_and_writes_only_its_own_service() {
     let kernel = FakeKernel::default();
     let first = desired([
@@ -232,6 +246,7 @@ async fn a_change_reads_and_writes_only_its_own_service() {
         let part = Want {
             service: service(&[dest(2)]),
             out: [dest(1)].into(),
+            drift: DriftPolicy::Repair,
         };
         d.services.insert(key(2), Arc::new(part));
     });
@@ -269,6 +284,7 @@ async fn a_refused_addition_holds_back_neither_a_removal_nor_another_service() {
     let want = desired([
         (key(1), &[dest(9)], &[dest(1)]),
         (key(2), &[dest(2)], &[dest(1)]),
+        (key(3), &[dest(3)], &[]),
     ]);
     let (ok, applied) = pass(&kernel, &want).await;
     assert!(!ok);
@@ -276,7 +292,11 @@ async fn a_refused_addition_holds_back_neither_a_removal_nor_another_service() {
     // The failed one is out; the sound one stays, since what was to replace it did not come.
     assert_eq!(
         kernel.get().table,
-        table([(key(1), &[dest(2)]), (key(2), &[dest(2)])])
+        table([
+            (key(1), &[dest(2)]),
+            (key(2), &[dest(2)]),
+            (key(3), &[dest(3)])
+        ])
     );
     let first: Vec<_> = kernel.get().applied.iter().take(2).cloned().collect();
     let out = [
@@ -334,4 +354,232 @@ async fn foreign_services_are_counted_and_left_alone_unless_the_director_is_excl
     want.exclusive = true;
     pass(&kernel, &want).await;
     assert_eq!(kernel.get().applied, [Step::DelService(key(7))]);
+}
+
+#[tokio::test]
+async fn each_phase_is_one_call_for_all_services() {
+    let kernel = FakeKernel::default();
+    let want = desired([
+        (key(1), &[dest(1), dest(2)], &[]),
+        (key(2), &[dest(1)], &[]),
+        (key(3), &[dest(3)], &[]),
+    ]);
+    let (ok, _) = pass(&kernel, &want).await;
+    assert!(ok);
+    assert_eq!(kernel.get().calls, [3, 4]);
+    // Now 1 failed in 1, 9 comes to all, 3 leaves the third.
+    let want = desired([
+        (key(1), &[dest(2), dest(9)], &[dest(1)]),
+        (key(2), &[dest(1), dest(9)], &[]),
+        (key(3), &[dest(9)], &[]),
+    ]);
+    kernel.get().calls.clear();
+    let (ok, _) = pass(&kernel, &want).await;
+    assert!(ok);
+    assert_eq!(kernel.get().calls, [1, 3, 1]);
+}
+
+#[tokio::test]
+async fn a_service_that_was_not_created_gets_no_destinations() {
+    let kernel = FakeKernel::default();
+    kernel.get().refuse_service = Some(key(1));
+    let want = desired([
+        (key(1), &[dest(1), dest(2)], &[]),
+        (key(2), &[dest(1)], &[]),
+    ]);
+    let facts = RefCell::new(Vec::new());
+    let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
+    assert!(!r.pass(&mut kernel.clone(), &want, true).await);
+    assert_eq!(kernel.get().table, table([(key(2), &[dest(1)])]));
+    assert_eq!(r.applied.failed.len(), 1);
+    let refused = |f: &&Fact| matches!(f, Fact::Step(_, false, _));
+    let facts = facts.borrow();
+    let refused: Vec<_> = facts.iter().filter(refused).collect();
+    assert_eq!(refused, [&Fact::Step("new_service", false, 1)]);
+}
+
+#[tokio::test]
+async fn what_is_there_already_is_no_success() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(1), &[dest(1)])]);
+    // Between our reading and our step somebody adds the destination, with another weight.
+    let mut others = table([(key(1), &[dest(1), dest(2)])]);
+    let two = others.get_mut(&key(1)).unwrap().dests.get_mut(&dest(2));
+    two.unwrap().attrs.weight = Weight::QUIESCED;
+    kernel.get().meddle = Some(others);
+    let both: &[DestKey] = &[dest(1), dest(2)];
+    let (ok, applied) = pass(&kernel, &desired([(key(1), both, &[])])).await;
+    assert!(ok, "read again and changed");
+    assert_eq!(kernel.get().table, table([(key(1), both)]));
+    assert_eq!(kernel.get().reads, [usize::MAX, 1]);
+    assert_eq!(applied.kernel[&key(1)][&dest(2)].weight, Weight::ONE);
+}
+
+#[tokio::test]
+async fn a_service_that_vanished_meanwhile_is_made_again() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(1), &[dest(1)])]);
+    kernel.get().meddle = Some(KernelTable::new());
+    let both: &[DestKey] = &[dest(1), dest(2)];
+    let (ok, _) = pass(&kernel, &desired([(key(1), both, &[])])).await;
+    assert!(ok);
+    assert_eq!(kernel.get().table, table([(key(1), both)]));
+}
+
+#[tokio::test]
+async fn a_step_of_which_nothing_is_said_is_no_success() {
+    let kernel = FakeKernel::default();
+    kernel.get().mute = true;
+    let want = desired([(key(1), &[dest(1)], &[])]);
+    let (ok, applied) = pass(&kernel, &want).await;
+    assert!(!ok);
+    let why = &applied.failed[&key(1)];
+    assert!(why.ends_with("the kernel said nothing of it"), "{why}");
+}
+
+#[tokio::test]
+async fn a_pass_over_an_unchanged_table_changes_and_tells_nothing() {
+    let kernel = FakeKernel::default();
+    let want = desired([(key(1), &[dest(1), dest(2)], &[])]);
+    let mut r = Reconciler::new(|_| {});
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(std::mem::take(&mut r.moved));
+    let (base, held) = (r.base.clone(), r.applied.kernel.clone());
+    let calls = kernel.get().calls.len();
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(!r.moved);
+    assert!(Arc::ptr_eq(&base[&key(1)], &r.base[&key(1)]));
+    assert!(Arc::ptr_eq(&held[&key(1)], &r.applied.kernel[&key(1)]));
+    assert_eq!(kernel.get().calls.len(), calls);
+}
+
+/// A director that leaves what others change, after its first pass over services 1 and 2, each
+/// with destinations 1 and 2; and the facts from then on.
+async fn leaves_drift(
+    kernel: &FakeKernel,
+    facts: &RefCell<Vec<Fact>>,
+    policy: DriftPolicy,
+) -> (Reconciler<impl Fn(Fact)>, Desired) {
+    let mut want = desired([
+        (key(1), &[dest(1), dest(2)], &[]),
+        (key(2), &[dest(1), dest(2)], &[]),
+    ]);
+    for part in want.services.values_mut() {
+        Arc::make_mut(part).drift = policy;
+    }
+    let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    facts.borrow_mut().clear();
+    kernel.get().applied.clear();
+    (r, want)
+}
+
+fn set_weight(kernel: &FakeKernel, service: u8, server: u8, weight: Weight) {
+    let mut kernel = kernel.get();
+    let service = kernel.table.get_mut(&key(service)).unwrap();
+    service.dests.get_mut(&dest(server)).unwrap().attrs.weight = weight;
+}
+
+fn drifts(facts: &RefCell<Vec<Fact>>) -> Vec<Fact> {
+    let drift = |f: &Fact| matches!(f, Fact::Drift(..));
+    facts.take().into_iter().filter(drift).collect()
+}
+
+#[tokio::test]
+async fn what_others_change_is_put_right_in_one_pass_and_counted_once() {
+    let (kernel, facts) = (FakeKernel::default(), RefCell::default());
+    let (mut r, want) = leaves_drift(&kernel, &facts, DriftPolicy::Repair).await;
+    let whole = kernel.get().table.clone();
+    set_weight(&kernel, 1, 2, Weight::QUIESCED);
+    kernel.get().table.remove(&key(2));
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert_eq!(kernel.get().table, whole);
+    assert!(r.applied.drift.is_empty());
+    assert_eq!(
+        drifts(&facts),
+        [
+            Fact::Drift(DriftPolicy::Repair, Field::Weight, 1),
+            Fact::Drift(DriftPolicy::Repair, Field::Service, 1),
+        ]
+    );
+    // What the kernel refuses to have put right stands, and is not told each time.
+    kernel.get().refuse = Some(dest(2));
+    set_weight(&kernel, 1, 2, Weight::QUIESCED);
+    for _ in 0..2 {
+        assert!(!r.pass(&mut kernel.clone(), &want, true).await);
+        assert_eq!(r.applied.drift[&key(1)].len(), 1);
+    }
+    assert_eq!(drifts(&facts).len(), 1);
+}
+
+#[tokio::test]
+async fn under_alert_what_others_change_is_left_and_told_once() {
+    let (kernel, facts) = (FakeKernel::default(), RefCell::default());
+    let (mut r, want) = leaves_drift(&kernel, &facts, DriftPolicy::Alert).await;
+    set_weight(&kernel, 1, 2, Weight::QUIESCED);
+    kernel.get().table.remove(&key(2));
+    let left = kernel.get().table.clone();
+    for _ in 0..2 {
+        assert!(r.pass(&mut kernel.clone(), &want, true).await);
+        assert_eq!(kernel.get().table, left);
+        assert_eq!(r.applied.drift.len(), 2);
+    }
+    assert_eq!(drifts(&facts).len(), 2);
+    assert_eq!(r.applied.kernel[&key(1)][&dest(2)].weight, Weight::QUIESCED);
+    // Another value is another difference; the wanted one is none.
+    set_weight(&kernel, 1, 2, Weight::try_from(7).unwrap());
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert_eq!(drifts(&facts).len(), 1);
+    set_weight(&kernel, 1, 2, Weight::ONE);
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert_eq!(drifts(&facts), []);
+    assert_eq!(r.applied.drift.keys().collect::<Vec<_>>(), [&key(2)]);
+    assert_eq!(kernel.get().applied, [], "nothing was done all the time");
+}
+
+#[tokio::test]
+async fn under_alert_our_own_changes_go_out_all_the_same() {
+    let (kernel, facts) = (FakeKernel::default(), RefCell::default());
+    let (mut r, mut want) = leaves_drift(&kernel, &facts, DriftPolicy::Alert).await;
+    set_weight(&kernel, 1, 1, Weight::QUIESCED);
+    set_weight(&kernel, 1, 2, Weight::QUIESCED);
+    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    // 1 fails, 3 comes, 2 stays as it was wanted.
+    let part = Want {
+        service: service(&[dest(2), dest(3)]),
+        out: [dest(1)].into(),
+        drift: DriftPolicy::Alert,
+    };
+    let added = part.service.dests[&dest(3)];
+    want.services.insert(key(1), Arc::new(part));
+    assert!(r.pass(&mut kernel.clone(), &want, false).await);
+    assert_eq!(
+        kernel.get().applied,
+        [
+            Step::DelDest(key(1), dest(1)),
+            Step::NewDest(key(1), dest(3), added),
+        ]
+    );
+    let stands = &r.applied.drift[&key(1)];
+    assert_eq!(stands.len(), 1, "{stands:?}");
+    assert_eq!(stands[0].dest, Some(dest(2)));
+}
+
+#[tokio::test]
+async fn what_we_made_before_a_failure_is_not_taken_for_somebody_elses() {
+    let (kernel, facts) = (FakeKernel::default(), RefCell::default());
+    let (mut r, mut want) = leaves_drift(&kernel, &facts, DriftPolicy::Alert).await;
+    let before = Arc::clone(&want.services[&key(1)]);
+    kernel.get().refuse = Some(dest(9));
+    let part = Want {
+        service: service(&[dest(1), dest(2), dest(8), dest(9)]),
+        ..Want::clone(&before)
+    };
+    want.services.insert(key(1), Arc::new(part));
+    assert!(!r.pass(&mut kernel.clone(), &want, false).await);
+    assert!(kernel.get().table[&key(1)].dests.contains_key(&dest(8)));
+    want.services.insert(key(1), before);
+    assert!(r.pass(&mut kernel.clone(), &want, false).await);
+    assert!(!kernel.get().table[&key(1)].dests.contains_key(&dest(8)));
+    assert_eq!(drifts(&facts), []);
 }

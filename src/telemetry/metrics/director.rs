@@ -123,6 +123,12 @@ pub struct StepLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DriftLabels {
+    policy: &'static str,
+    field: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct GuardLabel {
     guard: &'static str,
 }
@@ -153,8 +159,9 @@ pub struct DirectorMetrics {
     replacement_held: Family<GuardLabel, Gauge>,
     stand_ins: Family<StandInLabel, Gauge>,
     config: Family<ConfigLabel, Gauge>,
-    /// Differences from the wanted table that this director did not make.
-    pub drift: Counter,
+    drift: Family<DriftLabels, Counter>,
+    /// Differences that others made and that stand: left by policy, or refused by the kernel.
+    pub drift_standing: Gauge,
     /// Virtual services in the kernel that this director does not own.
     pub foreign_services: Gauge,
     /// Replacements asked of the provisioner.
@@ -185,7 +192,8 @@ impl DirectorMetrics {
             replacement_held: Family::default(),
             stand_ins: Family::default(),
             config: Family::default(),
-            drift: Counter::default(),
+            drift: Family::default(),
+            drift_standing: Gauge::default(),
             foreign_services: Gauge::default(),
             replacements_requested: Counter::default(),
             incidents_open: Gauge::default(),
@@ -240,8 +248,13 @@ impl DirectorMetrics {
         );
         r.register(
             "drift",
-            "Differences from the wanted table that this director did not make",
+            "Differences from the wanted table that this director did not make, by what becomes of them",
             m.drift.clone(),
+        );
+        r.register(
+            "drift_standing",
+            "Differences that others made and that stand: left by policy, or refused by the kernel",
+            m.drift_standing.clone(),
         );
         r.register(
             "foreign_services",
@@ -333,9 +346,19 @@ impl DirectorMetrics {
         self.passes.get_or_create(&PassLabel { result }).inc();
     }
 
-    /// A step of a pass ended.
-    pub fn step(&self, step: &'static str, result: StepResult) {
-        self.steps.get_or_create(&StepLabels { step, result }).inc();
+    /// `count` steps of a pass ended.
+    pub fn steps(&self, step: &'static str, result: StepResult, count: u64) {
+        self.steps
+            .get_or_create(&StepLabels { step, result })
+            .inc_by(count);
+    }
+
+    /// `count` differences were found that others made, in a `field` and under a `policy` of closed
+    /// sets.
+    pub fn drift(&self, policy: &'static str, field: &'static str, count: u64) {
+        self.drift
+            .get_or_create(&DriftLabels { policy, field })
+            .inc_by(count);
     }
 
     /// How many failed servers `guard` keeps from being replaced.

@@ -1,0 +1,95 @@
+//! Keys of a virtual service that need more than a word: scheduler, forwarding, tunnel.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::Reader;
+use crate::model::{ForwardMethod, Scheduler, Tunnel, TunnelType};
+
+/// `IP_VS_SCHEDNAME_MAXLEN` is 16, with the zero at the end.
+const LONGEST_SCHEDULER: usize = 15;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTunnel {
+    r#type: Spanned<String>,
+    port: Option<Spanned<i64>>,
+    checksum: Option<Spanned<String>>,
+}
+
+/// Reads the name of a scheduler: an open set, of which the kernel alone knows what it has.
+pub(super) fn scheduler(text: &str) -> Result<Scheduler, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    match (1..=LONGEST_SCHEDULER).contains(&text.len()) && text.chars().all(fits) {
+        true => Ok(Scheduler(text.to_owned())),
+        false => Err(format!(
+            "{text:?} is no scheduler's name: that is 1 to {LONGEST_SCHEDULER} characters of a-z, 0-9, '_' and '-', as in {}",
+            Scheduler::KNOWN.join(", ")
+        )),
+    }
+}
+
+/// Reads a forwarding method.
+pub(super) fn forward(text: &str) -> Result<ForwardMethod, String> {
+    // `__ip_vs_get_out_rt` (net/netfilter/ipvs/ip_vs_xmit.c) sees a local route for itself.
+    if text == "local" {
+        return Err("forward = \"local\" is not to be written: the kernel delivers to this host by itself where a real server's address is one of this host's; write nat, dr or tun".to_owned());
+    }
+    text.parse()
+        .map_err(|e: crate::model::NotAForwardMethod| e.to_string())
+}
+
+impl Reader {
+    /// Reads `[virtual_service.tunnel]`.
+    pub(super) fn tunnel(
+        &mut self,
+        raw: Option<&Spanned<RawTunnel>>,
+        way: ForwardMethod,
+    ) -> Tunnel {
+        let Some(at) = raw else {
+            return Tunnel::default();
+        };
+        let raw = at.get_ref();
+        if way != ForwardMethod::Tun {
+            self.bad
+                .push(at.span(), "a tunnel belongs to forward = \"tun\"");
+        }
+        let kind = self
+            .value(&raw.r#type, |t| match t {
+                "ipip" => Ok(TunnelType::Ipip),
+                "gue" => Ok(TunnelType::Gue),
+                "gre" => Ok(TunnelType::Gre),
+                _ => Err(format!("{t:?} is no tunnel type: write ipip, gue or gre")),
+            })
+            .unwrap_or_default();
+        let port = match (&raw.port, kind) {
+            (Some(_), TunnelType::Gue) => self.number(raw.port.as_ref(), 0, "port", 1..=65_535),
+            (None, TunnelType::Gue) => {
+                let message = "a gue tunnel needs the UDP port on which its servers decapsulate";
+                self.bad.push(raw.r#type.span(), message);
+                0
+            }
+            (Some(port), TunnelType::Ipip | TunnelType::Gre) => {
+                self.bad.push(port.span(), "only a gue tunnel has a port");
+                0
+            }
+            (None, TunnelType::Ipip | TunnelType::Gre) => 0,
+        };
+        let checksum = raw.checksum.as_ref().and_then(|c| {
+            self.value(c, |t| match (t, kind) {
+                ("none", _) => Ok(0),
+                ("checksum", TunnelType::Gue | TunnelType::Gre) => Ok(Tunnel::CHECKSUM),
+                ("remote", TunnelType::Gue) => Ok(Tunnel::REMOTE_CHECKSUM),
+                ("checksum" | "remote", _) => Err(format!(
+                    "{t:?} is not for this type of tunnel: gue takes checksum and remote, gre takes checksum, ipip none"
+                )),
+                _ => Err(format!("{t:?} is no checksum: write none, checksum or remote")),
+            })
+        });
+        Tunnel {
+            kind,
+            port,
+            flags: checksum.unwrap_or(0),
+        }
+    }
+}
