@@ -541,7 +541,7 @@ weight = 3
             said,
             format!(
                 "{owner}: nothing was changed; change its configuration and restart it, or insist \
-                 with --force, which it puts right again within 500ms\n"
+                 with --force, which it undoes within 500ms where drift = \"repair\"\n"
             )
         );
     }
@@ -570,7 +570,9 @@ weight = 3
         (
             Some(0),
             "2 services removed\n",
-            &*format!("forced: director lb1 (pid {pid}) puts it right again within 500ms\n")
+            &*format!(
+                "forced: director lb1 (pid {pid}) undoes it within 500ms where drift = \"repair\"\n"
+            )
         )
     );
     wait_until("the director's table again", SOON, has_owned);

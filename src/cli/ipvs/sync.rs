@@ -50,7 +50,7 @@ struct Start {
     /// Interface of its multicast
     #[arg(long, value_name = "IF")]
     interface: String,
-    /// Directors with one id belong together; backup 0 takes all in
+    /// Which connections: 0 takes in all, as a backup
     #[arg(long, value_name = "N", default_value_t = 0)]
     id: u8,
     /// Multicast group

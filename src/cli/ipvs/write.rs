@@ -17,7 +17,7 @@ const NAMED: usize = 5;
 /// Respect for a running director.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Guard {
-    /// Change even what a running director owns, which it then puts right again
+    /// Change even what a running director owns, which may undo it
     #[arg(long)]
     force: bool,
     /// Its lock, beside its socket
@@ -53,13 +53,13 @@ impl Guard {
             (Ok(None), _) | (Err(_), true) => Ok(()),
             (Ok(Some(owner)), true) => {
                 note(&format!(
-                    "forced: {owner} puts it right again within {}",
+                    "forced: {owner} undoes it within {} where drift = \"repair\"",
                     owner.resync()
                 ));
                 Ok(())
             }
             (Ok(Some(owner)), false) => Err(Failure::Failed(format!(
-                "{owner} owns {}: nothing was changed; change its configuration and restart it, or insist with --force, which it puts right again within {}",
+                "{owner} owns {}: nothing was changed; change its configuration and restart it, or insist with --force, which it undoes within {} where drift = \"repair\"",
                 owner.what(),
                 owner.resync()
             ))),
