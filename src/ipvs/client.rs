@@ -80,6 +80,8 @@ pub struct Ipvs {
     window: usize,
     /// A request was given up: its answer, or the rest of a dump, may still be in the socket.
     leftovers: bool,
+    /// In how many datagrams the last answer came.
+    datagrams: u32,
     observer: Option<Observer>,
 }
 
@@ -127,6 +129,7 @@ impl Ipvs {
             // Half of it, as the kernel counts: the other half is for what comes late.
             window: (room / 2 / ACKNOWLEDGEMENT).clamp(1, WINDOW),
             leftovers: false,
+            datagrams: 0,
             observer: None,
         })
     }
@@ -237,11 +240,20 @@ impl Ipvs {
 
     /// All services with their destinations; one that vanishes meanwhile is absent.
     ///
+    /// A dump of several datagrams goes on by a position that counts the services of all network
+    /// namespaces (`ip_vs_genl_dump_services`): where one comes or goes meanwhile, anywhere, it may
+    /// leave another one out, and does not say so. Such a dump is made twice; what either has is there.
+    ///
     /// # Errors
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn table(&mut self) -> Result<KernelTable, Error> {
         let mut table = KernelTable::new();
-        for (key, state) in self.services().await? {
+        let mut services = self.services().await?;
+        // The last one holds only the end.
+        if self.datagrams > 2 {
+            services.append(&mut self.services().await?);
+        }
+        for (key, state) in services {
             table.extend(self.with_dests(key, state).await?);
         }
         Ok(table)
@@ -566,6 +578,7 @@ impl Ipvs {
             // The kernel answers within the call that asks. Once it had no room for an answer, what
             // there is to come is there.
             let mut lost = false;
+            let mut datagrams = 0_u32;
             while !exchange.is_complete() {
                 datagram.clear();
                 let received = match lost {
@@ -598,13 +611,14 @@ impl Ipvs {
                 exchange
                     .datagram(datagram, &mut take)
                     .map_err(Failure::Malformed)?;
+                datagrams = datagrams.saturating_add(1);
             }
-            Ok(())
+            Ok(datagrams)
         };
-        match tokio::time::timeout(self.limit, conversation).await {
+        self.datagrams = match tokio::time::timeout(self.limit, conversation).await {
             Ok(ended) => ended?,
             Err(_elapsed) => return Err(Failure::TimedOut),
-        }
+        };
         self.leftovers = false;
         Ok(())
     }

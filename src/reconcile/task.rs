@@ -17,7 +17,7 @@ use super::{
     work::{Lines, Told, Wave, Work},
 };
 use crate::{
-    ipvs::Kernel,
+    ipvs::{self, Kernel},
     model::{DestAttrs, DestKey, DriftPolicy, KernelTable, ServiceKey, ServiceState, Step},
     telemetry::Chain,
 };
@@ -134,8 +134,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
     async fn pass(&mut self, kernel: &mut impl Kernel, want: &Desired, whole: bool) -> bool {
         let steps_before = self.steps;
         let reading = if whole {
-            kernel
-                .table()
+            self.table(kernel)
                 .await
                 .map(|t| (self.whole_scope(want, &t), t))
         } else {
@@ -184,6 +183,18 @@ impl<O: Fn(Fact)> Reconciler<O> {
             (false, _) => PassEnd::Partial,
         }));
         ok
+    }
+
+    /// The whole table. A dump can leave a service out when others change theirs meanwhile: one that
+    /// was there before is asked for by its name before it counts as gone.
+    async fn table(&self, kernel: &mut impl Kernel) -> Result<KernelTable, ipvs::Error> {
+        let mut table = kernel.table().await?;
+        let absent = self.base.keys().filter(|key| !table.contains_key(key));
+        let absent: Vec<ServiceKey> = absent.copied().collect();
+        if !absent.is_empty() {
+            table.extend(kernel.read(&absent).await?);
+        }
+        Ok(table)
     }
 
     /// The owned services, found by walking the actual table; foreign ones are counted.

@@ -25,6 +25,8 @@ struct Fake {
     refuse_reads: u32,
     refuse: Option<DestKey>,
     refuse_service: Option<ServiceKey>,
+    /// What a reading of the whole table leaves out.
+    left_out: Option<ServiceKey>,
     /// Says nothing of any step.
     mute: bool,
     /// Somebody else changes the table right before the next step.
@@ -49,7 +51,7 @@ impl FakeKernel {
         f.reads.push(keys.map_or(usize::MAX, <[_]>::len));
         let all = f.table.clone().into_iter();
         Ok(all
-            .filter(|(k, _)| keys.is_none_or(|w| w.contains(k)))
+            .filter(|(k, _)| keys.map_or(f.left_out != Some(*k), |w| w.contains(k)))
             .collect())
     }
 }
@@ -262,6 +264,29 @@ async fn a_change_reads_and_writes_only_its_own_service() {
     );
     stop.cancel();
     tasks.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_a_reading_left_out_is_not_gone() {
+    let kernel = FakeKernel::default();
+    let want = desired([(key(1), &[dest(1)], &[]), (key(2), &[dest(2)], &[])]);
+    let drift = RefCell::new(0);
+    let mut reconciler = Reconciler::new(|fact| {
+        if let Fact::Drift(_, _, n) = fact {
+            *drift.borrow_mut() += n;
+        }
+    });
+    let mut fake = kernel.clone();
+    assert!(reconciler.pass(&mut fake, &want, true).await);
+    let steps = kernel.get().applied.len();
+    kernel.get().left_out = Some(key(2));
+    assert!(reconciler.pass(&mut fake, &want, true).await);
+    assert_eq!((kernel.get().applied.len(), *drift.borrow()), (steps, 0));
+    // One that is gone is.
+    kernel.get().table.remove(&key(2));
+    assert!(reconciler.pass(&mut fake, &want, true).await);
+    assert_eq!(kernel.get().applied.len(), steps + 2);
+    assert!(*drift.borrow() > 0);
 }
 
 #[tokio::test]
