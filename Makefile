@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills bench compiler prepare lint unit doc deny kernel
+.PHONY: test demo mutants kills bench fuzz compiler prepare lint unit doc deny kernel units
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -9,6 +9,13 @@ deny_version := 0.20.2
 # Under a kernel with IPVS: this machine's or a guest's.
 in_vm := --config 'target."cfg(all())".runner=["$(CURDIR)/tests/vm/run", "--"]'
 KILLS ?= 20
+fuzzer := target/tools/bin/cargo-fuzz
+fuzzer_version := 0.13.2
+fuzz_build = target/fuzz/$(FUZZ_SANITIZER)
+FUZZ_TARGETS ?= ipvs_message ipvs_datagram ipvsadm_saved
+FUZZ_SECONDS ?= 60
+# The address sanitizer where its library came with the compiler (rustup's have it, distributions' do not).
+FUZZ_SANITIZER ?= $(if $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/lib/*_rt.asan.a),address,none)
 say = @echo "make: $(1)" >&2
 
 test: compiler prepare lint unit doc deny kernel
@@ -53,6 +60,10 @@ kernel: prepare
 	$(call say,waiting for the kernel suite)
 	@cargo test --quiet --locked $(in_vm) --test kernel -- --test-threads 2 $(ARGS)
 
+# The director's unit under a systemd of its own; part of the kernel suite.
+units:
+	@$(MAKE) --no-print-directory kernel ARGS='--nocapture units_sandbox'
+
 # Both daemons killed at KILLS seeded moments each; KILLS_SEED repeats a run.
 kills: prepare
 	$(call say,waiting for the kills: $(KILLS) of each daemon)
@@ -75,3 +86,28 @@ bench: prepare
 # Breaks each invariant on purpose, in a copy, and expects its test to fail. ARGS names mutants: make mutants ARGS='08 12'
 mutants: compiler
 	@tests/mutations/run $(ARGS)
+
+# For the fuzz targets. Unoptimised, as cargo-deny.
+$(fuzzer):
+	$(call say,waiting for cargo-fuzz to be built: a minute or two)
+	@CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR=target/tools/build \
+		cargo install --quiet --locked --debug --root target/tools cargo-fuzz@$(fuzzer_version)
+	@rm -rf target/tools/build
+
+# Each target for FUZZ_SECONDS, from fuzz/seed and what earlier runs found. No input of 4 KiB warrants an allocation of
+# 64 MiB, nor 1 GiB in all. What crashed stays in target/fuzz. RUSTC_BOOTSTRAP lets a stable compiler use its sanitizer.
+fuzz: compiler $(fuzzer)
+	$(call say,waiting for the fuzz targets to be built; sanitizer: $(FUZZ_SANITIZER))
+	@[ $(FUZZ_SANITIZER) != none ] || echo "make: no sanitizer with this compiler: rustup toolchain install nightly," \
+		"then RUSTUP_TOOLCHAIN=nightly make fuzz" >&2
+	@cp Cargo.lock fuzz/Cargo.lock
+	@RUSTC_BOOTSTRAP=1 $(fuzzer) build --sanitizer $(FUZZ_SANITIZER) --target-dir $(fuzz_build)
+	@fuzz/seed target/fuzz/corpus
+	$(call say,waiting for the fuzz targets: $(FUZZ_SECONDS) s for each of $(FUZZ_TARGETS))
+	@for target in $(FUZZ_TARGETS); do \
+		$(fuzz_build)/*/release/$$target target/fuzz/corpus/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+			-max_len=4096 -malloc_limit_mb=64 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=target/fuzz/$$target- >target/fuzz/$$target.log 2>&1 || \
+			{ tail -n 60 target/fuzz/$$target.log >&2; exit 1; }; \
+		echo "make: $$target: $$(sed -n 's/^stat::number_of_executed_units: *//p' target/fuzz/$$target.log) inputs" >&2; \
+	done

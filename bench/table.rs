@@ -9,7 +9,7 @@ use std::{
 
 use understudy::{
     model::{
-        DestAttrs, DestKey, ForwardMethod, Protocol, Scheduler, Service, ServiceAttrs,
+        DestAttrs, DestKey, DriftPolicy, ForwardMethod, Protocol, Scheduler, Service, ServiceAttrs,
         ServiceFlags, ServiceKey, Step, Tunnel, Weight,
     },
     reconcile::plan::{Desired, Want},
@@ -90,8 +90,12 @@ pub(crate) fn steps() -> Vec<Step> {
 /// For the reconciler.
 pub(crate) fn desired() -> Desired {
     let part = |(key, service)| {
-        let out = BTreeSet::new();
-        (key, Arc::new(Want { service, out }))
+        let want = Want {
+            service,
+            out: BTreeSet::new(),
+            drift: DriftPolicy::Repair,
+        };
+        (key, Arc::new(want))
     };
     Desired {
         generation: 1,

@@ -16,6 +16,7 @@ pub mod provisioner;
 pub mod reconcile;
 pub mod rtnl;
 pub mod supervise;
+pub mod sysctl;
 pub mod systemd;
 pub mod telemetry;
 

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use understudy::{
+use understudy_fuzz::{
     import::ipvsadm::{Names, parse, write},
     model::Protocol,
 };

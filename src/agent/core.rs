@@ -40,6 +40,8 @@ pub struct Inputs {
     pub applied: watch::Receiver<Applied>,
     /// From operators.
     pub questions: mpsc::Receiver<oneshot::Sender<Status>>,
+    /// What of this host does not fit.
+    pub host: watch::Receiver<Vec<String>>,
 }
 
 /// What goes out.
@@ -106,6 +108,7 @@ impl Shell {
                 Some(answer) = inputs.questions.recv() => {
                     let mut status = self.core.status(now);
                     status.warnings.extend(self.not_kept.clone());
+                    status.warnings.extend(inputs.host.borrow().iter().cloned());
                     if answer.send(status).is_err() {
                         tracing::debug!("operator went away before the answer");
                     }

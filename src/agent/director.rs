@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     core::{self, Inputs, Outputs, Shell},
+    host::Host,
     link, lock, shutdown_signal,
     state_file::{self, StateFile},
 };
@@ -25,11 +26,10 @@ use crate::{
         plan::Applied,
         task::{self, Fact, PassEnd, Timing},
     },
-    rtnl,
     supervise::{Exit, Supervisor},
     systemd,
     telemetry::{
-        self, Chain,
+        self,
         metrics::{DirectorMetrics, PassResult, StepResult},
     },
 };
@@ -110,7 +110,9 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     // At once, however many services there are; those that are not ours are dropped.
     let mut found = kernel.table().await.map_err(Error::Kernel)?;
     found.retain(|key, _| config.services.contains_key(key));
-    warn_of_missing_addresses(&keys);
+    // After IPVS was looked up, which loads it and brings its settings; before the first change.
+    let mut host = Host::new(Arc::clone(&config), metrics.clone());
+    let (host_tx, host_rx) = watch::channel(host.pass());
     let adopted = found
         .into_iter()
         .map(|(k, s)| (k, s.dests.into_iter().map(|(d, s)| (d, s.attrs)).collect()))
@@ -155,6 +157,8 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     tasks.start("reconcile", |stop| {
         task::run(kernel, desired_rx, applied_tx, timing, observe, stop)
     });
+    let every = config.resync;
+    tasks.start("host", |stop| host.run(host_tx, every, stop));
     let observer = metrics.clone();
     tasks.start("checks", |stop| {
         check::run(targets_rx, reports_tx, observer, stop)
@@ -206,6 +210,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
                 events,
                 applied,
                 questions,
+                host: host_rx,
             },
             stop,
         )
@@ -231,20 +236,5 @@ fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
         Fact::Drift(policy, field, n) => metrics.drift(policy.label(), field.label(), n),
         Fact::Standing(n) => drop(metrics.drift_standing.set(number(n))),
         Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
-    }
-}
-
-/// IPVS sees only packets that are for this host.
-fn warn_of_missing_addresses(keys: &[ServiceKey]) {
-    let here = match rtnl::local_addresses() {
-        Ok(here) => here,
-        Err(e) => return warn!(error = %Chain(&e), "addresses of this host could not be read"),
-    };
-    for key in keys {
-        if let ServiceKey::Addr(_, at) = key
-            && !here.contains(&at.ip())
-        {
-            warn!(service = %key, "no interface of this host has the virtual address: packets for it do not reach IPVS; add it, for example: ip address add {}/{} dev lo", at.ip(), if at.is_ipv4() { 32 } else { 128 });
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod director;
+pub mod host;
 pub mod link;
 pub mod lock;
 pub mod provisioner;

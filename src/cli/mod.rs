@@ -4,6 +4,7 @@
 mod check_config;
 mod inventory;
 mod ipvs;
+mod live;
 mod run;
 mod status;
 

@@ -14,11 +14,11 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use self::service::RawTunnel;
-use super::{Diagnostics, duration};
+use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
     ForwardMethod, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
-    Tunnel, Weight,
+    Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -42,6 +42,8 @@ pub struct Director {
     pub provisioner: Option<ProvisionerLink>,
     /// When a failed server is replaced.
     pub replacement: ReplacementPolicy,
+    /// Settings of the kernel that are to hold, in the file's order.
+    pub kernel: Vec<Sysctl>,
     /// Virtual services.
     pub services: BTreeMap<ServiceKey, VirtualService>,
 }
@@ -105,6 +107,8 @@ struct Raw {
     provisioner: Option<RawProvisioner>,
     metrics: Option<RawMetrics>,
     replacement: Option<RawReplacement>,
+    #[serde(default)]
+    kernel: kernel::Raw,
     #[serde(default)]
     virtual_service: Vec<Spanned<RawService>>,
 }
@@ -234,6 +238,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         ),
         failing_in: policy.and_then(|p| p.failing_in).unwrap_or(FailingIn::All),
     };
+    let kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for raw in &raw.virtual_service {
@@ -269,6 +274,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         metrics,
         provisioner,
         replacement,
+        kernel,
         services,
     })
 }

@@ -4,6 +4,7 @@
 mod diagnostics;
 pub mod director;
 pub mod duration;
+mod kernel;
 pub mod provisioner;
 
 #[cfg(test)]

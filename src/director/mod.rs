@@ -4,10 +4,12 @@
 //! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
 //! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
 
+pub mod findings;
 mod guard;
 mod incident;
 mod memory;
 mod service;
+pub mod settings;
 pub mod status;
 
 #[cfg(test)]

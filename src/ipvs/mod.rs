@@ -8,6 +8,7 @@
 mod client;
 pub mod codec;
 mod error;
+pub mod probe;
 
 use std::future::Future;
 

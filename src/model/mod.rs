@@ -9,6 +9,7 @@ pub mod inventory;
 mod ipvs;
 mod ownership;
 mod step;
+mod sysctl;
 mod time;
 pub mod wire;
 
@@ -23,4 +24,5 @@ pub use ipvs::{
 };
 pub use ownership::Ownership;
 pub use step::Step;
+pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};
 pub use time::{MonoTime, WallMillis};

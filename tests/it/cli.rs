@@ -172,6 +172,34 @@ fn bad_configurations_say_each_mistake_at_its_place() {
 }
 
 #[test]
+fn a_live_check_needs_a_directors_file_and_ipvs() {
+    let ran = understudy(&["check-config", "--live", "config/provisioner.toml"]);
+    assert_eq!(ran.code, Some(2));
+    assert_eq!(
+        ran.err,
+        "--live compares this host with a director.toml: name one\n"
+    );
+    // Mistakes come first, whatever the host.
+    let bad = "tests/it/config/kernel.toml";
+    let ran = understudy(&["check-config", "--live", "config/director.toml", bad]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.starts_with(bad), "{}", ran.err);
+
+    let ran = understudy(&["check-config", "--live", "config/director.toml"]);
+    match ran.code {
+        Some(0) => assert!(
+            ran.out.contains(": warning: no interface of this host has"),
+            "{ran:?}"
+        ),
+        other => {
+            assert_eq!(other, Some(1), "{ran:?}");
+            let says = "this host was not checked: the kernel has no IPVS: load it: modprobe ip_vs";
+            assert!(ran.err.contains(says), "{}", ran.err);
+        }
+    }
+}
+
+#[test]
 fn good_and_bad_files_together_are_told_apart() {
     let ran = understudy(&[
         "check-config",

@@ -109,6 +109,8 @@ fn a_directors_families_are_as_documented() {
     m.set_stand_ins(&BTreeMap::from([(StandInState::Serving, 1)]));
     m.state_file_ok.set(1);
     m.provisioner_up.set(1);
+    m.set_kernel_setting_wrong("net.ipv4.ip_forward", false);
+    m.set_kernel_setting_wrong("net.ipv4.vs.conntrack", true);
     m.set_config("0123");
     m.set_config("4567");
     assert_golden("director.prom", &text(&registry));

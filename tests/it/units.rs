@@ -60,7 +60,6 @@ const HARDENED: &[(&str, &str)] = &[
     ("MemoryDenyWriteExecute", "yes"),
     ("SystemCallArchitectures", "native"),
     ("SupplementaryGroups", "understudy"),
-    ("ReadWritePaths", "/run/understudy"),
     ("StateDirectoryMode", "0700"),
     ("UMask", "0007"),
 ];
@@ -73,6 +72,8 @@ fn the_director_holds_network_capabilities_and_no_secret() {
         &unit,
         &[
             ("User", "understudy-director"),
+            // Declared kernel settings are written; ProtectKernelTunables keeps all others.
+            ("ReadWritePaths", "/run/understudy /proc/sys/net"),
             ("AmbientCapabilities", "CAP_NET_ADMIN CAP_NET_RAW"),
             ("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW"),
             (
@@ -105,6 +106,7 @@ fn the_provisioner_holds_the_key_and_no_capability() {
         &unit,
         &[
             ("User", "understudy-provisioner"),
+            ("ReadWritePaths", "/run/understudy"),
             ("AmbientCapabilities", ""),
             ("CapabilityBoundingSet", ""),
             ("RestrictAddressFamilies", "AF_INET AF_INET6 AF_UNIX"),

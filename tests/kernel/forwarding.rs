@@ -492,7 +492,7 @@ fn counted(case: &Case, table: &KernelTable) -> Result<(), String> {
     if state.stats.connections != 4 {
         return Err(format!("the service counts {:?}", state.stats));
     }
-    for n in 0..SERVERS.len() {
+    for (n, name) in SERVERS.iter().enumerate() {
         let stats = state.dests[&case.dest(n)].stats;
         // The director sees what goes back by NAT alone.
         let back = case.dest.forward == ForwardMethod::Nat;
@@ -504,7 +504,7 @@ fn counted(case: &Case, table: &KernelTable) -> Result<(), String> {
             && (stats.bytes_out >= 6 * 40) == back
             && (back || stats.packets_out == 0);
         if !right {
-            return Err(format!("{} counts {stats:?}", SERVERS[n]));
+            return Err(format!("{name} counts {stats:?}"));
         }
     }
     Ok(())

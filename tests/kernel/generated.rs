@@ -34,7 +34,7 @@ use understudy::{
 };
 
 use crate::{
-    ipvs::{dest, flagged, in_namespace, ip, ipvsadm, key, server, service},
+    ipvs::{READINGS, dest, flagged, in_namespace, ip, ipvsadm, key, server, service},
     lab::show,
 };
 
@@ -414,12 +414,7 @@ fn tunnel_column(attrs: &DestAttrs) -> String {
     format!("{method} {tunnel} {}", attrs.weight.get())
 }
 
-/// How often a whole table is read. A dump that takes more than one datagram resumes by a position
-/// that counts the services of all network namespaces (`ip_vs_genl_dump_services`): one that another
-/// test adds or removes meanwhile can make it leave one out, ours and ipvsadm's alike.
-const READINGS: usize = 5;
-
-/// Asks until it is right.
+/// Asks until it is right, at most [`READINGS`] times.
 fn reread(mut ask: impl FnMut() -> Result<(), String>) {
     let mut wrong = String::new();
     for _ in 0..READINGS {

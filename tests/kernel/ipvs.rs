@@ -641,6 +641,11 @@ async fn given_up(ipvs: &mut Ipvs, key: ServiceKey, spent: u32) {
     }
 }
 
+/// How often a whole table is read. A dump that takes more than one datagram resumes by a position
+/// that counts the services of all network namespaces (`ip_vs_genl_dump_services`): one that another
+/// test adds or removes meanwhile can make it leave one out, ours and ipvsadm's alike.
+pub(crate) const READINGS: usize = 5;
+
 #[test]
 fn a_table_of_500_services_of_20_destinations() {
     in_namespace(async || {
@@ -666,17 +671,28 @@ fn a_table_of_500_services_of_20_destinations() {
         assert!(ipvs.apply(&steps).await.iter().all(Result::is_ok));
         let written = begun.elapsed();
         assert_eq!(counted.swap(0, Ordering::Relaxed), 500 * 21);
-        let begun = Instant::now();
-        let table = ipvs.table().await.unwrap();
-        let read = begun.elapsed();
+        // Both are asked again where one service is missing: see `READINGS`.
+        let mut whole = async || {
+            for _ in 0..READINGS {
+                counted.store(0, Ordering::Relaxed);
+                let begun = Instant::now();
+                let table = ipvs.table().await.unwrap();
+                if table.keys().eq(&keys) {
+                    return (table, begun.elapsed());
+                }
+            }
+            panic!("each of {READINGS} readings lacks a service");
+        };
+        let (table, read) = whole().await;
         assert_eq!(counted.load(Ordering::Relaxed), 501);
-        assert!(table.keys().eq(&keys));
         assert!(table.values().all(|service| service.dests.len() == 20));
-        let begun = Instant::now();
-        assert_eq!(ipvsadm("-Sn").len(), 500 * 21);
+        let listed = (0..READINGS).find_map(|_| {
+            let begun = Instant::now();
+            (ipvsadm("-Sn").len() == 500 * 21).then(|| begun.elapsed())
+        });
+        let listed = listed.expect("each of ipvsadm's listings lacks a service");
         println!(
-            "500 services x 20: written in {written:?}, read in {read:?}, by ipvsadm -Sn in {:?}",
-            begun.elapsed()
+            "500 services x 20: written in {written:?}, read in {read:?}, by ipvsadm -Sn in {listed:?}"
         );
     });
 }

@@ -516,7 +516,7 @@ impl Drop for Watch {
 
 /// Destinations with a weight in the calling thread's namespace.
 pub(crate) fn destinations() -> BTreeSet<String> {
-    let text = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap();
+    let text = crate::lab::proc_ip_vs();
     let destination = |line: &str| {
         let mut words = line.trim().strip_prefix("-> ")?.split_whitespace();
         let (address, port) = words.next()?.split_once(':')?;

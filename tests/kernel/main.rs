@@ -27,4 +27,6 @@ mod replace;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
+mod settings;
+#[cfg(test)]
 mod verbs;

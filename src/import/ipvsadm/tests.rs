@@ -67,26 +67,7 @@ fn mistakes(text: &str) -> String {
 }
 
 /// What `ipvsadm -Sn` printed of a table that has all it can print.
-const SAVED: &str = "\
--A -t 10.0.0.1:80 -s wrr -p 300 -M 255.255.255.0
--a -t 10.0.0.1:80 -r 10.0.0.2:8080 -m -w 10
--a -t 10.0.0.1:80 -r 10.0.0.3:80 -g -w 0
--a -t 10.0.0.1:80 -r 10.0.0.4:80 -i -w 1 --tun-type ipip
--a -t 10.0.0.1:80 -r 10.0.0.5:80 -i -w 1 --tun-type gue --tun-port 6080 --tun-nocsum
--a -t 10.0.0.1:80 -r 10.0.0.6:80 -i -w 1 --tun-type gue --tun-port 6080 --tun-csum
--a -t 10.0.0.1:80 -r 10.0.0.7:80 -i -w 1 --tun-type gue --tun-port 6080 --tun-remcsum
--a -t 10.0.0.1:80 -r 10.0.0.8:80 -i -w 1 --tun-type gre --tun-csum
--A -t [fd00::1]:80 -s mh -p 360 -M 64 -b mh-fallback,mh-port
--a -t [fd00::1]:80 -r 10.0.0.2:80 -i -w 1 --tun-type gre --tun-nocsum
--a -t [fd00::1]:80 -r [fd00::2]:80 -g -w 2147483647
--A -u 10.0.0.1:53 -s sh -o -b sh-port
--A -u 10.0.0.1:5060 -s rr -p 9 --pe sip
--A --sctp-service 10.0.0.1:9 -s fo -b flag-1,flag-2,flag-3
--A -f 7 -s rr
--a -f 7 -r 10.0.0.2:0 -g -w 1
--A -f 7 -6 -s rr -p 9
--a -f 7 -6 -r [fd00::2]:0 -m -w 1
-";
+const SAVED: &str = include_str!("golden/saved.rules");
 
 #[test]
 fn what_ipvsadm_saves_is_read_and_written_alike() {

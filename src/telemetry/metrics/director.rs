@@ -139,6 +139,11 @@ struct StandInLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SettingLabel {
+    setting: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConfigLabel {
     sha256: String,
 }
@@ -158,6 +163,7 @@ pub struct DirectorMetrics {
     steps: Family<StepLabels, Counter>,
     replacement_held: Family<GuardLabel, Gauge>,
     stand_ins: Family<StandInLabel, Gauge>,
+    kernel_setting_wrong: Family<SettingLabel, Gauge>,
     config: Family<ConfigLabel, Gauge>,
     drift: Family<DriftLabels, Counter>,
     /// Differences that others made and that stand: left by policy, or refused by the kernel.
@@ -191,6 +197,7 @@ impl DirectorMetrics {
             steps: Family::default(),
             replacement_held: Family::default(),
             stand_ins: Family::default(),
+            kernel_setting_wrong: Family::default(),
             config: Family::default(),
             drift: Family::default(),
             drift_standing: Gauge::default(),
@@ -292,6 +299,11 @@ impl DirectorMetrics {
             m.provisioner_up.clone(),
         );
         r.register(
+            "kernel_setting_wrong",
+            "1 while a declared kernel setting is not as declared",
+            m.kernel_setting_wrong.clone(),
+        );
+        r.register(
             "config_info",
             "The configuration that is in force",
             m.config.clone(),
@@ -376,6 +388,14 @@ impl DirectorMetrics {
                 .get_or_create(&StandInLabel { state })
                 .set(i64::from(count));
         }
+    }
+
+    /// Whether a declared kernel setting is other than declared. As many series as are declared.
+    pub fn set_kernel_setting_wrong(&self, setting: &str, wrong: bool) {
+        let setting = setting.to_owned();
+        self.kernel_setting_wrong
+            .get_or_create(&SettingLabel { setting })
+            .set(i64::from(wrong));
     }
 
     /// The configuration with this digest is in force, and no other.

@@ -1,6 +1,6 @@
 //! All metric families, a struct for each role. Names begin with `understudy_`; labels take their
 //! values from closed sets (enums, and words of this program's own: `&'static str`), except names
-//! of services and servers, which are as many as the configuration has.
+//! of services, servers and kernel settings, which are as many as the configuration has.
 
 mod director;
 mod provisioner;

@@ -1,0 +1,4 @@
+//! As in the package.
+
+#[path = "../../src/ipvs/codec/mod.rs"]
+pub mod codec;

@@ -1,0 +1,229 @@
+//! What of this host keeps a declared service from working, or loses its connections.
+//!
+//! Nothing is said that is not sure: what could not be read, and what depends on more than was read,
+//! is no finding. DR and TUN answers do not come back through the director, so that forwarding is
+//! no matter of theirs. net.ipv4.vs.conntrack is none either: only firewall rules need it on, and
+//! since Linux 5.9 a client's reused port does not wait for its old entry
+//! (`ip_vs_conn_uses_old_conntrack` in include/net/ip_vs.h).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::{
+    config::{Director, VirtualService},
+    model::{
+        Family, ForwardMethod, Protocol, Scheduler, ServiceKey, SysctlName, SysctlValue, Weight,
+    },
+};
+
+/// Settings that findings ask for; the forwarding of each interface comes to them.
+pub const ASKED: [&str; 7] = [
+    IP_FORWARD,
+    FORWARDING6,
+    EXPIRE_NODEST,
+    EXPIRE_QUIESCENT,
+    REUSE,
+    SYNC_PERSIST,
+    SLOPPY_TCP,
+];
+
+const IP_FORWARD: &str = "net.ipv4.ip_forward";
+const FORWARDING6: &str = "net.ipv6.conf.all.forwarding";
+const EXPIRE_NODEST: &str = "net.ipv4.vs.expire_nodest_conn";
+const EXPIRE_QUIESCENT: &str = "net.ipv4.vs.expire_quiescent_template";
+const REUSE: &str = "net.ipv4.vs.conn_reuse_mode";
+const SYNC_PERSIST: &str = "net.ipv4.vs.sync_persist_mode";
+const SLOPPY_TCP: &str = "net.ipv4.vs.sloppy_tcp";
+
+/// What was read of this host. What is not in it could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Settings of the kernel.
+    pub settings: BTreeMap<SysctlName, SysctlValue>,
+    /// Addresses of all interfaces.
+    pub addresses: Option<BTreeSet<IpAddr>>,
+    /// Schedulers that the kernel has not, and could not load.
+    pub no_schedulers: BTreeSet<Scheduler>,
+    /// Persistence engines of the same kind.
+    pub no_engines: BTreeSet<String>,
+}
+
+impl Facts {
+    /// The same host with the declared settings in force. One that is not there cannot be.
+    #[must_use]
+    pub fn as_declared(mut self, config: &Director) -> Self {
+        for declared in &config.kernel {
+            if let Some(value) = self.settings.get_mut(&declared.name) {
+                *value = declared.value.clone();
+            }
+        }
+        self
+    }
+
+    fn is(&self, name: &str, on: bool) -> bool {
+        let name = name.parse::<SysctlName>().ok();
+        let value = name.and_then(|n| self.settings.get(&n));
+        value.is_some_and(|v| v.is_on() == on)
+    }
+
+    fn forwards(&self, family: Family) -> bool {
+        match family {
+            // Off for all of them together; one that is on forwards nevertheless (`ip_route_input_slow`
+            // in net/ipv4/route.c asks the interface).
+            Family::V4 => {
+                !self.is(IP_FORWARD, false)
+                    || self
+                        .settings
+                        .iter()
+                        .any(|(name, v)| name.is_ipv4_forwarding() && v.is_on())
+            }
+            // `ip6_forward` in net/ipv6/ip6_output.c asks for all of them.
+            Family::V6 => !self.is(FORWARDING6, false),
+        }
+    }
+}
+
+/// Everything about this host that does not fit the configuration: what it is, what comes of it,
+/// what to do.
+#[must_use]
+pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
+    let mut all = Vec::new();
+    let services = |which: &dyn Fn(&ServiceKey, &VirtualService) -> bool| {
+        let which = config.services.iter().filter(|(k, s)| which(k, s));
+        named(which.map(|(k, _)| k))
+    };
+    let mut warn = |who: Option<String>, text: &dyn Fn(&str) -> String| {
+        all.extend(who.map(|who| text(&who)));
+    };
+
+    for (family, setting) in [(Family::V4, IP_FORWARD), (Family::V6, FORWARDING6)] {
+        let who = services(&|_, s| {
+            let elsewhere = |a: &IpAddr| !facts.addresses.as_ref().is_some_and(|h| h.contains(a));
+            s.forward == ForwardMethod::Nat
+                && s.servers
+                    .keys()
+                    .any(|d| Family::of(d.addr) == family && elsewhere(&d.addr))
+        });
+        if !facts.forwards(family) {
+            warn(who, &|who| {
+                format!(
+                    "{setting} is 0: the answers of NAT servers are not forwarded, clients of {who} get none; {}",
+                    set(setting, 1)
+                )
+            });
+        }
+    }
+    if facts.is(EXPIRE_NODEST, false) {
+        warn(services(&|_, s| !s.servers.is_empty()), &|who| {
+            format!(
+                "{EXPIRE_NODEST} is 0: a failed server is removed, and packets of its connections are then dropped without a word, so that clients of {who} hang until their own time-outs; {}",
+                set(EXPIRE_NODEST, 1)
+            )
+        });
+    }
+    if facts.is(EXPIRE_QUIESCENT, false) {
+        // A removed server's template ends whatever the setting (`ip_vs_check_template`).
+        let who = services(&|_, s| {
+            let quiesced = s.servers.values().any(|d| d.weight == Weight::QUIESCED);
+            s.attrs.persistence.is_some() && quiesced
+        });
+        warn(who, &|who| {
+            format!(
+                "{EXPIRE_QUIESCENT} is 0: a persistent client keeps its server of weight 0 for as long as it comes back, so that such a server of {who} never empties; {}",
+                set(EXPIRE_QUIESCENT, 1)
+            )
+        });
+    }
+    if facts.is(REUSE, false) {
+        let who = services(&|k, _| {
+            !matches!(
+                k,
+                ServiceKey::Addr(Protocol::Udp, _) | ServiceKey::Fwmark(..)
+            )
+        });
+        warn(who, &|who| {
+            let lost = match facts.is(EXPIRE_NODEST, false) {
+                true => {
+                    ", and gets no answer while that server is removed and the old connection not forgotten"
+                }
+                false => "",
+            };
+            format!(
+                "{REUSE} is 0: a client of {who} that uses a port again, as proxies do, goes to the server of the port's last connection, past the scheduler: stand-ins and servers that are back get nothing of it{lost}; {}",
+                set(REUSE, 1)
+            )
+        });
+    }
+    if facts.is(SYNC_PERSIST, true) && facts.is(SLOPPY_TCP, false) {
+        let who = services(&|k, s| {
+            matches!(k, ServiceKey::Addr(Protocol::Tcp, _)) && s.attrs.persistence.is_some()
+        });
+        warn(who, &|who| {
+            format!(
+                "{SYNC_PERSIST} is 1 and {SLOPPY_TCP} is 0: a director that takes over knows which server a client of {who} has but not its connections, and breaks them; {}",
+                set(SLOPPY_TCP, 1)
+            )
+        });
+    }
+    for scheduler in &facts.no_schedulers {
+        warn(services(&|_, s| s.attrs.scheduler == *scheduler), &|who| {
+            format!(
+                "the kernel has no scheduler {scheduler} and could not load it: {who} cannot be added; see what modprobe ip_vs_{scheduler} says, or choose another scheduler"
+            )
+        });
+    }
+    for engine in &facts.no_engines {
+        let has = |s: &VirtualService| {
+            let engine_of = s.attrs.persistence.as_ref().and_then(|p| p.engine.as_ref());
+            engine_of == Some(engine)
+        };
+        warn(services(&|_, s| has(s)), &|who| {
+            format!(
+                "the kernel has no persistence engine {engine} and could not load it: {who} cannot be added; see what modprobe ip_vs_pe_{engine} says, or leave persistence_engine out"
+            )
+        });
+    }
+    all.extend(missing_addresses(config, facts));
+    all
+}
+
+/// IPVS sees only packets that are for this host.
+fn missing_addresses(config: &Director, facts: &Facts) -> Vec<String> {
+    let Some(here) = &facts.addresses else {
+        return Vec::new();
+    };
+    let mut missing: BTreeMap<IpAddr, Vec<&ServiceKey>> = BTreeMap::new();
+    for key in config.services.keys() {
+        if let ServiceKey::Addr(_, at) = key
+            && !here.contains(&at.ip())
+        {
+            missing.entry(at.ip()).or_default().push(key);
+        }
+    }
+    let text = |(ip, keys): (IpAddr, Vec<&ServiceKey>)| {
+        let who = named(keys.into_iter())?;
+        Some(format!(
+            "no interface of this host has the virtual address {ip}: packets for {who} do not reach IPVS; add it, for example: ip address add {ip}/{} dev lo",
+            if ip.is_ipv4() { 32 } else { 128 }
+        ))
+    };
+    missing.into_iter().filter_map(text).collect()
+}
+
+/// The first one's name and how many more there are; none for none.
+fn named<'a>(mut keys: impl Iterator<Item = &'a ServiceKey>) -> Option<String> {
+    let first = keys.next()?;
+    Some(match keys.count() {
+        0 => first.to_string(),
+        more => format!("{first} and {more} more"),
+    })
+}
+
+fn set(setting: &str, value: i64) -> String {
+    format!("under [kernel] write: \"{setting}\" = {value}")
+}
+
+#[cfg(test)]
+mod tests;
