@@ -13,16 +13,18 @@
 //!   `-R` stops at one. `#` is no comment anywhere else.
 //!
 //! What `-R` reads and this refuses, because the table would silently not be as written: a port of
-//! direct routing or a tunnel other than its service's (`-R` takes the service's), `-M` or `--pe`
-//! without `-p`, masks that are no prefix, `-M` before the service, names longer than the kernel's
-//! (`-R` cuts them), names of several addresses (`-R` takes the first), numbers for addresses that
-//! are not four decimal ones (`10.1`).
+//! direct routing or a tunnel other than its service's (`-R` takes the service's), an IPv4 address
+//! in brackets (`-R` forgets the port), `-M` or `--pe` without `-p`, masks that are no prefix, `-M`
+//! before an IPv6 service and `-r` without a port before any (`-R` forgets them), names longer than
+//! the kernel's (`-R` cuts them), names of several addresses (`-R` takes the first), numbers for
+//! addresses that are not four decimal ones (`10.1`). Beside these the words `--` and `--sort`.
 //!
 //! A mark above 2147483647 stands in the output of `-S` as a negative number, which `-R` refuses, as
 //! this does. Thresholds are missing from the output of `-S` ([`Saved::says_thresholds`]).
 
 mod options;
 mod read;
+mod values;
 mod write;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub fn write(table: &Table) -> String {
     Text(table).to_string()
 }
 
-/// The destinations that [`write`] leaves out, because ipvsadm has no words for them and `-R` no
+/// The destinations that [`write()`] leaves out, because ipvsadm has no words for them and `-R` no
 /// comments.
 pub fn left_out(table: &Table) -> impl Iterator<Item = (ServiceKey, DestKey)> {
     table.iter().flat_map(|(key, service)| {
