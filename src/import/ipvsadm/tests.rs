@@ -248,6 +248,13 @@ fn hand_written_lines_mean_what_ipvsadm_makes_of_them() {
 }
 
 #[test]
+fn a_mark_that_ipvsadm_prints_as_a_negative_number_is_the_one_with_its_bits() {
+    let table = read("-A -f -1 -s rr\n-A -f -2147483648 -6 -s rr\n").table;
+    let keys: Vec<_> = table.keys().map(ToString::to_string).collect();
+    assert_eq!(keys, ["fwmark/4294967295", "fwmark6/2147483648"]);
+}
+
+#[test]
 fn names_are_looked_up_once() {
     let names = Known::default();
     let mut text =

@@ -22,22 +22,20 @@ const LONGEST_PERSISTENCE: u32 = 31 * 86_400;
 const DEFAULT_PERSISTENCE: u32 = 360;
 
 impl<'a, N: Names> Reader<'a, N> {
+    /// A firewall mark. ipvsadm prints one above 2147483647 as the negative number that has the same
+    /// bits (`print_service_and_dests` in ipvsadm.c), so a saved table has it so.
     pub(super) fn mark(&mut self, word: Word<'a>) -> Option<u32> {
-        let message = match word.text.parse::<i64>() {
-            Ok(n @ -0x8000_0000..0) => format!(
-                "a mark is no negative number: ipvsadm -S prints marks above 2147483647 so; write {}",
-                n + 0x1_0000_0000
-            ),
-            Ok(n)
-                if n != 0
-                    && let Ok(mark) = u32::try_from(n) =>
-            {
-                return Some(mark);
-            }
-            _ => format!("{:?} is no mark: it is 1 to 4294967295", word.text),
-        };
-        self.wrong(word, message);
-        None
+        let number = word.text.parse::<i64>().ok();
+        let same_bits =
+            |n: i64| u32::try_from(n).or_else(|_| i32::try_from(n).map(i32::cast_unsigned));
+        let mark = number
+            .and_then(|n| same_bits(n).ok())
+            .filter(|mark| *mark != 0);
+        if mark.is_none() {
+            let message = format!("{:?} is no mark: it is 1 to 4294967295", word.text);
+            self.wrong(word, message);
+        }
+        mark
     }
 
     /// An address and the port beside it, if any, of a word as `parse_service` in ipvsadm.c takes it.

@@ -1,4 +1,4 @@
-//! PURE: bytes <-> model. `nla` knows attributes, [`write`] makes requests, [`read`] understands
+//! PURE: bytes <-> model. `nla` knows attributes, [`mod@write`] makes requests, [`read`] understands
 //! answers, `exchange` tells whose answer a datagram is. Nothing here does I/O, and no bytes, however
 //! wrong, make it panic or allocate more than a part of their own length.
 //!
