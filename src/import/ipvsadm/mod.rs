@@ -19,8 +19,8 @@
 //! the kernel's (`-R` cuts them), names of several addresses (`-R` takes the first), numbers for
 //! addresses that are not four decimal ones (`10.1`). Beside these the words `--` and `--sort`.
 //!
-//! A mark above 2147483647 stands in the output of `-S` as a negative number, which `-R` refuses, as
-//! this does. Thresholds are missing from the output of `-S` ([`Saved::says_thresholds`]).
+//! A mark above 2147483647 stands in the output of `-S` as a negative number, which `-R` refuses and
+//! this takes for the mark with the same bits. Thresholds are missing from the output of `-S` ([`Saved::says_thresholds`]).
 
 mod options;
 mod read;
