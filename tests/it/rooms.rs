@@ -377,7 +377,12 @@ fn only_the_reconciler_writes_to_ipvs() {
     assert_eq!(named_outside(&may, &writes), [""; 0]);
     // Nobody else is given the kernel either.
     assert_eq!(named_outside(&may, &["Kernel,", "Kernel;"]), [""; 0]);
-    let connects = ["ipvs", "agent/director.rs", "cli/ipvs/mod.rs", "cli/live.rs"];
+    let connects = [
+        "ipvs",
+        "agent/director.rs",
+        "cli/ipvs/mod.rs",
+        "cli/live.rs",
+    ];
     assert_eq!(named_outside(&connects, &["Ipvs::connect("]), [""; 0]);
     let found = named_outside(&["ipvs"], &writes);
     assert!(!found.is_empty(), "the words are those of the code");

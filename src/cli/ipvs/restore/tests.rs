@@ -80,8 +80,8 @@ fn what_takes_capacity_away_is_told_from_what_does_not() {
     assert_eq!(
         text(&grow),
         "change service tcp/192.0.2.1:80 (wrr)\n\
-         add 198.51.100.3:80 to tcp/192.0.2.1:80 (nat, weight 1)\n\
-         add service tcp/192.0.2.3:80 (rr)"
+         add service tcp/192.0.2.3:80 (rr)\n\
+         add 198.51.100.3:80 to tcp/192.0.2.1:80 (nat, weight 1)"
     );
     assert_eq!(
         text(&shrink),
