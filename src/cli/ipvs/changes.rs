@@ -3,8 +3,21 @@
 use super::{count, words};
 use crate::model::{DestAttrs, Family, ServiceAttrs, Step, Table, Weight};
 
+/// The steps as lines, those of a service together: a plan makes all services before destinations,
+/// a person reads one service after the other.
+pub(super) fn lines(steps: &[Step], live: &Table) -> String {
+    let mut steps: Vec<_> = steps.iter().collect();
+    steps.sort_by_key(|s| s.service());
+    let mut text = String::new();
+    for step in steps {
+        text.push_str(&line(step, live));
+        text.push('\n');
+    }
+    text
+}
+
 /// One step as a line, `live` being what it changes.
-pub(super) fn line(step: &Step, live: &Table) -> String {
+fn line(step: &Step, live: &Table) -> String {
     let service = live.get(&step.service());
     match step {
         Step::NewService(key, to) => {

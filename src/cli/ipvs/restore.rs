@@ -247,11 +247,7 @@ impl File<'_> {
         target: &Target,
         guard: &write::Guard,
     ) -> Result<(), Failure> {
-        let mut text = String::new();
-        for step in steps {
-            text.push_str(&changes::line(step, live));
-            text.push('\n');
-        }
+        let mut text = changes::lines(steps, live);
         let Tally {
             added,
             changed,
@@ -274,7 +270,9 @@ impl File<'_> {
     /// What was not done and why, and what was.
     fn failure(&self, failed: &[Failed], done: Tally) -> String {
         let mut text = String::new();
-        for Failed { step, why } in failed {
+        let mut by_service: Vec<_> = failed.iter().collect();
+        by_service.sort_by_key(|f| f.step.service());
+        for Failed { step, why } in by_service {
             if let Some(e) = why {
                 text.push_str(&format!("{}: {}\n", self.place(step), Chain(e)));
             }

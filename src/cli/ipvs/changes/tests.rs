@@ -41,11 +41,6 @@ fn dest(weight: i64, forward: ForwardMethod) -> DestAttrs {
     }
 }
 
-fn lines(from: &Table, to: &Table) -> Vec<String> {
-    let steps = plan::diff(from, to);
-    steps.iter().map(|s| line(s, from)).collect()
-}
-
 #[test]
 fn every_change_is_a_line_that_says_from_what_to_what() {
     use ForwardMethod::{Dr, Nat, Tun};
@@ -108,8 +103,9 @@ fn every_change_is_a_line_that_says_from_what_to_what() {
         (key("tcp/192.0.2.1:80"), web),
         (key("udp/[2001:db8::1]:5060"), sip),
     ]);
+    let text = lines(&plan::diff(&from, &to), &from);
     assert_eq!(
-        lines(&from, &to),
+        text.lines().collect::<Vec<_>>(),
         [
             "~ tcp/192.0.2.1:80: scheduler rr -> sh, persistence none -> 300s, \
              flags none -> sh-fallback+sh-port",
