@@ -97,6 +97,7 @@ $(fuzzer):
 # Each target for FUZZ_SECONDS, from fuzz/seed and what earlier runs found. No input of 4 KiB warrants an allocation of
 # 64 MiB, nor 1 GiB in all. What crashed stays in target/fuzz. RUSTC_BOOTSTRAP lets a stable compiler use its sanitizer.
 fuzz: compiler $(fuzzer)
+	@command -v c++ >/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends g++; } >&2
 	$(call say,waiting for the fuzz targets to be built; sanitizer: $(FUZZ_SANITIZER))
 	@[ $(FUZZ_SANITIZER) != none ] || echo "make: no sanitizer with this compiler: rustup toolchain install nightly," \
 		"then RUSTUP_TOOLCHAIN=nightly make fuzz" >&2

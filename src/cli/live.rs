@@ -50,7 +50,7 @@ fn declared(config: &Director) -> (Vec<String>, Vec<String>) {
     for declared in &config.kernel {
         let (name, to) = (&declared.name, &declared.value);
         match sys.read(name) {
-            Ok(found) if found == *to => {}
+            Ok(found) if settings::holds(declared, &found) => {}
             Ok(found) => notes.push(format!(
                 "kernel setting {name} is {found} now, a director sets it to {to} when it starts"
             )),

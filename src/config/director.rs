@@ -453,9 +453,7 @@ impl Reader {
         let mut flags = one_packet.map_or(0, |_| ServiceFlags::ONE_PACKET);
         for f in &s.scheduler_flags {
             flags |= self
-                .value(f, |t| {
-                    ServiceFlags::scheduler_flag(t).ok_or_else(|| format!("{t:?} is no scheduler flag: write flag-1, flag-2, flag-3, sh-fallback, sh-port, mh-fallback or mh-port"))
-                })
+                .value(f, |t| service::scheduler_flag(t, &scheduler))
                 .unwrap_or(0);
         }
         if let Some(at) = one_packet
@@ -471,6 +469,12 @@ impl Reader {
             flags: ServiceFlags(flags),
             persistence: self.persistence(key, s),
         };
+        if let (ServiceKey::Addr(_, vip), Some(at)) = (key, &s.address)
+            && vip.port() == 0
+            && s.persistence_timeout.is_none()
+        {
+            self.bad.push(at.span(), "port 0 stands for every port, which the kernel serves only with persistence: give persistence_timeout, or a port");
+        }
         let check = self.check(s.check.as_ref(), key, s.scheduler.span());
         let mut servers = BTreeMap::new();
         for raw in &s.real_server {
@@ -518,7 +522,8 @@ impl Reader {
                 "persistence_timeout is 1 s to 31 days in whole seconds",
             );
         }
-        let engine = s.persistence_engine.as_ref().map(|e| e.get_ref().clone());
+        let engine = s.persistence_engine.as_ref();
+        let engine = engine.and_then(|e| self.value(e, service::engine));
         Some(Persistence {
             timeout_s: seconds,
             prefix,

@@ -14,7 +14,8 @@ use std::{
 use crate::{
     config::{Director, VirtualService},
     model::{
-        Family, ForwardMethod, Protocol, Scheduler, ServiceKey, SysctlName, SysctlValue, Weight,
+        CheckKind, Family, ForwardMethod, Protocol, Scheduler, ServiceKey, SysctlName, SysctlValue,
+        Weight,
     },
 };
 
@@ -30,6 +31,7 @@ pub const ASKED: [&str; 7] = [
 ];
 
 const IP_FORWARD: &str = "net.ipv4.ip_forward";
+const IP_FORWARD_PATH: &str = "net/ipv4/ip_forward";
 const FORWARDING6: &str = "net.ipv6.conf.all.forwarding";
 const EXPIRE_NODEST: &str = "net.ipv4.vs.expire_nodest_conn";
 const EXPIRE_QUIESCENT: &str = "net.ipv4.vs.expire_quiescent_template";
@@ -57,6 +59,18 @@ impl Facts {
         for declared in &config.kernel {
             if let Some(value) = self.settings.get_mut(&declared.name) {
                 *value = declared.value.clone();
+            }
+            // One switch under two names, and it switches every interface
+            // (`devinet_sysctl_forward` in net/ipv4/devinet.c).
+            if matches!(
+                declared.name.path(),
+                IP_FORWARD_PATH | "net/ipv4/conf/all/forwarding"
+            ) {
+                for (name, value) in &mut self.settings {
+                    if name.path() == IP_FORWARD_PATH || name.is_ipv4_forwarding() {
+                        *value = declared.value.clone();
+                    }
+                }
             }
         }
         self
@@ -116,7 +130,9 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
         }
     }
     if facts.is(EXPIRE_NODEST, false) {
-        warn(services(&|_, s| !s.servers.is_empty()), &|who| {
+        // A server that is not checked does not fail.
+        let who = services(&|_, s| !s.servers.is_empty() && s.check.kind != CheckKind::None);
+        warn(who, &|who| {
             format!(
                 "{EXPIRE_NODEST} is 0: a failed server is removed, and packets of its connections are then dropped without a word, so that clients of {who} hang until their own time-outs; {}",
                 set(EXPIRE_NODEST, 1)

@@ -85,7 +85,9 @@ pub fn standing(
     }
 }
 
-fn holds(declared: &Sysctl, found: &SysctlValue) -> bool {
+/// Whether a setting is as declared, or as the kernel itself switches it from there.
+#[must_use]
+pub fn holds(declared: &Sysctl, found: &SysctlValue) -> bool {
     let automatic = |v: &SysctlValue| matches!(v.as_str(), "1" | "2");
     declared.value == *found
         || (declared.name.is_defense() && automatic(&declared.value) && automatic(found))

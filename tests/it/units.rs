@@ -142,6 +142,12 @@ fn users_and_the_socket_folder_fit_the_units() {
         // Set-group-ID and sticky; nothing for others.
         ["d", "/run/understudy", "3770", "root", "understudy", "-"]
     );
+    // Whoever ran a director before: the unit's user can open its lock.
+    let lock = folder.lines().find(|l| l.starts_with('f')).unwrap();
+    assert_eq!(
+        lock,
+        "f /run/understudy/director.lock 0640 understudy-director understudy -"
+    );
 }
 
 #[test]

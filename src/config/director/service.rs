@@ -4,10 +4,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Reader;
-use crate::model::{ForwardMethod, Scheduler, Tunnel, TunnelType};
+use crate::model::{ForwardMethod, Scheduler, ServiceFlags, Tunnel, TunnelType};
 
-/// `IP_VS_SCHEDNAME_MAXLEN` is 16, with the zero at the end.
-const LONGEST_SCHEDULER: usize = 15;
+/// `IP_VS_SCHEDNAME_MAXLEN` and `IP_VS_PENAME_MAXLEN` are 16, with the zero at the end.
+const LONGEST_NAME: usize = 15;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,13 +19,39 @@ pub(super) struct RawTunnel {
 
 /// Reads the name of a scheduler: an open set, of which the kernel alone knows what it has.
 pub(super) fn scheduler(text: &str) -> Result<Scheduler, String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    match (1..=LONGEST_SCHEDULER).contains(&text.len()) && text.chars().all(fits) {
+    match is_module(text) {
         true => Ok(Scheduler(text.to_owned())),
         false => Err(format!(
-            "{text:?} is no scheduler's name: that is 1 to {LONGEST_SCHEDULER} characters of a-z, 0-9, '_' and '-', as in {}",
+            "{text:?} is no scheduler's name: that is 1 to {LONGEST_NAME} characters of a-z, 0-9, '_' and '-', as in {}",
             Scheduler::KNOWN.join(", ")
         )),
+    }
+}
+
+/// Reads the name of a persistence engine: as open a set, of which Linux ships one.
+pub(super) fn engine(text: &str) -> Result<String, String> {
+    match is_module(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "{text:?} is no persistence engine's name: that is 1 to {LONGEST_NAME} characters of a-z, 0-9, '_' and '-', as in sip"
+        )),
+    }
+}
+
+fn is_module(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    (1..=LONGEST_NAME).contains(&text.len()) && text.chars().all(fits)
+}
+
+/// Reads a flag of `scheduler`. The bits of sh's words are those of mh's: a word for the other one
+/// is a mistake.
+pub(super) fn scheduler_flag(text: &str, scheduler: &Scheduler) -> Result<u32, String> {
+    let flag = ServiceFlags::scheduler_flag(text).ok_or_else(|| format!("{text:?} is no scheduler flag: write flag-1, flag-2, flag-3, sh-fallback, sh-port, mh-fallback or mh-port"))?;
+    match text.split_once('-') {
+        Some((of @ ("sh" | "mh"), _)) if of != scheduler.0 && !scheduler.0.is_empty() => Err(
+            format!("{text:?} is a flag of scheduler {of}, not of {scheduler}"),
+        ),
+        _ => Ok(flag),
     }
 }
 
