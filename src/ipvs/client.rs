@@ -221,7 +221,8 @@ impl Ipvs {
         }
     }
 
-    /// The destinations of a service: none, and no error, if the service is not there.
+    /// The destinations of a service: none, and no error, if the service is not there. One of a
+    /// forwarding method or tunnel type that the vocabulary does not have is left out.
     ///
     /// # Errors
     /// Those of every request, and [`Error::Interrupted`].
@@ -231,7 +232,7 @@ impl Ipvs {
             Ask::Service(Command::GetDest, &key),
             Awaited::Dump,
             |found: &mut BTreeMap<_, _>, bytes| {
-                found.extend([read::dest(bytes, key.family())?]);
+                found.extend(read::dest(bytes, key.family())?);
                 Ok(())
             },
         )

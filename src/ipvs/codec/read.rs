@@ -23,11 +23,16 @@ pub fn service(attributes: &[u8]) -> Result<Option<(ServiceKey, ServiceState)>, 
     read_service(nested(attributes, command::SERVICE)?.ok_or("no service in it")?)
 }
 
-/// The destination that the attributes of a message describe; `family` is its service's.
+/// The destination that the attributes of a message describe; `family` is its service's. `None` for
+/// a forwarding method or tunnel type that the vocabulary does not have: a newer kernel's, perhaps
+/// in somebody else's service.
 ///
 /// # Errors
 /// As for a service.
-pub fn dest(attributes: &[u8], family: Family) -> Result<(DestKey, DestState), DecodeError> {
+pub fn dest(
+    attributes: &[u8],
+    family: Family,
+) -> Result<Option<(DestKey, DestState)>, DecodeError> {
     read_dest(
         nested(attributes, command::DEST)?.ok_or("no destination in it")?,
         family,
@@ -191,13 +196,14 @@ fn read_service(bytes: &[u8]) -> Result<Option<(ServiceKey, ServiceState)>, Deco
     Ok(Some((key, state)))
 }
 
-fn read_dest(bytes: &[u8], service: Family) -> Result<(DestKey, DestState), DecodeError> {
+fn read_dest(bytes: &[u8], service: Family) -> Result<Option<(DestKey, DestState)>, DecodeError> {
     let (mut family, mut addr, mut port, mut forward, mut weight) = (None, None, None, None, None);
-    let (mut upper, mut lower, mut tunnel) = (0, 0, Tunnel::default());
+    let (mut upper, mut lower) = (0, 0);
+    let (mut kind, mut port_of_tunnel, mut flags) = (Some(TunnelType::Ipip), 0, 0);
     let (mut active, mut inactive, mut persistent) = (0, 0, 0);
     let (mut stats, mut stats64) = (None, None);
-    each(bytes, |kind, value| {
-        match kind {
+    each(bytes, |number, value| {
+        match number {
             dest::ADDR => addr = Some(value.addr()?),
             dest::PORT => port = Some(value.be16()?),
             dest::FWD_METHOD => forward = Some(value.u32()?),
@@ -210,9 +216,9 @@ fn read_dest(bytes: &[u8], service: Family) -> Result<(DestKey, DestState), Deco
             dest::STATS => stats = Some(value),
             dest::ADDR_FAMILY => family = Some(read_family(value.u16()?)?),
             dest::STATS64 => stats64 = Some(value),
-            dest::TUN_TYPE => tunnel.kind = read_tunnel(value.u8()?)?,
-            dest::TUN_PORT => tunnel.port = value.be16()?,
-            dest::TUN_FLAGS => tunnel.flags = value.u16()?,
+            dest::TUN_TYPE => kind = read_tunnel(value.u8()?),
+            dest::TUN_PORT => port_of_tunnel = value.be16()?,
+            dest::TUN_FLAGS => flags = value.u16()?,
             _ => {}
         }
         Ok(())
@@ -228,7 +234,15 @@ fn read_dest(bytes: &[u8], service: Family) -> Result<(DestKey, DestState), Deco
         2 => ForwardMethod::Tun,
         3 => ForwardMethod::Dr,
         4 => ForwardMethod::Bypass,
-        other => return Err(format!("forwarding method {other}").into()),
+        _ => return Ok(None),
+    };
+    let Some(kind) = kind else {
+        return Ok(None);
+    };
+    let tunnel = Tunnel {
+        kind,
+        port: port_of_tunnel,
+        flags,
     };
     let weight = i64::from(weight.ok_or("a destination without weight")?);
     let weight = Weight::try_from(weight).map_err(|_out_of_range| format!("weight {weight}"))?;
@@ -245,7 +259,7 @@ fn read_dest(bytes: &[u8], service: Family) -> Result<(DestKey, DestState), Deco
         persistent_connections: persistent,
         stats: read_stats(stats64.or(stats))?,
     };
-    Ok((key, state))
+    Ok(Some((key, state)))
 }
 
 /// The wide counters where there are some, else the narrow ones; bytes are wide in both.
@@ -282,11 +296,11 @@ fn read_family(number: u16) -> Result<Family, DecodeError> {
     }
 }
 
-fn read_tunnel(number: u8) -> Result<TunnelType, DecodeError> {
+const fn read_tunnel(number: u8) -> Option<TunnelType> {
     match number {
-        0 => Ok(TunnelType::Ipip),
-        1 => Ok(TunnelType::Gue),
-        2 => Ok(TunnelType::Gre),
-        other => Err(format!("tunnel type {other}").into()),
+        0 => Some(TunnelType::Ipip),
+        1 => Some(TunnelType::Gue),
+        2 => Some(TunnelType::Gre),
+        _ => None,
     }
 }

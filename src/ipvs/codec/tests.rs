@@ -196,7 +196,7 @@ fn is_dest(messages: &[Captured], key: &str, dest: &str, asked: DestAttrs, said:
         panic!("{} messages", messages.len())
     };
     assert_eq!((request.command, answer.command), (5, 5));
-    let of = |message: &Captured| read::dest(&message.bytes, key.family()).unwrap();
+    let of = |message: &Captured| read::dest(&message.bytes, key.family()).unwrap().unwrap();
     let idle = |attrs| {
         let state = DestState {
             attrs,
@@ -422,7 +422,7 @@ fn counters_of_either_width() {
         ..Stats::default()
     };
     let of_service = |bytes: &[u8]| read::service(bytes).unwrap().unwrap().1.stats;
-    let of_dest = |bytes: &[u8]| read::dest(bytes, Family::V4).unwrap().1;
+    let of_dest = |bytes: &[u8]| read::dest(bytes, Family::V4).unwrap().unwrap().1;
     assert_eq!(of_service(&service.bytes), counted);
     assert_eq!(of_dest(&dest.bytes).stats, counted);
     assert_eq!(of_dest(&dest.bytes).inactive_connections, 3);
@@ -453,6 +453,20 @@ fn what_no_kernel_says_is_an_error_and_what_it_may_say_is_none() {
     assert!(changed(&|bytes| bytes[16] = 51).is_ok_and(|found| found.is_none()));
     assert!(changed(&|bytes| bytes[8] = 1).is_err());
     assert!(changed(&|bytes| bytes.truncate(40)).is_err());
+    // A forwarding method and a tunnel type that no kernel has yet: their attributes and values.
+    let [request, _] = &fixture!("dest-fwmark-gue")[..] else {
+        panic!()
+    };
+    for (known, unknown) in [
+        ([8, 0, 3, 0, 2], [8, 0, 3, 0, 5]),
+        ([5, 0, 13, 0, 1], [5, 0, 13, 0, 3]),
+    ] {
+        let mut bytes = request.bytes.clone();
+        let at = bytes.windows(5).position(|part| part == known).unwrap();
+        assert!(read::dest(&bytes, Family::V4).is_ok_and(|found| found.is_some()));
+        bytes[at..at + 5].copy_from_slice(&unknown);
+        assert!(read::dest(&bytes, Family::V4).is_ok_and(|found| found.is_none()));
+    }
     assert!(read::service(&[]).is_err());
     assert!(read::dest(&[], Family::V4).is_err());
     assert!(read::info(&[]).is_err());
@@ -697,7 +711,7 @@ proptest! {
         let step = Step::SetDest(key, dest, to);
         let bytes = ours(Ask::Step(&step)).bytes;
         for bytes in [with_strangers_inside(last(&bytes), stranger), bytes] {
-            let (found, state) = read::dest(&bytes, key.family()).unwrap();
+            let (found, state) = read::dest(&bytes, key.family()).unwrap().unwrap();
             prop_assert_eq!((found, state.attrs), (dest, to));
         }
         let bytes = ours(Ask::StartDaemon(&daemon)).bytes;

@@ -109,13 +109,13 @@ fn every_change_is_a_line_that_says_from_what_to_what() {
         [
             "~ tcp/192.0.2.1:80: scheduler rr -> sh, persistence none -> 300s, \
              flags none -> sh-fallback+sh-port",
-            "+ udp/[2001:db8::1]:5060: rr, persistent 60s/64 by sip, one-packet",
             "~ 198.51.100.1:80 in tcp/192.0.2.1:80: forward nat -> tun gue:6080+csum+remcsum, \
              weight 1 -> 2, upper 0 -> 100",
             "+ 198.51.100.4:80 in tcp/192.0.2.1:80: nat, weight 1, upper 9, lower 5",
             "~ 198.51.100.2:80 in tcp/192.0.2.1:80: weight 5 -> 4",
             "- 198.51.100.3:80 in tcp/192.0.2.1:80",
             "- tcp/192.0.2.2:80 and its 1 destination",
+            "+ udp/[2001:db8::1]:5060: rr, persistent 60s/64 by sip, one-packet",
             "- fwmark/7",
         ]
     );

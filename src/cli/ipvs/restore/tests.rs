@@ -117,10 +117,10 @@ fn a_failure_says_where_and_what_is_left() {
         file.failure(&failed, done),
         format!(
             "saved:1: cannot change virtual service tcp/192.0.2.1:80: {because}\n\
-             saved:4: cannot add virtual service tcp/192.0.2.3:80: {because}\n\
              saved:3: cannot add destination 198.51.100.3:80 to tcp/192.0.2.1:80: {because}\n\
              saved:1: cannot remove destination 198.51.100.2:80 from tcp/192.0.2.1:80: {because}\n\
              saved: cannot remove virtual service tcp/192.0.2.2:80: {because}\n\
+             saved:4: cannot add virtual service tcp/192.0.2.3:80: {because}\n\
              6 changes not made (1 of them left because of another of the same service); \
              made: 1 added, 0 changed, 0 removed"
         )
