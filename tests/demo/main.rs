@@ -247,7 +247,7 @@ fn in_kernel(lab: &Lab) -> BTreeSet<String> {
 }
 
 fn destinations() -> BTreeSet<String> {
-    let text = crate::lab::proc_ip_vs();
+    let text = lab::proc_ip_vs();
     let dests = text.lines().filter_map(|l| l.trim().strip_prefix("-> "));
     dests
         .filter_map(|l| hex_address(l.split_whitespace().next()?))

@@ -29,6 +29,10 @@ fn write_config(lab: &Lab, kernel: &str) -> String {
     let text = fs::read_to_string(&path).unwrap();
     let text = text.replacen("[director]\n", "[director]\nresync = \"1s\"\n", 1);
     let server = "[[virtual_service.real_server]]\naddress = \"10.77.1.11:80\"";
+    // In the place of what the lab declares.
+    let (text, services) = text.split_once("[kernel]\n").unwrap();
+    let (_, services) = services.split_once("\n\n").unwrap();
+    let text = format!("{text}\n{services}");
     fs::write(&path, format!("{text}\n{server}\n[kernel]\n{kernel}")).unwrap();
     path
 }

@@ -87,6 +87,9 @@ listen = "127.0.0.1:9711"
 
 [replacement]
 replace_after = "{replace_after}"
+
+[kernel]
+"net.ipv4.vs.expire_nodest_conn" = 1
 "#,
             self.director_state().display(),
             self.director_socket(),
