@@ -154,7 +154,7 @@ impl<'a> Cluster<'a> {
     pub(crate) fn wait_for_status(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
         wait_for(what, PATIENCE, POLL, || match self.status() {
             Ok(status) if holds(&status) => Ok(status),
-            other => Err(Shown(other)),
+            other => Err(Shown(Box::new(other))),
         })
     }
 
