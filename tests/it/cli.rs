@@ -200,6 +200,24 @@ fn a_live_check_needs_a_directors_file_and_ipvs() {
 }
 
 #[test]
+fn a_saved_table_without_services_changes_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let name = file.path().to_str().unwrap();
+    let ran = understudy(&["ipvs", "restore", name]);
+    assert_eq!(
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
+        (
+            Some(0),
+            "the file names no virtual service: nothing to change\n",
+            ""
+        )
+    );
+    let ran = understudy(&["ipvs", "restore", "--exact", name]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert!(ran.err.contains("ipvs flush"), "{}", ran.err);
+}
+
+#[test]
 fn good_and_bad_files_together_are_told_apart() {
     let ran = understudy(&[
         "check-config",

@@ -271,8 +271,10 @@ fn a_file_with_mistakes_changes_nothing() {
     assert_eq!(place.json(), before);
 
     let empty = place.file("empty", "\n");
-    let said = place.restore(&empty, " --exact").bad(2);
-    assert!(said.contains("names no virtual service"), "{said}");
+    let said = place.restore(&empty, " --exact").bad(1);
+    assert!(said.contains("ipvs flush"), "{said}");
+    let said = place.restore(&empty, "").good();
+    assert!(said.contains("nothing to change"), "{said}");
     assert_eq!(place.json(), before);
 }
 

@@ -104,7 +104,7 @@ fn each(services: &[ServiceKey], mut take: impl FnMut(Connection) -> bool) -> Re
         _ => Failure::Failed(format!("{FILE} cannot be read: {e}")),
     };
     let file = BufReader::new(File::open(FILE).map_err(unread)?);
-    for line in file.lines().skip(1) {
+    for line in lines(file).skip(1) {
         let line = line.map_err(unread)?;
         let connection = connection(&line)
             .ok_or_else(|| Failure::Failed(format!("{FILE} is not understood: {line:?}")))?;
@@ -114,6 +114,15 @@ fn each(services: &[ServiceKey], mut take: impl FnMut(Connection) -> bool) -> Re
         }
     }
     Ok(())
+}
+
+/// Lines of any bytes: the persistence data of SIP is a Call-ID as a client sent it. What is no
+/// UTF-8, and what would steer a terminal, becomes the replacement character.
+fn lines(file: impl BufRead) -> impl Iterator<Item = io::Result<String>> {
+    file.split(b'\n').map(|line| {
+        let steers = |c: char| c.is_control() && c != '\t';
+        Ok(String::from_utf8_lossy(&line?).replace(steers, "\u{fffd}"))
+    })
 }
 
 fn is_of(key: &ServiceKey, c: &Connection) -> bool {
@@ -129,7 +138,7 @@ fn is_of(key: &ServiceKey, c: &Connection) -> bool {
 }
 
 fn connection(line: &str) -> Option<Connection> {
-    let mut words = line.split_whitespace();
+    let mut words = line.split_ascii_whitespace();
     let protocol = words.next()?.to_lowercase();
     let mut at = || {
         let address = match words.next()? {
@@ -177,6 +186,15 @@ mod tests {
         assert_eq!(c.client, "[2001:db8::7]:33000".parse().unwrap());
         assert_eq!(c.destination, "198.51.100.1:53".parse().unwrap());
         assert_eq!(c.persistence_data.as_deref(), Some("sip 1234@example"));
+        let line = [line.as_bytes(), b"\xff\xc2\x1b[31m\r\nnext\n"].concat();
+        let read: Result<Vec<_>, _> = lines(&line[..]).collect();
+        let [line, next] = &read.unwrap()[..] else {
+            panic!("two lines");
+        };
+        assert_eq!(next, "next");
+        let data = connection(line).unwrap().persistence_data.unwrap();
+        assert_eq!(data, "sip 1234@example\u{fffd}\u{fffd}\u{fffd}[31m\u{fffd}");
+
         assert_eq!(connection("TCP nonsense"), None);
         assert_eq!(connection(""), None);
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     import::ipvsadm::{self, Saved},
     ipvs,
-    model::{ServiceKey, Step, Table},
+    model::{ForwardMethod, ServiceKey, Step, Table},
     reconcile::plan,
     telemetry::Chain,
 };
@@ -46,8 +46,11 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
     let (name, text) = text(&a.file)?;
     let saved = ipvsadm::parse(&name, &text, &names::System::default())?;
     if saved.table.is_empty() {
-        return Err(Failure::Wrong(format!(
-            "{}: names no virtual service, nothing was changed; ipvs flush removes all",
+        if !a.exact {
+            return say("the file names no virtual service: nothing to change\n");
+        }
+        return Err(Failure::Failed(format!(
+            "{}: names no virtual service, and --exact would remove all: nothing was changed; ipvs flush does that",
             name.display()
         )));
     }
@@ -163,7 +166,8 @@ fn shrinks(step: &Step, live: &Table) -> bool {
 /// What a file asks for, against what is there.
 struct Target {
     table: Table,
-    /// Thresholds that are cleared because the file is silent.
+    /// Thresholds that are cleared because the file is silent, and what stays because no file can
+    /// say it.
     warnings: Vec<String>,
     /// Services that the file does not name, and that stay.
     others: usize,
@@ -212,6 +216,14 @@ impl File<'_> {
                 let Some(old) = there.dests.get(dest) else {
                     continue;
                 };
+                if (old.forward, attrs.forward) == (ForwardMethod::Local, ForwardMethod::Dr) {
+                    attrs.forward = ForwardMethod::Local;
+                    let line = self.saved.line_of(*key, Some(*dest)).unwrap_or(0);
+                    warnings.push(format!(
+                        "{}:{line}: note: {dest} in {key} stays local, which a file says as -g",
+                        self.name.display()
+                    ));
+                }
                 if self.saved.says_thresholds(*key, *dest) || (old.upper, old.lower) == (0, 0) {
                     continue;
                 }
@@ -224,6 +236,15 @@ impl File<'_> {
                     "{}:{line}: warning: {dest} in {key} has thresholds (upper {}, lower {}), of which the file says nothing: they are cleared (--keep-thresholds keeps them)",
                     self.name.display(), old.upper, old.lower
                 ));
+            }
+            for (dest, old) in &there.dests {
+                if old.forward == ForwardMethod::Bypass && !service.dests.contains_key(dest) {
+                    service.dests.insert(*dest, old.clone());
+                    warnings.push(format!(
+                        "{}: note: {dest} in {key} stays: no file can name it, its forwarding method is bypass",
+                        self.name.display()
+                    ));
+                }
             }
         }
         let mut others = 0;

@@ -5,8 +5,9 @@
 //! refused with every mistake at its place. There is no third way, but for what `-S` writes and
 //! `-R` cannot read, or reads as something else:
 //!
-//! * weights above 65535, which ipvsadm 1.31 refuses and Debian's takes, and thresholds above
-//!   2147483647: the kernel holds both;
+//! * weights above 65535, which ipvsadm 1.31 refuses and Debian's takes: the kernel holds them;
+//! * `-b` without a value at the end of a line, which `-S` writes of `sh` and `mh` where flag-3 alone
+//!   is set (`print_sched_flags` has no word for it; beside other flags it leaves flag-3 out);
 //! * `[name]:port`, where `-S` wrote the name of an IPv6 address (`-R` looks up an IPv4 address and
 //!   forgets the port);
 //! * lines that begin with `#`: `ipvsadm-restore` and Debian's `/etc/ipvsadm.rules` have them, while
@@ -17,11 +18,13 @@
 //! in brackets (`-R` forgets the port), `-M` or `--pe` without `-p`, masks that are no prefix, `-M`
 //! before an IPv6 service and `-r` without a port before any (`-R` forgets them), names longer than
 //! the kernel's (`-R` cuts them), names of several addresses (`-R` takes the first), numbers for
-//! addresses that are not four decimal ones (`10.1`). Beside these the words `--` and `--sort`.
+//! addresses that are not four decimal ones (`10.1`), an `-y` above its `-x` (`-R` asks the kernel,
+//! which says `ERANGE`: `ip_vs_add_dest` in net/netfilter/ipvs/ip_vs_ctl.c). Beside these the words `--` and `--sort`.
 //!
 //! A mark above 2147483647 stands in the output of `-S` as a negative number, which `-R` refuses and
 //! this takes for the mark with the same bits. Thresholds are missing from the output of `-S` ([`Saved::says_thresholds`]).
 
+mod losses;
 mod options;
 mod read;
 mod values;
@@ -35,8 +38,9 @@ use std::net::IpAddr;
 use crate::model::{DestKey, Protocol, ServiceKey, Table};
 
 pub use self::{
+    losses::{How, Loss, losses},
     read::parse,
-    write::{left_out, write},
+    write::write,
 };
 
 /// Names that `ipvsadm -S` without `-n` writes. The I/O is the caller's.

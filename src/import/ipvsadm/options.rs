@@ -338,13 +338,9 @@ impl<'a> Line<'a> {
             (_, None) => return wrong("stands before the command: a line begins with -A or -a"),
             (_, Some(_)) => {}
         }
-        if opt.takes() == Takes::Value && given.value.is_none() {
-            return wrong(match opt {
-                Opt::Flags => {
-                    "needs a value: where ipvsadm -S leaves it out, of sh and mh, it is flag-3"
-                }
-                _ => "needs a value",
-            });
+        // What -b without one means depends on the scheduler.
+        if opt.takes() == Takes::Value && opt != Opt::Flags && given.value.is_none() {
+            return wrong("needs a value");
         }
         match self.slot(opt) {
             // Said again, -6 says the same.

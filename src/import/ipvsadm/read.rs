@@ -30,6 +30,19 @@ const DEFAULT_SCHEDULER: &str = "wlc";
 ///
 /// Every mistake at its line and column, up to 100.
 pub fn parse(path: &Path, text: &str, names: &impl Names) -> Result<Saved, Diagnostics> {
+    let (saved, wrong) = all(text, names, MOST_MISTAKES);
+    if wrong.is_empty() {
+        return Ok(saved);
+    }
+    let mut mistakes = Diagnostics::new(path, text);
+    for (span, message) in wrong {
+        mistakes.push(span, message);
+    }
+    Err(mistakes.sorted())
+}
+
+/// What could be read, and every mistake; after `most` of them no further line is read.
+pub(super) fn all(text: &str, names: &impl Names, most: usize) -> (Saved, Vec<Mistake>) {
     let mut reader = Reader {
         names,
         hosts: BTreeMap::new(),
@@ -44,24 +57,19 @@ pub fn parse(path: &Path, text: &str, names: &impl Names) -> Result<Saved, Diagn
     for (number, line) in (1..).zip(text.split('\n')) {
         reader.line(number, Word { text: line, at });
         at += line.len() + 1;
-        if reader.wrong.len() >= MOST_MISTAKES {
+        if reader.wrong.len() >= most {
             break;
         }
     }
     let saved = reader.put_together();
-    if reader.wrong.is_empty() {
-        return Ok(saved);
-    }
-    let mut mistakes = Diagnostics::new(path, text);
-    let more = reader.wrong.len() >= MOST_MISTAKES;
-    for (span, message) in reader.wrong.into_iter().take(MOST_MISTAKES) {
-        mistakes.push(span, message);
-    }
-    if more {
+    let mut wrong = reader.wrong;
+    if wrong.len() >= most {
+        wrong.truncate(most);
         let end = at.min(text.len());
-        mistakes.push(end..end, "too many mistakes: what follows was not read");
+        let message = "too many mistakes: what follows was not read";
+        wrong.push((end..end, message.to_owned()));
     }
-    Err(mistakes.sorted())
+    (saved, wrong)
 }
 
 /// A service or destination that a line adds.
@@ -171,8 +179,7 @@ impl<'a, N: Names> Reader<'a, N> {
     fn server(&mut self, number: usize, text: Word<'a>, line: &Line<'a>) {
         let about = self.about(text, line);
         let weight = self.number(line.weight, 1, 0..=i32::MAX.unsigned_abs());
-        let upper = self.number(line.upper, 0, 0..=u32::MAX);
-        let lower = self.number(line.lower, 0, 0..=u32::MAX);
+        let (upper, lower) = self.thresholds(line);
         let forward = match line.forward.map(|g| g.opt) {
             Some(Opt::Masq) => ForwardMethod::Nat,
             Some(Opt::Ipip) => ForwardMethod::Tun,

@@ -162,6 +162,27 @@ impl<'a, N: Names> Reader<'a, N> {
         }
     }
 
+    /// `-x` and `-y`: at most what `-R` takes, and no lower one above the upper one, which the kernel
+    /// refuses (`ip_vs_add_dest`); an upper one of 0 is none.
+    pub(super) fn thresholds(&mut self, line: &Line<'a>) -> (u32, u32) {
+        let most = i32::MAX.unsigned_abs();
+        let upper = self.number(line.upper, 0, 0..=most);
+        let lower = self.number(line.lower, 0, 0..=most);
+        // One that was no number has been told of.
+        let is_number = |g: Given<'_>| g.word().text.parse::<u32>().is_ok_and(|n| n <= most);
+        if let Some(given) = line.lower
+            && lower > upper
+            && line.upper.is_none_or(is_number)
+        {
+            let message = match upper {
+                0 => format!("{given} {lower} needs an -x of at least as many"),
+                _ => format!("{given} {lower} is above -x {upper}: the kernel refuses that"),
+            };
+            self.wrong(given.word(), message);
+        }
+        (upper, lower)
+    }
+
     /// The name of a scheduler or persistence engine.
     pub(super) fn kernel_name(&mut self, given: Given<'a>) -> Option<&'a str> {
         let word = given.word();
@@ -174,6 +195,14 @@ impl<'a, N: Names> Reader<'a, N> {
     }
 
     pub(super) fn scheduler_flags(&mut self, given: Given<'a>, scheduler: &str) -> u32 {
+        if given.value.is_none() {
+            // So ipvsadm -S writes the one flag of sh and mh that it has no word for.
+            if ["sh", "mh"].contains(&scheduler) {
+                return ServiceFlags::SCHED3;
+            }
+            self.wrong(given.name, format!("{given} needs a value"));
+            return 0;
+        }
         let (word, mut flags) = (given.word(), 0);
         for flag in word.text.split(',').filter(|f| !f.is_empty()) {
             let only = ["sh", "mh"]

@@ -3,28 +3,33 @@
 use std::{fmt, net::Ipv4Addr};
 
 use crate::model::{
-    DestAttrs, DestKey, Family, ForwardMethod, Persistence, Protocol, ServiceAttrs, ServiceFlags,
-    ServiceKey, Table, Tunnel, TunnelType,
+    DestAttrs, DestKey, Family, ForwardMethod, Persistence, Protocol, Service, ServiceAttrs,
+    ServiceFlags, ServiceKey, Table, Tunnel, TunnelType,
 };
 
 /// The table in the words of `ipvsadm -Sn`, thresholds and high marks as well: each service, then
 /// its destinations.
 ///
 /// [`ForwardMethod::Local`] is written as `-g`, as ipvsadm does it. Destinations of
-/// [`ForwardMethod::Bypass`] are [`left_out`]. What a kind of tunnel makes no use of is not written.
+/// [`ForwardMethod::Bypass`] are left out: ipvsadm has no words for them, and `-R` no comments. What
+/// a kind of tunnel makes no use of is not written. [`super::losses`] tells all of it.
 #[must_use]
 pub fn write(table: &Table) -> String {
     Text(table).to_string()
 }
 
-/// The destinations that [`write()`] leaves out, because ipvsadm has no words for them and `-R` no
-/// comments.
-pub fn left_out(table: &Table) -> impl Iterator<Item = (ServiceKey, DestKey)> {
+/// What each line of [`write()`] is about.
+pub(super) fn lines(table: &Table) -> impl Iterator<Item = (ServiceKey, Option<DestKey>)> {
     table.iter().flat_map(|(key, service)| {
-        let dests = service.dests.iter();
-        let lost = dests.filter(|(_, d)| d.forward == ForwardMethod::Bypass);
-        lost.map(|(dest, _)| (*key, *dest))
+        let dests = said(service).map(|(dest, _)| (*key, Some(*dest)));
+        std::iter::once((*key, None)).chain(dests)
     })
+}
+
+/// The destinations that have a line.
+fn said(service: &Service) -> impl Iterator<Item = (&DestKey, &DestAttrs)> {
+    let dests = service.dests.iter();
+    dests.filter(|(_, d)| d.forward != ForwardMethod::Bypass)
 }
 
 struct Text<'a>(&'a Table);
@@ -35,11 +40,9 @@ impl fmt::Display for Text<'_> {
             let name = Named(*key);
             write!(f, "-A {name}")?;
             attributes(f, *key, &service.attrs)?;
-            for (dest, attrs) in &service.dests {
-                if attrs.forward != ForwardMethod::Bypass {
-                    write!(f, "-a {name} -r {dest}")?;
-                    server(f, attrs)?;
-                }
+            for (dest, attrs) in said(service) {
+                write!(f, "-a {name} -r {dest}")?;
+                server(f, attrs)?;
             }
         }
         Ok(())

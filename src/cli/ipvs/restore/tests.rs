@@ -67,6 +67,67 @@ fn a_file_decides_on_its_services_alone() {
 }
 
 #[test]
+fn what_a_file_cannot_say_stays() {
+    let mut live = saved(
+        "-A -t 192.0.2.1:80 -s rr\n\
+         -a -t 192.0.2.1:80 -r 198.51.100.1:80 -g -w 1\n\
+         -a -t 192.0.2.1:80 -r 198.51.100.2:80 -g -w 1\n\
+         -a -t 192.0.2.1:80 -r 198.51.100.3:80 -g -w 1\n",
+    )
+    .table;
+    let dests = &mut live.values_mut().next().unwrap().dests;
+    for (dest, forward) in dests.values_mut().zip([
+        ForwardMethod::Local,
+        ForwardMethod::Bypass,
+        ForwardMethod::Dr,
+    ]) {
+        dest.forward = forward;
+    }
+    let text = ipvsadm::write(&live);
+    let file = File {
+        name: Path::new("saved"),
+        saved: saved(&text),
+    };
+    for exact in [false, true] {
+        let target = file.target(&live, exact, false);
+        assert_eq!(plan::diff(&live, &target.table), []);
+        assert_eq!(
+            target.warnings,
+            [
+                "saved:2: note: 198.51.100.1:80 in tcp/192.0.2.1:80 stays local, which a file says \
+                 as -g",
+                "saved: note: 198.51.100.2:80 in tcp/192.0.2.1:80 stays: no file can name it, its \
+                 forwarding method is bypass",
+            ]
+        );
+    }
+    // What the file says otherwise is as it says.
+    let other = saved(&text.replace(" -g ", " -m "));
+    let file = File {
+        name: Path::new("saved"),
+        saved: other,
+    };
+    let target = file.target(&live, false, false);
+    let forwards: Vec<_> = target
+        .table
+        .values()
+        .next()
+        .unwrap()
+        .dests
+        .values()
+        .collect();
+    let forwards: Vec<_> = forwards.iter().map(|d| d.forward).collect();
+    assert_eq!(
+        forwards,
+        [
+            ForwardMethod::Nat,
+            ForwardMethod::Bypass,
+            ForwardMethod::Nat
+        ]
+    );
+}
+
+#[test]
 fn what_takes_capacity_away_is_told_from_what_does_not() {
     let live = saved(LIVE).table;
     let to = saved(FILE).table;
