@@ -14,13 +14,17 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    unistd::{Uid, User},
 };
+use tracing::info;
 
 use crate::{config, model::Ownership};
 
 /// Who looks holds the lock for an instant, and who took it writes into it within one.
 const PATIENCE: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a director waits for a change by hand to be done: less than systemd waits for it.
+const HANDS: u32 = 3000;
 
 /// What can go wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,29 @@ pub enum Error {
         path: PathBuf,
         /// Who, where the file says it.
         by: Option<Box<Ownership>>,
+    },
+    /// The table is changed by hand.
+    #[error(
+        "{} is held by a change by hand (understudy ipvs) that does not come to an end: end that one",
+        path.display()
+    )]
+    ByHand {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is another user's.
+    #[error(
+        "the lock {} belongs to user {owner} and may not be written: it was left by a director run as another user: remove it",
+        path.display()
+    )]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// Its name, or its number.
+        owner: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// A director runs, and does not say what it owns.
     #[error("{} is locked, and does not say by whom", path.display())]
@@ -84,7 +111,8 @@ pub fn beside(socket: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// [`Error::Held`] where another director runs, [`Error::File`].
+/// [`Error::Held`] where another director runs, [`Error::ByHand`] where a change by hand takes more
+/// than a minute, [`Error::NotOurs`], [`Error::File`].
 pub async fn take(config: &config::Director) -> Result<Lock, Error> {
     let path = beside(&config.socket);
     let namespace = namespace().map_err(file(&path, "given this network namespace"))?;
@@ -96,10 +124,21 @@ pub async fn take(config: &config::Director) -> Result<Lock, Error> {
         resync_ms: u64::try_from(config.resync.as_millis()).unwrap_or(u64::MAX),
         services: config.services.keys().copied().collect(),
     };
-    let mut tries = PATIENCE;
+    wait(&path, &owned).await
+}
+
+async fn wait(path: &Path, owned: &Ownership) -> Result<Lock, Error> {
+    let (mut tries, mut hands) = (PATIENCE, HANDS);
     loop {
-        match try_take(&path, &owned) {
+        match try_take(path, owned) {
             Err(Error::Held { .. }) if tries > 0 => tries -= 1,
+            Err(Error::ByHand { .. }) if hands > 0 => {
+                // Most are over before anybody can read of them.
+                if hands == HANDS - PATIENCE {
+                    info!(lock = %path.display(), "the table is changed by hand: waiting for its end");
+                }
+                hands -= 1;
+            }
             other => return other,
         }
         tokio::time::sleep(PAUSE).await;
@@ -121,14 +160,20 @@ fn try_take(path: &Path, owned: &Ownership) -> Result<Lock, Error> {
         other => other,
     };
     let mut held = match Flock::lock(
-        opened.map_err(failed("opened"))?,
+        opened.map_err(|e| unopened(path, e))?,
         FlockArg::LockExclusiveNonblock,
     ) {
         Ok(held) => held,
-        Err((mut other, Errno::EWOULDBLOCK)) => {
-            return Err(Error::Held {
-                path: path.to_owned(),
-                by: said(&mut other).map(Box::new),
+        Err((other, Errno::EWOULDBLOCK)) => {
+            let path = path.to_owned();
+            // A director shares it with nobody. Of who shares it the text says nothing: it is that
+            // of a director which is gone.
+            return Err(match Flock::lock(other, FlockArg::LockSharedNonblock) {
+                Ok(_shared) => Error::ByHand { path },
+                Err((mut other, _)) => Error::Held {
+                    path,
+                    by: said(&mut other).map(Box::new),
+                },
             });
         }
         Err((_, errno)) => return Err(failed("locked")(errno.into())),
@@ -141,32 +186,70 @@ fn try_take(path: &Path, owned: &Ownership) -> Result<Lock, Error> {
     Ok(Lock { _held: held })
 }
 
+fn unopened(path: &Path, e: io::Error) -> Error {
+    let there = fs::metadata(path);
+    let Some(there) = there
+        .ok()
+        .filter(|_| e.kind() == io::ErrorKind::PermissionDenied)
+    else {
+        return file(path, "opened")(e);
+    };
+    let user = User::from_uid(Uid::from_raw(there.uid())).ok().flatten();
+    Error::NotOurs {
+        path: path.to_owned(),
+        owner: user.map_or_else(|| there.uid().to_string(), |u| u.name),
+        source: e,
+    }
+}
+
 fn said(file: &mut File) -> Option<Ownership> {
     let mut text = Vec::new();
     file.read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// What the director that holds this lock owns in the caller's network namespace; `None` where no
-/// director runs there.
+/// Who may write to the table of the caller's network namespace.
+#[derive(Debug)]
+pub enum Found {
+    /// A director runs there and owns this.
+    Director(Box<Ownership>),
+    /// A director runs in another network namespace.
+    Elsewhere,
+    /// No director runs; none starts as long as this is held.
+    Nobody(Hold),
+    /// There is no such file: nothing was ever locked.
+    NoFile,
+}
+
+/// A lock that was free, shared with others who write by hand. A director that starts waits.
+#[derive(Debug)]
+pub struct Hold {
+    _shared: Flock<File>,
+}
+
+/// Looks who holds this lock, and holds it where no director does.
 ///
 /// # Errors
 ///
 /// [`Error::Unclear`], [`Error::File`].
-pub fn owner(path: &Path) -> Result<Option<Ownership>, Error> {
+pub fn look(path: &Path) -> Result<Found, Error> {
     let failed = |action| file(path, action);
     for _ in 0..PATIENCE {
         let opened = match File::open(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::NoFile),
             other => other.map_err(failed("read"))?,
         };
         match Flock::lock(opened, FlockArg::LockSharedNonblock) {
             // Whoever wrote it is gone.
-            Ok(_free) => return Ok(None),
+            Ok(free) => return Ok(Found::Nobody(Hold { _shared: free })),
             Err((mut held, Errno::EWOULDBLOCK)) => {
                 if let Some(owned) = said(&mut held) {
                     let here = namespace().map_err(failed("compared with this network namespace"));
-                    return Ok((owned.namespace == here?).then_some(owned));
+                    return Ok(if owned.namespace == here? {
+                        Found::Director(Box::new(owned))
+                    } else {
+                        Found::Elsewhere
+                    });
                 }
             }
             Err((_, errno)) => return Err(failed("asked")(errno.into())),
@@ -187,6 +270,13 @@ fn namespace() -> io::Result<(u64, u64)> {
 mod tests {
     use super::*;
 
+    fn owner(path: &Path) -> Option<Ownership> {
+        match look(path).unwrap() {
+            Found::Director(owned) => Some(*owned),
+            Found::Elsewhere | Found::Nobody(_) | Found::NoFile => None,
+        }
+    }
+
     fn owned() -> Ownership {
         Ownership {
             director: "lb1".parse().unwrap(),
@@ -203,12 +293,52 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = beside(&dir.path().join("director.sock"));
         assert_eq!(path, dir.path().join("director.lock"));
-        assert_eq!(owner(&path).unwrap(), None, "no file");
+        assert!(matches!(look(&path).unwrap(), Found::NoFile));
         let lock = try_take(&path, &owned()).unwrap();
-        assert_eq!(owner(&path).unwrap(), Some(owned()));
+        assert_eq!(owner(&path), Some(owned()));
         drop(lock);
         assert!(path.exists());
-        assert_eq!(owner(&path).unwrap(), None, "nobody holds it");
+        assert!(matches!(look(&path).unwrap(), Found::Nobody(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_director_waits_for_a_change_by_hand_and_blames_nobody_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("director.lock");
+        drop(try_take(&path, &owned()).unwrap());
+        let hand = look(&path).unwrap();
+        assert!(matches!(hand, Found::Nobody(_)), "{hand:?}");
+        assert!(matches!(look(&path).unwrap(), Found::Nobody(_)), "shared");
+        let mine = owned();
+        let mut starts = std::pin::pin!(wait(&path, &mine));
+        let early = tokio::time::timeout(Duration::from_secs(30), &mut starts).await;
+        assert!(early.is_err(), "{early:?}");
+        drop(hand);
+        let lock = starts.await.unwrap();
+        drop(lock);
+
+        let _hand = look(&path).unwrap();
+        let error = wait(&path, &mine).await.unwrap_err();
+        assert!(matches!(error, Error::ByHand { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(!text.contains("lb1"), "{text}");
+    }
+
+    #[test]
+    fn a_lock_of_another_user_is_named_with_its_owner_and_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("director.lock");
+        let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = unopened(&path, refused());
+        assert!(matches!(error, Error::File { .. }), "no file: {error:?}");
+        fs::write(&path, "").unwrap();
+        let me = User::from_uid(Uid::effective()).unwrap();
+        let me = me.map_or(Uid::effective().to_string(), |u| u.name);
+        let text = unopened(&path, refused()).to_string();
+        assert!(text.contains(&format!("belongs to user {me} ")), "{text}");
+        assert!(text.ends_with("run as another user: remove it"), "{text}");
+        let other = unopened(&path, io::Error::other("full"));
+        assert!(matches!(other, Error::File { .. }), "{other:?}");
     }
 
     #[test]
@@ -227,7 +357,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("locked by director lb1 (pid 7)"), "{text}");
         // The longer text of the run before is gone.
-        assert_eq!(owner(&path).unwrap(), Some(owned()));
+        assert_eq!(owner(&path), Some(owned()));
     }
 
     #[test]
@@ -240,7 +370,7 @@ mod tests {
             ..owned()
         };
         let _lock = try_take(&path, &elsewhere).unwrap();
-        assert_eq!(owner(&path).unwrap(), None);
+        assert!(matches!(look(&path).unwrap(), Found::Elsewhere));
     }
 
     #[test]
@@ -250,7 +380,7 @@ mod tests {
         fs::write(&path, "").unwrap();
         let file = File::open(&path).unwrap();
         let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
-        let error = owner(&path).unwrap_err();
+        let error = look(&path).unwrap_err();
         assert!(matches!(error, Error::Unclear { .. }), "{error:?}");
     }
 }

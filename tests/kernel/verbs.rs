@@ -560,6 +560,12 @@ weight = 3
     let said = elsewhere.ipvs(&format!("flush{lock}"), "").good();
     assert_eq!(said, "1 service removed\n");
 
+    // A lock that is named by mistake protects nothing.
+    let nowhere = place.ipvs("flush --lock /run/no/such.lock", "").bad(1);
+    let says = "the lock /run/no/such.lock does not exist";
+    assert!(nowhere.starts_with(says), "{nowhere}");
+    assert!(has_owned());
+
     // A second one of this socket does not start.
     let second = place.run(env!("CARGO_BIN_EXE_understudy"), &args, "");
     assert_eq!(second.code, Some(1), "{second:?}");

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Failure, block_on,
     changes::{self, Tally},
-    connect, count, kernel, names, note, plain, read, say, write,
+    connect, count, names, note, plain, read, say, write,
 };
 use crate::{
     import::ipvsadm::{self, Saved},
@@ -58,8 +58,10 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let mut ipvs = connect().await?;
         let mut done = Tally::default();
+        let mut hand = a.guard.begin();
         for pass in 1.. {
-            let live = plain(&ipvs.table().await.map_err(kernel)?);
+            let read = ipvs.table().await;
+            let live = plain(&read.map_err(|e| unread(&e, pass, done))?);
             let target = file.target(&live, a.exact, a.keep_thresholds);
             let steps = plan::diff(&live, &target.table);
             if pass == 1 {
@@ -70,7 +72,7 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
             if a.diff {
                 return file.show(&steps, &live, &target, &a.guard);
             }
-            let mut permitted = write::permit(&mut ipvs, &a.guard, &steps)?;
+            let mut permitted = hand.permit(&mut ipvs, &steps, &so_far(pass, done))?;
             let failed = apply(&mut permitted, steps, &live, &mut done).await;
             if failed.is_empty() {
                 let what = match done.all() {
@@ -282,8 +284,9 @@ impl File<'_> {
         }
         text.push_str(&target.rest());
         text.push('\n');
-        if let Some(owner) = guard.foretell(steps) {
-            text.push_str(&format!("{owner}: it is not done without --force\n"));
+        if let Some(bar) = guard.foretell(steps) {
+            text.push_str(&bar);
+            text.push('\n');
         }
         say(&text)
     }
@@ -310,6 +313,20 @@ impl File<'_> {
         ));
         text
     }
+}
+
+/// What was done before this pass. Of a step that the kernel did not answer nobody knows, so after
+/// the first pass it is never nothing.
+fn so_far(pass: usize, done: Tally) -> String {
+    match pass {
+        1 => "nothing was changed".to_owned(),
+        _ => format!("made before: {}", said(done)),
+    }
+}
+
+/// The table could not be read.
+fn unread(e: &ipvs::Error, pass: usize, done: Tally) -> Failure {
+    Failure::Failed(format!("{}; {}", Chain(e), so_far(pass, done)))
 }
 
 fn said(done: Tally) -> String {

@@ -2,17 +2,24 @@
 //! lock of a running director first: a change of what it owns would last until its next pass.
 //! Counters, timeouts and sync daemons are no director's.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::{Failure, count, kernel, note};
 use crate::{
-    agent::lock,
+    agent::lock::{self, Found, Hold},
     ipvs::{self, Ipvs},
     model::{Ownership, ServiceKey, Step, SyncDaemon, SyncRole, Timeouts},
+    telemetry::Chain,
 };
 
 /// Services that a message names; of more it says how many.
 const NAMED: usize = 5;
+
+/// Where the lock lies of a director with the default socket.
+const LOCK: &str = "/run/understudy/director.lock";
 
 /// Respect for a running director.
 #[derive(Debug, clap::Args)]
@@ -20,20 +27,34 @@ pub(in crate::cli) struct Guard {
     /// Change even what a running director owns, which may undo it
     #[arg(long)]
     force: bool,
-    /// Its lock, beside its socket
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = "/run/understudy/director.lock"
-    )]
-    lock: PathBuf,
+    /// Its lock, which lies beside its socket: of a director with another [director] socket, name it
+    /// [default: /run/understudy/director.lock]
+    #[arg(long, value_name = "PATH")]
+    lock: Option<PathBuf>,
 }
 
 impl Guard {
-    /// The running director, if one owns any of these services (`None`: of all that there are).
-    fn owner(&self, touched: Option<&BTreeSet<ServiceKey>>) -> Result<Option<Owner>, lock::Error> {
-        let Some(director) = lock::owner(&self.lock)? else {
-            return Ok(None);
+    /// The lock, held if no director runs, where nobody owns any of these services (`None`: of all
+    /// that there are).
+    fn look(&self, touched: Option<&BTreeSet<ServiceKey>>) -> Result<Option<Hold>, Bar> {
+        let path = self.lock.as_deref().unwrap_or(Path::new(LOCK));
+        let director = match lock::look(path) {
+            Ok(Found::Director(director)) => *director,
+            Ok(Found::Elsewhere) => return Ok(None),
+            Ok(Found::Nobody(hold)) => return Ok(Some(hold)),
+            Ok(Found::NoFile) if self.lock.is_none() => return Ok(None),
+            Ok(Found::NoFile) => {
+                return Err(Bar::Unclear {
+                    why: format!("the lock {} does not exist", path.display()),
+                    remedy: "name the one beside the director's socket",
+                });
+            }
+            Err(e) => {
+                return Err(Bar::Unclear {
+                    why: Chain(&e).to_string(),
+                    remedy: "be root",
+                });
+            }
         };
         let owned: Vec<_> = match touched {
             Some(touched) => touched
@@ -43,42 +64,105 @@ impl Guard {
                 .collect(),
             None => director.services.iter().copied().collect(),
         };
-        let any = !owned.is_empty() || (touched.is_none() && director.exclusive);
-        Ok(any.then_some(Owner { director, owned }))
-    }
-
-    /// Nothing, where nobody owns what is to be touched; a refusal where a director does.
-    fn ask(&self, touched: Option<&BTreeSet<ServiceKey>>) -> Result<(), Failure> {
-        match (self.owner(touched), self.force) {
-            (Ok(None), _) | (Err(_), true) => Ok(()),
-            (Ok(Some(owner)), true) => {
-                note(&format!(
-                    "forced: {owner} undoes it within {} where drift = \"repair\"",
-                    owner.resync()
-                ));
-                Ok(())
-            }
-            (Ok(Some(owner)), false) => Err(Failure::Failed(format!(
-                "{owner} owns {}: nothing was changed; change its configuration and restart it, or insist with --force, which it undoes within {} where drift = \"repair\"",
-                owner.what(),
-                owner.resync()
-            ))),
-            (Err(e), false) => {
-                let why = Failure::failed(&e);
-                let Failure::Failed(why) = why else {
-                    return Err(why);
-                };
-                Err(Failure::Failed(format!(
-                    "{why}: what a running director owns cannot be told, nothing was changed; be root, or insist with --force"
-                )))
-            }
+        if owned.is_empty() && !(touched.is_none() && director.exclusive) {
+            return Ok(None);
         }
+        Err(Bar::Owner(Owner { director, owned }))
     }
 
     /// What would be said of these steps, were they to be done.
     pub(super) fn foretell(&self, steps: &[Step]) -> Option<String> {
-        let owner = self.owner(Some(&touched(steps))).ok()??;
-        Some(format!("{owner} owns {}", owner.what()))
+        let what = match self.look(Some(&touched(steps))) {
+            Ok(_) => return None,
+            Err(Bar::Owner(owner)) => format!("{owner} owns {}", owner.what()),
+            Err(Bar::Unclear { why, .. }) => why,
+        };
+        Some(format!("{what}: it is not done without --force"))
+    }
+
+    /// The start of a change by hand.
+    pub(super) const fn begin(&self) -> Hand<'_> {
+        Hand {
+            guard: self,
+            told: false,
+        }
+    }
+}
+
+/// What bars a change.
+enum Bar {
+    /// A director owns what is to be changed.
+    Owner(Owner),
+    /// What one owns cannot be told.
+    Unclear { why: String, remedy: &'static str },
+}
+
+impl Bar {
+    /// The refusal; `so_far` says what was changed before.
+    fn refusal(&self, so_far: &str) -> String {
+        match self {
+            Self::Owner(owner) => format!(
+                "{owner} owns {}: {so_far}; change its configuration and restart it, or insist with --force, which it undoes within {} where drift = \"repair\"",
+                owner.what(),
+                owner.resync()
+            ),
+            Self::Unclear { why, remedy } => format!(
+                "{why}: what a running director owns cannot be told, {so_far}; {remedy}, or insist with --force"
+            ),
+        }
+    }
+}
+
+/// A change by hand, in one pass or several.
+pub(super) struct Hand<'a> {
+    guard: &'a Guard,
+    /// What is forced was said.
+    told: bool,
+}
+
+impl Hand<'_> {
+    /// Asks whether these steps may be done; `so_far` says what was done before.
+    pub(super) fn permit<'i>(
+        &mut self,
+        ipvs: &'i mut Ipvs,
+        steps: &[Step],
+        so_far: &str,
+    ) -> Result<Permitted<'i>, Failure> {
+        let hold = self.ask(Some(&touched(steps)), so_far)?;
+        Ok(Permitted { ipvs, _hold: hold })
+    }
+
+    /// The lock, where there is one to hold and nobody owns what is to be touched, or it is forced;
+    /// a refusal where a director owns it.
+    fn ask(
+        &mut self,
+        touched: Option<&BTreeSet<ServiceKey>>,
+        so_far: &str,
+    ) -> Result<Option<Hold>, Failure> {
+        match self.guard.look(touched) {
+            Ok(hold) => Ok(hold),
+            Err(bar) if self.guard.force => {
+                if let Some(forced) = self.forced(&bar) {
+                    note(&forced);
+                }
+                Ok(None)
+            }
+            Err(bar) => Err(Failure::Failed(bar.refusal(so_far))),
+        }
+    }
+
+    /// What is to be said of a forced change, once.
+    fn forced(&mut self, bar: &Bar) -> Option<String> {
+        if std::mem::replace(&mut self.told, true) {
+            return None;
+        }
+        Some(match bar {
+            Bar::Owner(owner) => format!(
+                "forced: {owner} undoes it within {} where drift = \"repair\"",
+                owner.resync()
+            ),
+            Bar::Unclear { why, .. } => format!("forced: {why}"),
+        })
     }
 }
 
@@ -126,26 +210,20 @@ fn touched(steps: &[Step]) -> BTreeSet<ServiceKey> {
 }
 
 /// A kernel that may be changed.
-pub(super) struct Permitted<'a>(&'a mut Ipvs);
-
-/// Asks whether these steps may be done.
-pub(super) fn permit<'a>(
+pub(super) struct Permitted<'a> {
     ipvs: &'a mut Ipvs,
-    guard: &Guard,
-    steps: &[Step],
-) -> Result<Permitted<'a>, Failure> {
-    guard.ask(Some(&touched(steps)))?;
-    Ok(Permitted(ipvs))
+    /// No director starts before the change is done.
+    _hold: Option<Hold>,
 }
 
 impl Permitted<'_> {
     pub(super) async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), ipvs::Error>> {
-        self.0.apply(steps).await
+        self.ipvs.apply(steps).await
     }
 }
 
 pub(super) async fn flush(ipvs: &mut Ipvs, guard: &Guard) -> Result<(), Failure> {
-    guard.ask(None)?;
+    let _hold = guard.begin().ask(None, "nothing was changed")?;
     let services = ipvs.services().await.map_err(kernel)?.len();
     ipvs.flush().await.map_err(kernel)?;
     super::say(&format!("{} removed\n", count(services, "service")))
@@ -202,5 +280,63 @@ mod tests {
         );
         assert_eq!(owner(1, false).to_string(), "director lb1 (pid 7)");
         assert_eq!(owner(1, false).resync(), "1.5s");
+    }
+
+    fn guard(lock: &Path, force: bool) -> Guard {
+        Guard {
+            force,
+            lock: Some(lock.to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_named_must_be_there_and_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("director.lock");
+        let refused = guard(&path, false).begin().ask(None, "made before: much");
+        let Err(Failure::Failed(text)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(
+            text,
+            format!(
+                "the lock {} does not exist: what a running director owns cannot be told, made \
+                 before: much; name the one beside the director's socket, or insist with --force",
+                path.display()
+            )
+        );
+        assert_eq!(
+            guard(&path, false).foretell(&[]).unwrap(),
+            format!(
+                "the lock {} does not exist: it is not done without --force",
+                path.display()
+            )
+        );
+        assert!(guard(&path, true).begin().ask(None, "").unwrap().is_none());
+
+        std::fs::write(&path, "").unwrap();
+        let hold = guard(&path, false).begin().ask(None, "").unwrap();
+        let exclusive = || {
+            let file = std::fs::File::open(&path).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+        };
+        assert!(!exclusive());
+        drop(hold);
+        assert!(exclusive());
+    }
+
+    #[test]
+    fn what_is_forced_is_said_once_and_a_refusal_says_what_was_done() {
+        let guard = guard(Path::new("/none"), true);
+        let mut hand = guard.begin();
+        let bar = Bar::Owner(owner(1, false));
+        assert_eq!(
+            hand.forced(&bar).unwrap(),
+            "forced: director lb1 (pid 7) undoes it within 1.5s where drift = \"repair\""
+        );
+        assert_eq!(hand.forced(&bar), None);
+        let text = bar.refusal("made before: 1 added, 0 changed, 0 removed");
+        assert!(!text.contains("nothing was changed"), "{text}");
+        assert!(text.contains(": made before: 1 added, "), "{text}");
     }
 }

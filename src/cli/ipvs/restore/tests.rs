@@ -187,3 +187,23 @@ fn a_failure_says_where_and_what_is_left() {
         )
     );
 }
+
+#[test]
+fn what_was_made_before_an_error_is_said() {
+    let done = Tally {
+        added: 2,
+        ..Tally::default()
+    };
+    let error = ipvs::Error::NotPermitted {
+        request: ipvs::Request::of(&Step::DelService("fwmark/1".parse().unwrap())),
+    };
+    let text = |pass, done| match unread(&error, pass, done) {
+        Failure::Failed(text) => text,
+        Failure::Wrong(text) => panic!("{text}"),
+    };
+    assert!(text(1, Tally::default()).ends_with("; nothing was changed"));
+    assert!(text(2, done).ends_with("; made before: 2 added, 0 changed, 0 removed"));
+    // The one step of the first pass may have been done without an answer.
+    let none = text(2, Tally::default());
+    assert!(!none.contains("nothing was changed"), "{none}");
+}
