@@ -19,8 +19,8 @@ pub enum Guard {
         /// The server whose replacement runs.
         other: IpAddr,
     },
-    /// No server of the failed one's address family is up: more likely this director is cut off than
-    /// right.
+    /// No server of the failed one's address family passes a check: more likely this director is cut
+    /// off than right.
     AllServersDown,
 }
 

@@ -239,7 +239,7 @@ impl Core {
         let mut of_family = self
             .health
             .iter()
-            .filter(|((_, d), _)| Family::of(d.addr) == family);
+            .filter(|((k, d), _)| Family::of(d.addr) == family && self.is_checked(k));
         if !of_family.any(|(_, h)| h.is_up()) {
             return Some(Guard::AllServersDown);
         }

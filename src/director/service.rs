@@ -143,10 +143,11 @@ impl Core {
         if self.health.keys().eq(wanted.keys()) {
             return false;
         }
-        self.places.clear();
-        for target in wanted.keys() {
-            self.places.entry(target.1.addr).or_default().push(*target);
+        let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for target in wanted.keys().filter(|(key, _)| self.is_checked(key)) {
+            places.entry(target.1.addr).or_default().push(*target);
         }
+        self.places = places;
         self.health.retain(|target, _| wanted.contains_key(target));
         for (target, start) in wanted {
             self.health.entry(target).or_insert(start);
@@ -157,14 +158,16 @@ impl Core {
     /// Who is to be checked, and how.
     #[must_use]
     pub fn targets(&self) -> BTreeMap<(ServiceKey, DestKey), CheckSpec> {
-        let spec = |key: &ServiceKey| {
-            let check = self.config.services.get(key).map(|s| &s.check);
-            check.filter(|c| c.kind != CheckKind::None).cloned()
-        };
-        self.health
-            .keys()
-            .filter_map(|t| Some((*t, spec(&t.0)?)))
-            .collect()
+        let checked = self.health.keys().filter(|(key, _)| self.is_checked(key));
+        let spec = |key: &ServiceKey| self.config.services.get(key).map(|s| s.check.clone());
+        checked.filter_map(|t| Some((*t, spec(&t.0)?))).collect()
+    }
+
+    /// Whether a service's servers are checked. That those of another one count as up says nothing
+    /// of them.
+    pub(super) fn is_checked(&self, key: &ServiceKey) -> bool {
+        let config = self.config.services.get(key);
+        config.is_some_and(|s| s.check.kind != CheckKind::None)
     }
 
     /// The verdicts on one server, in all services that it is checked for.

@@ -86,7 +86,11 @@ struct World {
 
 impl World {
     fn new(recall: Recall, kernel: Kernel) -> Self {
-        let config = Arc::new(config::director::parse(Path::new("d.toml"), CONFIG).unwrap());
+        Self::of(CONFIG, recall, kernel)
+    }
+
+    fn of(text: &str, recall: Recall, kernel: Kernel) -> Self {
+        let config = Arc::new(config::director::parse(Path::new("d.toml"), text).unwrap());
         let wall = WallMillis(1000);
         let boot_id = "boot".to_owned();
         let start = Start {
@@ -321,6 +325,40 @@ fn no_spare_is_asked_for_when_every_server_is_down() {
         1,
         "one answers: it is not the director that is cut off"
     );
+}
+
+/// As `fresh`, and the second service is not checked.
+fn half_checked() -> World {
+    let (first, second) = CONFIG.rsplit_once("check = {").unwrap();
+    let (_, rest) = second.split_once('\n').unwrap();
+    let text = format!("{first}check = {{ none = {{}} }}\n{rest}");
+    let forgot = Recall::Forgot("there is no state file".into());
+    let mut w = World::of(&text, forgot, Kernel::new());
+    w.members(vec![]);
+    w
+}
+
+#[test]
+fn a_service_without_checks_does_not_keep_a_dead_server_from_being_replaced() {
+    let mut w = half_checked();
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    assert_eq!(w.in_service(443), [1, 2], "nobody checks it there");
+    w.passes(10);
+    let failed: Vec<_> = w.requests().iter().map(|k| k.failed).collect();
+    assert_eq!(failed, [ip(1)]);
+}
+
+#[test]
+fn servers_that_nobody_checks_do_not_show_that_the_director_is_not_cut_off() {
+    let mut w = half_checked();
+    w.all_pass(&[1, 2, 3]);
+    for n in [1, 2, 3] {
+        w.dies(n);
+    }
+    w.passes(60);
+    assert_eq!(w.requests(), []);
+    assert_eq!(w.core.guard(ip(1), at(w.now)), Some(Guard::AllServersDown));
 }
 
 #[test]
