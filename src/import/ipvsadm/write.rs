@@ -12,7 +12,7 @@ use crate::model::{
 ///
 /// [`ForwardMethod::Local`] is written as `-g`, as ipvsadm does it. Destinations of
 /// [`ForwardMethod::Bypass`] are left out: ipvsadm has no words for them, and `-R` no comments. What
-/// a kind of tunnel makes no use of is not written. [`super::losses`] tells all of it.
+/// a kind of tunnel makes no use of is not written. [`super::losses()`] tells all of it.
 #[must_use]
 pub fn write(table: &Table) -> String {
     Text(table).to_string()
