@@ -241,7 +241,7 @@ impl File<'_> {
             }
             for (dest, old) in &there.dests {
                 if old.forward == ForwardMethod::Bypass && !service.dests.contains_key(dest) {
-                    service.dests.insert(*dest, old.clone());
+                    service.dests.insert(*dest, *old);
                     warnings.push(format!(
                         "{}: note: {dest} in {key} stays: no file can name it, its forwarding method is bypass",
                         self.name.display()
