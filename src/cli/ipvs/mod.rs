@@ -28,8 +28,10 @@ pub(super) enum Verb {
     /// Prints the table as ipvsadm -Sn does: for ipvs restore, and for ipvsadm -R
     Save,
     /// Makes the virtual services of a file what it says, changing only what differs
+    #[command(after_help = write::ELSEWHERE)]
     Restore(restore::Arguments),
     /// Removes all virtual services
+    #[command(after_help = write::ELSEWHERE)]
     Flush(write::Guard),
     /// Sets counters to zero
     Zero {

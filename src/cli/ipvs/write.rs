@@ -21,14 +21,18 @@ const NAMED: usize = 5;
 /// Where the lock lies of a director with the default socket.
 const LOCK: &str = "/run/understudy/director.lock";
 
+/// Said after the options of what asks it.
+pub(super) const ELSEWHERE: &str = "\
+The lock of a director lies beside its socket: of one with another [director] socket, name it with
+--lock. What such a director owns is not looked at otherwise.";
+
 /// Respect for a running director.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Guard {
     /// Change even what a running director owns, which may undo it
     #[arg(long)]
     force: bool,
-    /// Its lock, which lies beside its socket: of a director with another [director] socket, name it
-    /// [default: /run/understudy/director.lock]
+    /// Its lock, beside its own socket [default: /run/understudy/director.lock]
     #[arg(long, value_name = "PATH")]
     lock: Option<PathBuf>,
 }
