@@ -279,13 +279,22 @@ impl Ipvs {
     ///
     /// Many go out in one call, and each acknowledgement is matched to its change by number. Where
     /// the kernel had no room for some ([`Error::Overrun`]), their fate is not known: read again.
-    /// From then on fewer go out at once.
+    /// From then on fewer go out at once. After a call in which one timed out the rest is not sent:
+    /// each of them counts as timed out at once.
     pub async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Error>> {
         let mut results = Vec::with_capacity(steps.len());
         let mut rest = steps;
         while !rest.is_empty() {
             let (now, later) = rest.split_at_checked(self.window).unwrap_or((rest, &[]));
+            let before = results.len();
             self.batch(now, &mut results).await;
+            let limit = self.limit;
+            let timed_out = |r: &Result<(), Error>| matches!(r, Err(Error::TimedOut { .. }));
+            if results.iter().skip(before).any(timed_out) {
+                let unsent = later.iter().map(Request::of);
+                results.extend(unsent.map(|request| Err(Error::TimedOut { request, limit })));
+                break;
+            }
             rest = later;
         }
         results
@@ -802,5 +811,20 @@ mod tests {
         ipvs.limit = Duration::from_secs(20);
         let again = ipvs.look_up().await;
         assert!(matches!(again, Ok(_) | Err(Error::NoFamily)), "{again:?}");
+    }
+
+    #[tokio::test]
+    async fn after_a_change_that_timed_out_no_other_is_waited_for() {
+        let mut ipvs = Ipvs::open().unwrap().with_limit(Duration::from_millis(50));
+        (ipvs.port, ipvs.window) = (1, 2);
+        let key: ServiceKey = "tcp/192.0.2.1:80".parse().unwrap();
+        let before = ipvs.sequence;
+        let results = ipvs.apply(&vec![Step::DelService(key); 9]).await;
+        let timed_out = |r: &Result<(), Error>| matches!(r, Err(Error::TimedOut { .. }));
+        assert!(
+            results.len() == 9 && results.iter().all(timed_out),
+            "{results:?}"
+        );
+        assert_eq!(ipvs.sequence - before, 2, "two were sent");
     }
 }

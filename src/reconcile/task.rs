@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     drift::{Difference, Field, merge},
@@ -30,6 +30,10 @@ pub struct Timing {
     /// The wait after a pass that failed, and after one that was the first to find drift.
     pub retry: Duration,
 }
+
+/// So many steps, a failed server's removal aside, and it is looked whether something else is wanted
+/// by now.
+const PIECE: usize = 512;
 
 /// What a pass did, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +57,7 @@ pub enum PassEnd {
     Unchanged,
     /// Every step was done.
     Applied,
-    /// Some steps were refused.
+    /// Some steps were refused, or left to the next pass.
     Partial,
     /// The table could not be read.
     Unread,
@@ -75,14 +79,20 @@ pub async fn run(
         let want = desired.borrow_and_update().clone();
         let now = time::Instant::now();
         let whole = now >= next_whole;
-        let ok = reconciler.pass(&mut kernel, &want, whole).await;
+        let newer = || desired.has_changed().unwrap_or(false);
+        let ok = reconciler.pass(&mut kernel, &want, whole, &newer).await;
         if whole {
             // Who changes the table may be at it still, and a reading takes its time: after the
             // first pass that found something another one follows soon.
             let drifted = std::mem::take(&mut reconciler.drifted);
-            let soon = reconciler.applied.unreadable.is_some() || (drifted && !follows);
-            follows = drifted && !follows;
-            next_whole = now + if soon { timing.retry } else { timing.resync };
+            let soon = drifted && !follows;
+            follows = soon;
+            next_whole = if reconciler.unread {
+                // Trying took its time: what changes meanwhile has its turn before the next try.
+                time::Instant::now() + timing.retry
+            } else {
+                now + if soon { timing.retry } else { timing.resync }
+            };
         }
         // A pass that found everything as it was has nothing to say.
         if std::mem::take(&mut reconciler.moved) {
@@ -112,6 +122,14 @@ struct Reconciler<O> {
     moved: bool,
     /// Whether a difference that others made was found since this was asked last.
     drifted: bool,
+    /// Foreign services that are to go, and that the kernel still has.
+    intruders: BTreeSet<ServiceKey>,
+    /// Whether the whole table could not be read when that was last tried.
+    unread: bool,
+    /// Whether steps of the running pass are left to the next one.
+    cut: bool,
+    /// Steps since it was last looked whether something else is wanted.
+    piece: usize,
     /// Steps applied since the start.
     steps: usize,
     observe: O,
@@ -124,65 +142,127 @@ impl<O: Fn(Fact)> Reconciler<O> {
             base: BTreeMap::new(),
             moved: true,
             drifted: false,
+            intruders: BTreeSet::new(),
+            unread: false,
+            cut: false,
+            piece: 0,
             steps: 0,
             observe,
         }
     }
 
     /// One pass on one reading: of the whole table, or only of the services whose part changed or
-    /// is not reached yet. Says whether everything is as wanted.
-    async fn pass(&mut self, kernel: &mut impl Kernel, want: &Desired, whole: bool) -> bool {
+    /// is not reached yet. Says whether everything is as wanted. Where `newer` says that something
+    /// else is wanted by now, it may end before.
+    async fn pass(
+        &mut self,
+        kernel: &mut impl Kernel,
+        want: &Desired,
+        whole: bool,
+        newer: &impl Fn() -> bool,
+    ) -> bool {
         let steps_before = self.steps;
-        let reading = if whole {
-            self.table(kernel)
-                .await
-                .map(|t| (self.whole_scope(want, &t), t))
-        } else {
-            let reached = |k, w| self.base.get(k).is_some_and(|r| Arc::ptr_eq(r, w));
-            let changed = want.services.iter().filter(|(k, w)| !reached(k, w));
-            let scope: Vec<ServiceKey> = changed.map(|(k, _)| *k).collect();
-            match scope.is_empty() {
-                true => Ok((scope, KernelTable::new())),
-                false => kernel.read(&scope).await.map(|t| (scope, t)),
-            }
+        (self.cut, self.piece) = (false, 0);
+        // A reading that failed is not an empty table: nothing is planned on it.
+        let Some((scope, actual)) = self.reading(kernel, want, whole).await else {
+            (self.observe)(Fact::Pass(PassEnd::Unread));
+            return false;
         };
-        let (scope, actual) = match reading {
-            Ok(reading) => reading,
-            // A reading that failed is not an empty table: nothing is planned on it.
-            Err(e) => {
-                warn!(error = %Chain(&e), "kernel table could not be read, nothing was changed");
-                let why = Some(Chain(&e).to_string());
-                self.moved |= self.applied.unreadable != why;
-                self.applied.unreadable = why;
-                (self.observe)(Fact::Pass(PassEnd::Unread));
-                return false;
-            }
-        };
-        self.moved |= self.applied.unreadable.take().is_some();
-        let contradicted = self.make(kernel, want, &actual, &scope).await;
-        if !contradicted.is_empty() {
+        let contradicted = self.make(kernel, want, &actual, &scope, newer).await;
+        if !contradicted.is_empty() && !self.cut {
             // The kernel contradicts what was read: somebody else changed it meanwhile. Once more.
-            self.again(kernel, want, contradicted).await;
+            self.again(kernel, want, contradicted, newer).await;
         }
         let ours = |k: &ServiceKey| want.services.contains_key(k);
         self.base.retain(|k, _| ours(k));
         self.applied.kernel.retain(|k, _| ours(k));
-        self.applied.failed.retain(|k, _| ours(k));
+        let owed = |k: &ServiceKey| want.exclusive && !ours(k);
+        self.intruders.retain(owed);
+        let intruders = &self.intruders;
+        (self.applied.failed).retain(|k, _| ours(k) || intruders.contains(k));
         self.applied.drift.retain(|k, _| ours(k));
         let standing = self.applied.drift.values().map(Vec::len).sum();
         (self.observe)(Fact::Standing(standing));
-        let ok = self.applied.failed.is_empty();
+        let ok = self.applied.failed.is_empty() && self.intruders.is_empty() && !self.cut;
         if ok && self.applied.generation != want.generation {
             self.applied.generation = want.generation;
             self.moved = true;
         }
         self.moved |= self.steps != steps_before;
+        let unread = whole && self.unread;
         (self.observe)(Fact::Pass(match (ok, self.steps == steps_before) {
+            _ if unread => PassEnd::Unread,
             (true, true) => PassEnd::Unchanged,
             (true, false) => PassEnd::Applied,
             (false, _) => PassEnd::Partial,
         }));
-        ok
+        ok && !unread
+    }
+
+    /// What a pass works on: the services in question and what the kernel has of them. Where the
+    /// whole table cannot be read, those whose part changed are read all the same: a failed server's
+    /// removal does not wait for the rest.
+    async fn reading(
+        &mut self,
+        kernel: &mut impl Kernel,
+        want: &Desired,
+        whole: bool,
+    ) -> Option<(Vec<ServiceKey>, KernelTable)> {
+        if whole {
+            let table = self.table(kernel).await;
+            self.unread = table.is_err();
+            match table {
+                Ok(table) => {
+                    self.readable();
+                    return Some((self.whole_scope(want, &table), table));
+                }
+                Err(e) => self.unreadable(&e),
+            }
+        }
+        let reached = |k, w| self.base.get(k).is_some_and(|r| Arc::ptr_eq(r, w));
+        let changed = want.services.iter().filter(|(k, w)| !reached(k, w));
+        let mut scope: Vec<ServiceKey> = changed.map(|(k, _)| *k).collect();
+        scope.extend(self.owed(want));
+        let part = match scope.is_empty() {
+            true => Ok(KernelTable::new()),
+            false => kernel.read(&scope).await,
+        };
+        match part {
+            Ok(part) => {
+                if !self.unread {
+                    self.readable();
+                }
+                Some((scope, part))
+            }
+            Err(e) => {
+                if !self.unread {
+                    self.unreadable(&e);
+                }
+                None
+            }
+        }
+    }
+
+    fn readable(&mut self) {
+        self.moved |= self.applied.unreadable.take().is_some();
+    }
+
+    /// It is tried every second: what the log knows is not said again.
+    fn unreadable(&mut self, error: &ipvs::Error) {
+        let why = Some(Chain(error).to_string());
+        if self.applied.unreadable == why {
+            debug!(error = %Chain(error), "kernel table could not be read again, nothing was changed");
+            return;
+        }
+        warn!(error = %Chain(error), "kernel table could not be read, nothing was changed");
+        self.applied.unreadable = why;
+        self.moved = true;
+    }
+
+    /// Foreign services that are still to go.
+    fn owed<'a>(&'a self, want: &'a Desired) -> impl Iterator<Item = ServiceKey> + 'a {
+        let owed = |k: &&ServiceKey| want.exclusive && !want.services.contains_key(k);
+        self.intruders.iter().filter(owed).copied()
     }
 
     /// The whole table. A dump can leave a service out when others change theirs meanwhile: one that
@@ -204,6 +284,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
         let before = self.applied.foreign;
         if want.exclusive {
             scope.extend(foreign);
+            scope.extend(self.owed(want).filter(|k| !actual.contains_key(k)));
             self.applied.foreign = 0;
         } else {
             self.applied.foreign = foreign.count();
@@ -218,10 +299,11 @@ impl<O: Fn(Fact)> Reconciler<O> {
         kernel: &mut impl Kernel,
         want: &Desired,
         services: BTreeSet<ServiceKey>,
+        newer: &impl Fn() -> bool,
     ) {
         let scope: Vec<ServiceKey> = services.into_iter().collect();
         match kernel.read(&scope).await {
-            Ok(actual) => drop(self.make(kernel, want, &actual, &scope).await),
+            Ok(actual) => drop(self.make(kernel, want, &actual, &scope, newer).await),
             Err(e) => warn!(error = %Chain(&e), "kernel table could not be read again"),
         }
     }
@@ -233,6 +315,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
         want: &Desired,
         actual: &KernelTable,
         scope: &[ServiceKey],
+        newer: &impl Fn() -> bool,
     ) -> BTreeSet<ServiceKey> {
         let mut work = Vec::new();
         let mut lines = Lines::new();
@@ -255,12 +338,15 @@ impl<O: Fn(Fact)> Reconciler<O> {
                     (plan, merged.differences)
                 }
             };
-            work.push(Work::new(*key, wanted, found, differences, plan));
+            let known = self.applied.failed.get(key).cloned();
+            work.push(Work::new(*key, wanted, found, differences, plan, known));
         }
         lines.end_drift();
         // Failed servers leave first, of all services, and none waits for another.
         for wave in Wave::ALL {
-            self.wave(kernel, &mut work, wave).await;
+            if !self.wave(kernel, &mut work, wave, newer).await {
+                break;
+            }
         }
         let mut contradicted = BTreeSet::new();
         for w in work {
@@ -284,32 +370,59 @@ impl<O: Fn(Fact)> Reconciler<O> {
         }
     }
 
-    /// The steps of one phase, of all services, in one call.
-    async fn wave(&mut self, kernel: &mut impl Kernel, work: &mut [Work<'_>], wave: Wave) {
-        let mut steps = Vec::new();
+    /// The steps of one phase, of all services. Says whether the next phase may follow: a change of
+    /// what is wanted waits for one piece at most, since it may take a failed server out.
+    async fn wave(
+        &mut self,
+        kernel: &mut impl Kernel,
+        work: &mut [Work<'_>],
+        wave: Wave,
+        newer: &impl Fn() -> bool,
+    ) -> bool {
         for w in &mut *work {
-            w.send(wave, &mut steps);
+            w.begin(wave);
         }
-        if steps.is_empty() {
-            return;
-        }
-        let results = kernel.apply(&steps).await;
-        // A step of which nothing was said is not a success.
-        let results = results
-            .into_iter()
-            .map(Some)
-            .chain(iter::repeat_with(|| None));
-        let mut results = steps.into_iter().zip(results);
         let mut told = Told::new();
         let mut counts: BTreeMap<(&'static str, bool), u64> = BTreeMap::new();
         let mut count = |step: &Step, ok| *counts.entry((step.label(), ok)).or_default() += 1;
-        for w in work {
-            w.take(wave, &mut results, &mut told, &mut count);
-        }
+        let ended = loop {
+            // Failed servers leave in one call.
+            let urgent = wave == Wave::TakeOut;
+            let limit = if urgent {
+                usize::MAX
+            } else {
+                PIECE - self.piece
+            };
+            let mut steps = Vec::new();
+            for w in &mut *work {
+                w.send(limit, &mut steps);
+            }
+            if steps.is_empty() {
+                break true;
+            }
+            self.piece += if urgent { 0 } else { steps.len() };
+            let results = kernel.apply(&steps).await;
+            // A step of which nothing was said is not a success.
+            let results = results
+                .into_iter()
+                .map(Some)
+                .chain(iter::repeat_with(|| None));
+            let mut results = steps.into_iter().zip(results);
+            for w in &mut *work {
+                w.take(wave, &mut results, &mut told, &mut count);
+            }
+            if self.piece >= PIECE {
+                self.piece = 0;
+                if newer() {
+                    break false;
+                }
+            }
+        };
         told.end();
         for ((step, ok), n) in counts {
             (self.observe)(Fact::Step(step, ok, n));
         }
+        ended
     }
 
     /// Takes one service's account into what is known.
@@ -321,7 +434,9 @@ impl<O: Fn(Fact)> Reconciler<O> {
         } else {
             self.applied.kernel.insert(key, Arc::new(work.holds()));
         }
-        if work.failed.is_none() {
+        let cut = work.failed.is_none() && work.is_cut();
+        self.cut |= cut;
+        if work.failed.is_none() && !cut {
             // What is put right differs no more.
             let left = work.wanted.is_some_and(|w| w.drift != DriftPolicy::Repair);
             let stands = if left { work.differences } else { Vec::new() };
@@ -329,8 +444,12 @@ impl<O: Fn(Fact)> Reconciler<O> {
         }
         // Where it is not known what was made, all that is wanted is made so again.
         let old = self.base.remove(&key).filter(|_| !work.unsure);
-        if let Some(old) = old {
-            self.base.insert(key, Arc::new(work.rebase(&old)));
+        let base = old.map_or_else(|| work.first_base(), |old| Some(work.rebase(&old)));
+        if let Some(base) = base {
+            self.base.insert(key, Arc::new(base));
+        }
+        if work.wanted.is_none() {
+            self.intruders.insert(key);
         }
         self.stand(key, work.differences);
         if let Some(why) = work.failed {
@@ -342,7 +461,10 @@ impl<O: Fn(Fact)> Reconciler<O> {
     /// A service is as wanted, but for what others changed and what is left so.
     fn reached(&mut self, key: ServiceKey, wanted: Option<&Arc<Want>>, stands: Vec<Difference>) {
         match wanted {
-            None => drop(self.base.remove(&key)),
+            None => {
+                self.base.remove(&key);
+                self.intruders.remove(&key);
+            }
             Some(w) if self.base.get(&key).is_some_and(|b| Arc::ptr_eq(b, w)) => {}
             Some(w) => drop(self.base.insert(key, Arc::clone(w))),
         }

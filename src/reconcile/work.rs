@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, mem,
     sync::Arc,
+    vec,
 };
 
 use tracing::{debug, info, warn};
@@ -14,14 +15,14 @@ use super::{
 };
 use crate::{
     ipvs::Error,
-    model::{DestAttrs, DestKey, DriftPolicy, ServiceKey, ServiceState, Step},
+    model::{DestAttrs, DestKey, DriftPolicy, Service, ServiceKey, ServiceState, Step},
     telemetry::Chain,
 };
 
 /// Lines of one kind in the log for one wave or pass: what comes beyond is counted in one more.
 const LINES: usize = 16;
 
-/// The phases of a pass, each for all services in one call to the kernel.
+/// The phases of a pass, each for all services before the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wave {
     /// Failed servers leave.
@@ -46,12 +47,16 @@ pub(super) struct Work<'a> {
     pub(super) found: Option<&'a ServiceState>,
     pub(super) differences: Vec<Difference>,
     plan: Plan,
-    /// Steps of the running wave.
+    /// Steps of the running wave that are still to be sent.
+    queue: vec::IntoIter<Step>,
+    /// Steps that were sent and of which nothing was heard yet.
     sent: usize,
     /// Steps that the kernel made.
     done: Vec<Step>,
     /// The first step that it did not make, and why.
     pub(super) failed: Option<String>,
+    /// What the pass before said of that: the log knows it.
+    known: Option<String>,
     /// Something did not grow, so nothing is shrunk.
     held: bool,
     /// An errno says that the reading is wrong.
@@ -61,12 +66,13 @@ pub(super) struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    pub(super) const fn new(
+    pub(super) fn new(
         key: ServiceKey,
         wanted: Option<&'a Arc<Want>>,
         found: Option<&'a ServiceState>,
         differences: Vec<Difference>,
         plan: Plan,
+        known: Option<String>,
     ) -> Self {
         Self {
             key,
@@ -74,28 +80,45 @@ impl<'a> Work<'a> {
             found,
             differences,
             plan,
+            queue: Vec::new().into_iter(),
             sent: 0,
             done: Vec::new(),
             failed: None,
+            known,
             held: false,
             contradicted: false,
             unsure: false,
         }
     }
 
-    /// Moves the steps of a wave behind `steps`, if nothing holds them back.
-    pub(super) fn send(&mut self, wave: Wave, steps: &mut Vec<Step>) {
-        let before = steps.len();
-        match wave {
-            Wave::TakeOut => steps.append(&mut self.plan.take_out),
+    /// Gets the steps of a wave ready, if nothing holds them back.
+    pub(super) fn begin(&mut self, wave: Wave) {
+        let steps = match wave {
+            Wave::TakeOut => mem::take(&mut self.plan.take_out),
             // What could not grow is not shrunk, and on a reading that proved wrong nothing more is
             // done; other services go on.
-            _ if self.held || self.contradicted => {}
-            Wave::Service => steps.extend(self.plan.service.take()),
-            Wave::Grow => steps.append(&mut self.plan.grow),
-            Wave::Shrink => steps.append(&mut self.plan.shrink),
+            _ if self.held || self.contradicted => return,
+            Wave::Service => self.plan.service.take().into_iter().collect(),
+            Wave::Grow => mem::take(&mut self.plan.grow),
+            Wave::Shrink => mem::take(&mut self.plan.shrink),
+        };
+        self.queue = steps.into_iter();
+    }
+
+    /// Moves as many steps of the wave behind `steps` as make these `limit`.
+    pub(super) fn send(&mut self, limit: usize, steps: &mut Vec<Step>) {
+        if self.contradicted {
+            return;
         }
+        let before = steps.len();
+        let room = limit.saturating_sub(before);
+        steps.extend(self.queue.by_ref().take(room));
         self.sent = steps.len() - before;
+    }
+
+    /// Whether there are steps that were not sent.
+    pub(super) fn is_cut(&self) -> bool {
+        !(self.queue.as_slice().is_empty() && self.plan.is_empty())
     }
 
     /// Takes in what became of the steps that were sent. Of those that were refused the first is
@@ -139,13 +162,16 @@ impl<'a> Work<'a> {
             }
         }
         if let Some((step, error, more)) = refused {
-            if told.refusals.one() {
+            let first = (self.failed).get_or_insert_with(|| format!("{step}: {error}"));
+            // It is tried every second: what the log knows is not said again.
+            if self.known.as_ref() == Some(&*first) {
+                debug!(service = %self.key, %step, %error, more, "kernel refused a step again");
+            } else if told.refusals.one() {
                 warn!(service = %self.key, %step, %error, "kernel refused a step, it will be tried again");
                 if more > 0 {
                     warn!(service = %self.key, steps = more, "kernel refused more steps of this service");
                 }
             }
-            self.failed.get_or_insert(format!("{step}: {error}"));
         }
         self.tell(
             self.done.get(before..).unwrap_or_default(),
@@ -200,6 +226,27 @@ impl<'a> Work<'a> {
             }
         }
         holds
+    }
+
+    /// The base of a service that had none and did not get all its steps: what the kernel holds now.
+    /// What is wanted beyond that is still this director's to make, what changes from now on is not.
+    /// `None` where it is not known, or not there.
+    pub(super) fn first_base(&self) -> Option<Want> {
+        let wanted = self.wanted.filter(|_| !self.unsure && !self.contradicted)?;
+        let made = |s: &Step| matches!(s, Step::NewService(..) | Step::SetService(..));
+        let attrs = match self.done.iter().any(made) {
+            true => &wanted.service.attrs,
+            false => &self.found?.attrs,
+        };
+        let service = Service {
+            attrs: attrs.clone(),
+            dests: self.holds(),
+        };
+        Some(Want {
+            service,
+            out: BTreeSet::new(),
+            drift: wanted.drift,
+        })
     }
 
     /// The base after steps of which some failed: what this director made is its own, what others
@@ -348,7 +395,7 @@ mod tests {
     };
 
     fn many() -> (Arc<Want>, Plan) {
-        let mut service = crate::model::Service {
+        let mut service = Service {
             attrs: crate::model::ServiceAttrs {
                 scheduler: crate::model::Scheduler("wlc".to_owned()),
                 flags: crate::model::ServiceFlags::default(),
@@ -385,13 +432,14 @@ mod tests {
         assert_eq!(line, "add 39 destinations, change 1 destination");
     }
 
-    #[test]
-    fn of_many_refusals_the_first_is_told_and_what_is_beyond_is_counted() {
+    /// All is refused; `known` is what the pass before said of it.
+    fn refused(known: Option<String>) -> (Step, u32, Told, String) {
         let (want, plan) = many();
-        let mut work = Work::new(key(), Some(&want), None, Vec::new(), plan);
+        let mut work = Work::new(key(), Some(&want), None, Vec::new(), plan, known);
         let mut steps = Vec::new();
-        work.send(Wave::Grow, &mut steps);
-        let first = steps.first().map(ToString::to_string).unwrap();
+        work.begin(Wave::Grow);
+        work.send(usize::MAX, &mut steps);
+        let first = steps.first().cloned().unwrap();
         let mut results = steps.into_iter().map(|step| {
             let request = Request::of(&step);
             let source = std::io::ErrorKind::OutOfMemory.into();
@@ -402,11 +450,26 @@ mod tests {
         work.take(Wave::Grow, &mut results, &mut told, |_, ok| {
             refused += u32::from(!ok)
         });
+        (first, refused, told, work.failed.unwrap())
+    }
+
+    #[test]
+    fn of_many_refusals_the_first_is_told_and_what_is_beyond_is_counted() {
+        let (first, refused, told, why) = refused(None);
         assert_eq!(refused, 40);
         assert_eq!(told.refusals.left, LINES - 1);
-        assert!(work.failed.unwrap().starts_with(&first));
+        assert!(why.starts_with(&first.to_string()));
         let mut lines = Lines::new();
         assert_eq!((0..20).filter(|_| lines.one()).count(), LINES);
         assert_eq!(lines.more, 20 - LINES);
+    }
+
+    #[test]
+    fn a_refusal_that_the_log_knows_is_not_told_again() {
+        let (.., why) = refused(None);
+        let (.., again, same) = refused(Some(why.clone()));
+        assert_eq!((again.refusals.left, same), (LINES, why));
+        let (.., other, _) = refused(Some("another one".to_owned()));
+        assert_eq!(other.refusals.left, LINES - 1);
     }
 }

@@ -23,8 +23,15 @@ struct FakeKernel(Arc<Mutex<Fake>>);
 struct Fake {
     table: KernelTable,
     refuse_reads: u32,
+    /// The whole table cannot be read, and each try takes so long.
+    refuse_whole: Option<Duration>,
+    /// How often the whole table was asked for.
+    tries: u32,
     refuse: Option<DestKey>,
     refuse_service: Option<ServiceKey>,
+    refuse_removal: Option<ServiceKey>,
+    /// Done in the first call with so many steps.
+    during: Option<(usize, Box<dyn FnOnce() + Send>)>,
     /// What a reading of the whole table leaves out.
     left_out: Option<ServiceKey>,
     /// Says nothing of any step.
@@ -58,6 +65,15 @@ impl FakeKernel {
 
 impl Kernel for FakeKernel {
     async fn table(&mut self) -> Result<KernelTable, Error> {
+        let refuse = {
+            let mut f = self.get();
+            f.tries += 1;
+            f.refuse_whole
+        };
+        if let Some(takes) = refuse {
+            time::sleep(takes).await;
+            return Err(Error::NoFamily);
+        }
         self.reading(None)
     }
 
@@ -67,6 +83,10 @@ impl Kernel for FakeKernel {
 
     async fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Error>> {
         self.get().calls.push(steps.len());
+        let during = self.get().during.take_if(|(n, _)| steps.len() >= *n);
+        if let Some((_, during)) = during {
+            during();
+        }
         if self.get().mute {
             return Vec::new();
         }
@@ -91,6 +111,10 @@ impl FakeKernel {
             }
             Step::NewService(k, _) | Step::SetService(k, _) if Some(*k) == f.refuse_service => {
                 let source = std::io::ErrorKind::InvalidInput.into();
+                return Err(Error::Refused { request, source });
+            }
+            Step::DelService(k) if Some(*k) == f.refuse_removal => {
+                let source = std::io::ErrorKind::OutOfMemory.into();
                 return Err(Error::Refused { request, source });
             }
             Step::NewService(k, attrs) => {
@@ -176,9 +200,14 @@ fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) 
     }
 }
 
+/// Nothing else is wanted meanwhile.
+fn never() -> bool {
+    false
+}
+
 async fn pass(kernel: &FakeKernel, want: &Desired) -> (bool, Applied) {
     let mut r = Reconciler::new(|_| {});
-    let ok = r.pass(&mut kernel.clone(), want, true).await;
+    let ok = r.pass(&mut kernel.clone(), want, true, &never).await;
     (ok, r.applied)
 }
 
@@ -277,14 +306,14 @@ async fn a_service_that_a_reading_left_out_is_not_gone() {
         }
     });
     let mut fake = kernel.clone();
-    assert!(reconciler.pass(&mut fake, &want, true).await);
+    assert!(reconciler.pass(&mut fake, &want, true, &never).await);
     let steps = kernel.get().applied.len();
     kernel.get().left_out = Some(key(2));
-    assert!(reconciler.pass(&mut fake, &want, true).await);
+    assert!(reconciler.pass(&mut fake, &want, true, &never).await);
     assert_eq!((kernel.get().applied.len(), *drift.borrow()), (steps, 0));
     // One that is gone is.
     kernel.get().table.remove(&key(2));
-    assert!(reconciler.pass(&mut fake, &want, true).await);
+    assert!(reconciler.pass(&mut fake, &want, true, &never).await);
     assert_eq!(kernel.get().applied.len(), steps + 2);
     assert!(*drift.borrow() > 0);
 }
@@ -293,7 +322,8 @@ async fn a_service_that_a_reading_left_out_is_not_gone() {
 async fn a_failed_reading_is_not_an_empty_table() {
     let kernel = FakeKernel::default();
     kernel.get().table = table([(key(1), &[dest(1), dest(2)])]);
-    kernel.get().refuse_reads = 1;
+    // Neither the whole table nor the services in question.
+    kernel.get().refuse_reads = 2;
     let (ok, applied) = pass(&kernel, &desired([(key(1), &[dest(1), dest(3)], &[])])).await;
     assert!(!ok && applied.unreadable.is_some());
     assert_eq!(kernel.get().applied, []);
@@ -414,7 +444,7 @@ async fn a_service_that_was_not_created_gets_no_destinations() {
     ]);
     let facts = RefCell::new(Vec::new());
     let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
-    assert!(!r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
     assert_eq!(kernel.get().table, table([(key(2), &[dest(1)])]));
     assert_eq!(r.applied.failed.len(), 1);
     let refused = |f: &&Fact| matches!(f, Fact::Step(_, false, _));
@@ -467,11 +497,11 @@ async fn a_pass_over_an_unchanged_table_changes_and_tells_nothing() {
     let kernel = FakeKernel::default();
     let want = desired([(key(1), &[dest(1), dest(2)], &[])]);
     let mut r = Reconciler::new(|_| {});
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     assert!(std::mem::take(&mut r.moved));
     let (base, held) = (r.base.clone(), r.applied.kernel.clone());
     let calls = kernel.get().calls.len();
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     assert!(!r.moved);
     assert!(Arc::ptr_eq(&base[&key(1)], &r.base[&key(1)]));
     assert!(Arc::ptr_eq(&held[&key(1)], &r.applied.kernel[&key(1)]));
@@ -493,7 +523,7 @@ async fn leaves_drift(
         Arc::make_mut(part).drift = policy;
     }
     let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     facts.borrow_mut().clear();
     kernel.get().applied.clear();
     (r, want)
@@ -517,7 +547,7 @@ async fn what_others_change_is_put_right_in_one_pass_and_counted_once() {
     let whole = kernel.get().table.clone();
     set_weight(&kernel, 1, 2, Weight::QUIESCED);
     kernel.get().table.remove(&key(2));
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     assert_eq!(kernel.get().table, whole);
     assert!(r.applied.drift.is_empty());
     assert_eq!(
@@ -531,7 +561,7 @@ async fn what_others_change_is_put_right_in_one_pass_and_counted_once() {
     kernel.get().refuse = Some(dest(2));
     set_weight(&kernel, 1, 2, Weight::QUIESCED);
     for _ in 0..2 {
-        assert!(!r.pass(&mut kernel.clone(), &want, true).await);
+        assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
         assert_eq!(r.applied.drift[&key(1)].len(), 1);
     }
     assert_eq!(drifts(&facts).len(), 1);
@@ -545,7 +575,7 @@ async fn under_alert_what_others_change_is_left_and_told_once() {
     kernel.get().table.remove(&key(2));
     let left = kernel.get().table.clone();
     for _ in 0..2 {
-        assert!(r.pass(&mut kernel.clone(), &want, true).await);
+        assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
         assert_eq!(kernel.get().table, left);
         assert_eq!(r.applied.drift.len(), 2);
     }
@@ -553,10 +583,10 @@ async fn under_alert_what_others_change_is_left_and_told_once() {
     assert_eq!(r.applied.kernel[&key(1)][&dest(2)].weight, Weight::QUIESCED);
     // Another value is another difference; the wanted one is none.
     set_weight(&kernel, 1, 2, Weight::try_from(7).unwrap());
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     assert_eq!(drifts(&facts).len(), 1);
     set_weight(&kernel, 1, 2, Weight::ONE);
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     assert_eq!(drifts(&facts), []);
     assert_eq!(r.applied.drift.keys().collect::<Vec<_>>(), [&key(2)]);
     assert_eq!(kernel.get().applied, [], "nothing was done all the time");
@@ -568,7 +598,7 @@ async fn under_alert_our_own_changes_go_out_all_the_same() {
     let (mut r, mut want) = leaves_drift(&kernel, &facts, DriftPolicy::Alert).await;
     set_weight(&kernel, 1, 1, Weight::QUIESCED);
     set_weight(&kernel, 1, 2, Weight::QUIESCED);
-    assert!(r.pass(&mut kernel.clone(), &want, true).await);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
     // 1 fails, 3 comes, 2 stays as it was wanted.
     let part = Want {
         service: service(&[dest(2), dest(3)]),
@@ -577,7 +607,7 @@ async fn under_alert_our_own_changes_go_out_all_the_same() {
     };
     let added = part.service.dests[&dest(3)];
     want.services.insert(key(1), Arc::new(part));
-    assert!(r.pass(&mut kernel.clone(), &want, false).await);
+    assert!(r.pass(&mut kernel.clone(), &want, false, &never).await);
     assert_eq!(
         kernel.get().applied,
         [
@@ -601,10 +631,239 @@ async fn what_we_made_before_a_failure_is_not_taken_for_somebody_elses() {
         ..Want::clone(&before)
     };
     want.services.insert(key(1), Arc::new(part));
-    assert!(!r.pass(&mut kernel.clone(), &want, false).await);
+    assert!(!r.pass(&mut kernel.clone(), &want, false, &never).await);
     assert!(kernel.get().table[&key(1)].dests.contains_key(&dest(8)));
     want.services.insert(key(1), before);
-    assert!(r.pass(&mut kernel.clone(), &want, false).await);
+    assert!(r.pass(&mut kernel.clone(), &want, false, &never).await);
     assert!(!kernel.get().table[&key(1)].dests.contains_key(&dest(8)));
     assert_eq!(drifts(&facts), []);
+}
+
+/// So many destinations.
+fn many(count: u16) -> Vec<DestKey> {
+    let dest = |n: u16| DestKey {
+        port: 1 + n,
+        ..dest(1)
+    };
+    (0..count).map(dest).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_server_leaves_in_the_midst_of_many_changes() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(9), &[dest(1), dest(2)])]);
+    let dests = many(2000);
+    let first = desired([(key(1), &dests, &[]), (key(9), &[dest(1), dest(2)], &[])]);
+    let (want, rx) = watch::channel(first);
+    let want = Arc::new(want);
+    let fails = Arc::clone(&want);
+    let during = move || {
+        fails.send_modify(|d| {
+            d.generation = 2;
+            let part = Want {
+                service: service(&[dest(2)]),
+                out: [dest(1)].into(),
+                drift: DriftPolicy::Repair,
+            };
+            d.services.insert(key(9), Arc::new(part));
+        });
+    };
+    kernel.get().during = Some((100, Box::new(during)));
+    let (tx, mut applied) = watch::channel(Applied::default());
+    let stop = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    applied.wait_for(|a| a.generation == 2).await.unwrap();
+    let out = Step::DelDest(key(9), dest(1));
+    let place = kernel.get().applied.iter().position(|s| *s == out);
+    assert_eq!(place, Some(PIECE), "after one piece");
+    assert_eq!(
+        kernel.get().table,
+        table([(key(1), &dests), (key(9), &[dest(2)])])
+    );
+    assert_eq!(kernel.get().applied.len(), 2002, "nothing is done twice");
+    stop.cancel();
+    tasks.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_step_holds_back_no_later_piece_of_its_wave() {
+    let kernel = FakeKernel::default();
+    let dests = many(1500);
+    kernel.get().refuse = Some(dests[0]);
+    let (ok, applied) = pass(&kernel, &desired([(key(1), &dests, &[])])).await;
+    assert!(!ok && applied.failed.len() == 1);
+    assert_eq!(kernel.get().table, table([(key(1), &dests[1..])]));
+}
+
+#[tokio::test]
+async fn a_pass_that_was_cut_short_has_not_reached_what_is_wanted() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(7), &[dest(7)])]);
+    let dests = many(1500);
+    let mut want = desired([(key(1), &dests, &[])]);
+    want.exclusive = true;
+    let mut r = Reconciler::new(|_| {});
+    let newer = || true;
+    let mut passes = 1;
+    while !r
+        .pass(&mut kernel.clone(), &want, passes == 1, &newer)
+        .await
+    {
+        assert_eq!(kernel.get().applied.len(), passes * PIECE);
+        assert_eq!(r.applied.generation, 0);
+        assert!(r.applied.failed.is_empty(), "nothing was refused");
+        passes += 1;
+    }
+    assert_eq!(r.applied.generation, 1);
+    // Also what no configuration has is gone, though only the first pass read the whole table.
+    assert_eq!(kernel.get().table, table([(key(1), &dests)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_whole_table_cannot_be_read_a_failed_server_leaves_all_the_same() {
+    let kernel = FakeKernel::default();
+    let first = desired([(key(1), &[dest(1), dest(2)], &[])]);
+    let (want, rx) = watch::channel(first);
+    let (tx, mut applied) = watch::channel(Applied::default());
+    let stop = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    applied.wait_for(|a| a.generation == 1).await.unwrap();
+    let takes = Duration::from_secs(5);
+    kernel.get().refuse_whole = Some(takes);
+    let tries = kernel.get().tries;
+    let tried = async {
+        while kernel.get().tries == tries {
+            time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    time::timeout(TIMING.resync * 2, tried).await.unwrap();
+    // While it is tried.
+    let begun = time::Instant::now();
+    want.send_modify(|d| {
+        d.generation = 2;
+        let part = Want {
+            service: service(&[dest(2)]),
+            out: [dest(1)].into(),
+            drift: DriftPolicy::Repair,
+        };
+        d.services.insert(key(1), Arc::new(part));
+    });
+    let told = applied.wait_for(|a| a.generation == 2).await.unwrap();
+    assert!(told.unreadable.is_some(), "it still cannot be read");
+    drop(told);
+    assert!(begun.elapsed() <= takes, "the next try waits for it");
+    assert_eq!(kernel.get().table, table([(key(1), &[dest(2)])]));
+    stop.cancel();
+    tasks.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_pass_that_cannot_read_the_whole_table_works_on_what_changed() {
+    let kernel = FakeKernel::default();
+    let mut r = Reconciler::new(|_| {});
+    let both = desired([
+        (key(1), &[dest(1), dest(2)], &[]),
+        (key(2), &[dest(1)], &[]),
+    ]);
+    assert!(r.pass(&mut kernel.clone(), &both, true, &never).await);
+    kernel.get().refuse_whole = Some(Duration::ZERO);
+    let mut want = both;
+    let part = desired([(key(1), &[dest(2)], &[dest(1)])]);
+    want.services.extend(part.services);
+    assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
+    assert!(r.applied.unreadable.is_some());
+    assert_eq!(
+        kernel.get().table,
+        table([(key(1), &[dest(2)]), (key(2), &[dest(1)])])
+    );
+    kernel.get().refuse_whole = None;
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
+    assert_eq!(r.applied.unreadable, None);
+}
+
+#[tokio::test]
+async fn a_service_that_was_never_reached_keeps_what_others_changed_since() {
+    let (kernel, facts) = (FakeKernel::default(), RefCell::<Vec<Fact>>::default());
+    // 5 stands in no configuration, and goes when 9 has come.
+    kernel.get().table = table([(key(1), &[dest(1), dest(5)])]);
+    kernel.get().refuse = Some(dest(9));
+    let mut want = desired([(key(1), &[dest(1), dest(2), dest(9)], &[])]);
+    for part in want.services.values_mut() {
+        Arc::make_mut(part).drift = DriftPolicy::Alert;
+    }
+    let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
+    assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
+    for server in [1, 2] {
+        set_weight(&kernel, 1, server, Weight::QUIESCED);
+    }
+    let left = kernel.get().table.clone();
+    for _ in 0..2 {
+        assert!(!r.pass(&mut kernel.clone(), &want, false, &never).await);
+        assert_eq!(kernel.get().table, left);
+        assert_eq!(r.applied.drift[&key(1)].len(), 2);
+    }
+    assert_eq!(drifts(&facts).len(), 2, "told once");
+    kernel.get().refuse = None;
+    assert!(r.pass(&mut kernel.clone(), &want, false, &never).await);
+    let dests = kernel.get().table[&key(1)].dests.clone();
+    let dests: Vec<_> = dests.into_keys().collect();
+    assert_eq!(dests, [dest(1), dest(2), dest(9)]);
+    assert_eq!(r.applied.drift[&key(1)].len(), 2, "it still stands");
+}
+
+#[tokio::test]
+async fn a_change_of_ours_that_was_refused_from_the_start_is_not_taken_for_somebody_elses() {
+    let (kernel, facts) = (FakeKernel::default(), RefCell::<Vec<Fact>>::default());
+    kernel.get().table = table([(key(1), &[dest(1)])]);
+    kernel.get().refuse_service = Some(key(1));
+    let mut want = desired([(key(1), &[dest(1)], &[]), (key(2), &[dest(1)], &[])]);
+    for part in want.services.values_mut() {
+        let part = Arc::make_mut(part);
+        part.service.attrs.scheduler = Scheduler("rr".to_owned());
+        part.drift = DriftPolicy::Alert;
+    }
+    let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
+    for _ in 0..2 {
+        assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
+    }
+    kernel.get().refuse_service = Some(key(2));
+    kernel.get().table.remove(&key(2));
+    let mut r = Reconciler::new(|f| facts.borrow_mut().push(f));
+    for _ in 0..2 {
+        assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
+    }
+    assert_eq!(r.applied.failed.len(), 1);
+    kernel.get().refuse_service = None;
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
+    let rr = |s: &ServiceState| s.attrs.scheduler.0 == "rr";
+    assert!(kernel.get().table.values().all(rr));
+    assert_eq!(kernel.get().table.len(), 2);
+    assert_eq!(drifts(&facts), []);
+}
+
+#[tokio::test]
+async fn an_intruder_that_cannot_be_removed_is_no_success_and_is_tried_again() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(1), &[dest(1)]), (key(7), &[dest(7)])]);
+    kernel.get().refuse_removal = Some(key(7));
+    let mut want = desired([(key(1), &[dest(1)], &[])]);
+    want.exclusive = true;
+    let mut r = Reconciler::new(|_| {});
+    for whole in [true, false] {
+        assert!(!r.pass(&mut kernel.clone(), &want, whole, &never).await);
+        assert_eq!(r.applied.failed.keys().collect::<Vec<_>>(), [&key(7)]);
+        assert_eq!(r.applied.generation, 0);
+    }
+    kernel.get().refuse_removal = None;
+    assert!(r.pass(&mut kernel.clone(), &want, false, &never).await);
+    assert!(r.applied.failed.is_empty());
+    assert_eq!(kernel.get().table, table([(key(1), &[dest(1)])]));
+    // One that somebody else removed is owed no more.
+    kernel.get().table = table([(key(1), &[dest(1)]), (key(7), &[dest(7)])]);
+    kernel.get().refuse_removal = Some(key(7));
+    assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
+    kernel.get().table.remove(&key(7));
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
 }
