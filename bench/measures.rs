@@ -217,7 +217,7 @@ fn one_pass() -> Result<Duration> {
         }
     };
     let took = runtime.block_on(async {
-        let kernel = Ipvs::connect().await?;
+        let kernel = Ipvs::connect().await?.without_counters();
         let stopped = stop.clone();
         let run = task::run(kernel, desired, applied, timing, observe, stopped);
         #[expect(clippy::disallowed_methods, reason = "joined below")]

@@ -103,6 +103,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let mut kernel = Ipvs::connect()
         .await
         .map_err(Error::Kernel)?
+        .without_counters()
         .with_observer(Arc::new(move |operation, result| {
             counted.netlink_request(operation, result)
         }));

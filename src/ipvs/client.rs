@@ -82,6 +82,8 @@ pub struct Ipvs {
     leftovers: bool,
     /// In how many datagrams the last answer came.
     datagrams: u32,
+    /// Whether the counters of destinations are read.
+    counters: bool,
     observer: Option<Observer>,
 }
 
@@ -130,6 +132,7 @@ impl Ipvs {
             window: (room / 2 / ACKNOWLEDGEMENT).clamp(1, WINDOW),
             leftovers: false,
             datagrams: 0,
+            counters: true,
             observer: None,
         })
     }
@@ -149,6 +152,14 @@ impl Ipvs {
     pub fn with_receive_buffer(self, bytes: usize) -> io::Result<Self> {
         setsockopt(self.socket.socket_ref(), sockopt::RcvBuf, &bytes)?;
         Ok(self)
+    }
+
+    /// The same, the counters of destinations left at zero: to read them is a third of the work of a
+    /// pass, which has no use for them.
+    #[must_use]
+    pub const fn without_counters(mut self) -> Self {
+        self.counters = false;
+        self
     }
 
     /// The same, with each request told to `observer`.
@@ -227,12 +238,13 @@ impl Ipvs {
     /// # Errors
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn dests(&mut self, key: ServiceKey) -> Result<BTreeMap<DestKey, DestState>, Error> {
+        let counters = self.counters;
         self.ask(
             Request::ListDests(key),
             Ask::Service(Command::GetDest, &key),
             Awaited::Dump,
             |found: &mut BTreeMap<_, _>, bytes| {
-                found.extend(read::dest(bytes, key.family())?);
+                found.extend(read::dest(bytes, key.family(), counters)?);
                 Ok(())
             },
         )

@@ -110,7 +110,7 @@ pub(super) fn attributes(payload: &[u8]) -> Result<&[u8], DecodeError> {
 pub fn reads(bytes: &[u8]) -> bool {
     [
         read::service(bytes).is_ok(),
-        read::dest(bytes, Family::V6).is_ok(),
+        read::dest(bytes, Family::V6, true).is_ok(),
         read::info(bytes).is_ok(),
         read::timeouts(bytes).is_ok(),
         read::daemon(bytes).is_ok(),

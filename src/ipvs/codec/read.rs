@@ -25,17 +25,20 @@ pub fn service(attributes: &[u8]) -> Result<Option<(ServiceKey, ServiceState)>, 
 
 /// The destination that the attributes of a message describe; `family` is its service's. `None` for
 /// a forwarding method or tunnel type that the vocabulary does not have: a newer kernel's, perhaps
-/// in somebody else's service.
+/// in somebody else's service. Its counters are read where they are wanted, and zero otherwise: they
+/// are half of a message.
 ///
 /// # Errors
 /// As for a service.
 pub fn dest(
     attributes: &[u8],
     family: Family,
+    counters: bool,
 ) -> Result<Option<(DestKey, DestState)>, DecodeError> {
     read_dest(
         nested(attributes, command::DEST)?.ok_or("no destination in it")?,
         family,
+        counters,
     )
 }
 
@@ -196,7 +199,11 @@ fn read_service(bytes: &[u8]) -> Result<Option<(ServiceKey, ServiceState)>, Deco
     Ok(Some((key, state)))
 }
 
-fn read_dest(bytes: &[u8], service: Family) -> Result<Option<(DestKey, DestState)>, DecodeError> {
+fn read_dest(
+    bytes: &[u8],
+    service: Family,
+    counters: bool,
+) -> Result<Option<(DestKey, DestState)>, DecodeError> {
     let (mut family, mut addr, mut port, mut forward, mut weight) = (None, None, None, None, None);
     let (mut upper, mut lower) = (0, 0);
     let (mut kind, mut port_of_tunnel, mut flags) = (Some(TunnelType::Ipip), 0, 0);
@@ -257,7 +264,7 @@ fn read_dest(bytes: &[u8], service: Family) -> Result<Option<(DestKey, DestState
         active_connections: active,
         inactive_connections: inactive,
         persistent_connections: persistent,
-        stats: read_stats(stats64.or(stats))?,
+        stats: read_stats(stats64.or(stats).filter(|_| counters))?,
     };
     Ok(Some((key, state)))
 }

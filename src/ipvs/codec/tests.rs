@@ -196,7 +196,11 @@ fn is_dest(messages: &[Captured], key: &str, dest: &str, asked: DestAttrs, said:
         panic!("{} messages", messages.len())
     };
     assert_eq!((request.command, answer.command), (5, 5));
-    let of = |message: &Captured| read::dest(&message.bytes, key.family()).unwrap().unwrap();
+    let of = |message: &Captured| {
+        read::dest(&message.bytes, key.family(), true)
+            .unwrap()
+            .unwrap()
+    };
     let idle = |attrs| {
         let state = DestState {
             attrs,
@@ -422,10 +426,15 @@ fn counters_of_either_width() {
         ..Stats::default()
     };
     let of_service = |bytes: &[u8]| read::service(bytes).unwrap().unwrap().1.stats;
-    let of_dest = |bytes: &[u8]| read::dest(bytes, Family::V4).unwrap().unwrap().1;
+    let of_dest = |bytes: &[u8]| read::dest(bytes, Family::V4, true).unwrap().unwrap().1;
     assert_eq!(of_service(&service.bytes), counted);
     assert_eq!(of_dest(&dest.bytes).stats, counted);
     assert_eq!(of_dest(&dest.bytes).inactive_connections, 3);
+    let (_, plain) = read::dest(&dest.bytes, Family::V4, false).unwrap().unwrap();
+    assert_eq!(
+        (plain.stats, plain.inactive_connections),
+        (Stats::default(), 3)
+    );
     // A kernel before 4.1 has the narrow ones alone. `*_ATTR_STATS64` is 12 in both.
     let narrow = |bytes: &[u8]| {
         let mut bytes = bytes.to_vec();
@@ -463,12 +472,12 @@ fn what_no_kernel_says_is_an_error_and_what_it_may_say_is_none() {
     ] {
         let mut bytes = request.bytes.clone();
         let at = bytes.windows(5).position(|part| part == known).unwrap();
-        assert!(read::dest(&bytes, Family::V4).is_ok_and(|found| found.is_some()));
+        assert!(read::dest(&bytes, Family::V4, true).is_ok_and(|found| found.is_some()));
         bytes[at..at + 5].copy_from_slice(&unknown);
-        assert!(read::dest(&bytes, Family::V4).is_ok_and(|found| found.is_none()));
+        assert!(read::dest(&bytes, Family::V4, true).is_ok_and(|found| found.is_none()));
     }
     assert!(read::service(&[]).is_err());
-    assert!(read::dest(&[], Family::V4).is_err());
+    assert!(read::dest(&[], Family::V4, true).is_err());
     assert!(read::info(&[]).is_err());
     assert!(read::daemon(&[]).is_err());
 }
@@ -711,7 +720,7 @@ proptest! {
         let step = Step::SetDest(key, dest, to);
         let bytes = ours(Ask::Step(&step)).bytes;
         for bytes in [with_strangers_inside(last(&bytes), stranger), bytes] {
-            let (found, state) = read::dest(&bytes, key.family()).unwrap().unwrap();
+            let (found, state) = read::dest(&bytes, key.family(), true).unwrap().unwrap();
             prop_assert_eq!((found, state.attrs), (dest, to));
         }
         let bytes = ours(Ask::StartDaemon(&daemon)).bytes;
