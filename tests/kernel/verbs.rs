@@ -564,7 +564,8 @@ weight = 3
     let nowhere = place.ipvs("flush --lock /run/no/such.lock", "").bad(1);
     let says = "the lock /run/no/such.lock does not exist";
     assert!(nowhere.starts_with(says), "{nowhere}");
-    assert!(has_owned());
+    let both = format!("-A -f 7 -s rr\n{owned}");
+    assert_eq!(sorted(&place.ipvsadm("-Sn", "")), sorted(&both));
 
     // A second one of this socket does not start.
     let second = place.run(env!("CARGO_BIN_EXE_understudy"), &args, "");
