@@ -597,18 +597,21 @@ impl Ipvs {
                 .send_to(requests, &SocketAddr::new(0, 0))
                 .await
                 .map_err(Failure::Io)?;
-            // The kernel answers within the call that asks. Once it had no room for an answer, what
-            // there is to come is there.
+            // The kernel answers within the call that asks, however long that takes (a module to
+            // load, a thread to stop): what is there is taken before anybody looks at the clock.
+            // Once it had no room for an answer, no more is to come.
             let mut lost = false;
             let mut datagrams = 0_u32;
             while !exchange.is_complete() {
+                // A long dump lets others have their turn.
+                tokio::task::consume_budget().await;
                 datagram.clear();
-                let received = match lost {
-                    false => socket.recv_from(datagram).await,
-                    true => socket
-                        .socket_ref()
-                        .recv_from(datagram, 0)
-                        .map(|(_length, sender)| sender),
+                let there = socket.socket_ref().recv_from(datagram, 0);
+                let received = match there {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && !lost => {
+                        socket.recv_from(datagram).await
+                    }
+                    there => there.map(|(_length, sender)| sender),
                 };
                 let sender = match received {
                     Ok(sender) => sender,
