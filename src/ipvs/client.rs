@@ -239,16 +239,19 @@ impl Ipvs {
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn dests(&mut self, key: ServiceKey) -> Result<BTreeMap<DestKey, DestState>, Error> {
         let counters = self.counters;
-        self.ask(
-            Request::ListDests(key),
-            Ask::Service(Command::GetDest, &key),
-            Awaited::Dump,
-            |found: &mut BTreeMap<_, _>, bytes| {
-                found.extend(read::dest(bytes, key.family(), counters)?);
-                Ok(())
-            },
-        )
-        .await
+        let found: Vec<_> = self
+            .ask(
+                Request::ListDests(key),
+                Ask::Service(Command::GetDest, &key),
+                Awaited::Dump,
+                |found: &mut Vec<_>, bytes| {
+                    found.extend(read::dest(bytes, key.family(), counters)?);
+                    Ok(())
+                },
+            )
+            .await?;
+        // All at once: quicker than one by one.
+        Ok(found.into_iter().collect())
     }
 
     /// All services with their destinations; one that vanishes meanwhile is absent.

@@ -47,6 +47,9 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
     }
     let (version, buckets, table) = block_on(async {
         let mut ipvs = connect().await?;
+        if matches!(a.output, Output::Table) && !a.stats && !a.rate {
+            ipvs = ipvs.without_counters();
+        }
         let (version, buckets) = ipvs.info().await.map_err(kernel)?;
         let table = if a.services.is_empty() {
             ipvs.table().await

@@ -146,6 +146,7 @@ impl Row<'_> {
 struct Column {
     label: &'static str,
     width: usize,
+    largest: u64,
     of: fn(Row<'_>) -> u64,
     write: fn(&mut String, u64, usize),
 }
@@ -193,32 +194,36 @@ fn columns(table: &KernelTable, view: View, exact: bool) -> Vec<Column> {
         ],
     };
     let scaled = view != View::Now && !exact;
-    cells
+    let mut columns: Vec<Column> = cells
         .into_iter()
-        .map(|(label, of)| {
-            let mut largest = 0;
-            for service in table.values() {
-                largest = largest.max(of(Row::Service(service)));
-                for dest in service.dests.values() {
-                    largest = largest.max(of(Row::Dest(dest)));
-                }
-            }
-            let digits = if scaled {
-                // A number that is just not cut may be longer than one that is.
-                let mut longest = String::new();
-                short(&mut longest, largest, 0);
-                longest.len().max(length(largest.min(LONG - 1)))
-            } else {
-                length(largest)
-            };
-            Column {
-                label,
-                width: digits.max(label.len()),
-                of,
-                write: if scaled { short } else { number },
-            }
+        .map(|(label, of)| Column {
+            label,
+            width: 0,
+            largest: 0,
+            of,
+            write: if scaled { short } else { number },
         })
-        .collect()
+        .collect();
+    for service in table.values() {
+        let rows = service.dests.values().map(Row::Dest);
+        for row in rows.chain([Row::Service(service)]) {
+            for c in &mut columns {
+                c.largest = c.largest.max((c.of)(row));
+            }
+        }
+    }
+    for c in &mut columns {
+        let digits = if scaled {
+            // A number that is just not cut may be longer than one that is.
+            let mut longest = String::new();
+            short(&mut longest, c.largest, 0);
+            longest.len().max(length(c.largest.min(LONG - 1)))
+        } else {
+            length(c.largest)
+        };
+        c.width = digits.max(c.label.len());
+    }
+    columns
 }
 
 /// The length of the longest forwarding method.
@@ -303,7 +308,7 @@ fn length(n: u64) -> usize {
 
 /// A number, blanks before it up to `width`.
 fn number(out: &mut String, mut n: u64, width: usize) {
-    let mut digits = [b' '; DIGITS];
+    let mut digits = [b'0'; DIGITS];
     let mut used = 0;
     for digit in digits.iter_mut().rev() {
         *digit = b'0' + u8::try_from(n % 10).unwrap_or(0);
@@ -313,9 +318,9 @@ fn number(out: &mut String, mut n: u64, width: usize) {
             break;
         }
     }
-    let digits = digits.get(DIGITS - used..).unwrap_or_default();
     pad(out, width.saturating_sub(used));
-    out.push_str(str::from_utf8(digits).unwrap_or_default());
+    let digits = digits.iter().skip(DIGITS - used);
+    out.extend(digits.map(|digit| char::from(*digit)));
 }
 
 /// The same, long numbers cut: 123456K.

@@ -123,9 +123,20 @@ fn attributes(to: &mut Vec<u8>, ask: Ask<'_>) {
     }
 }
 
-/// One attribute: length, number, value, zeros up to a multiple of four.
-fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    nest(to, kind, |to| to.extend_from_slice(value));
+/// One attribute of a fixed length: length, number, value, zeros up to a multiple of four. A table of
+/// 10,000 destinations has a hundred thousand of them.
+fn put<const N: usize>(to: &mut Vec<u8>, kind: u16, value: &[u8; N]) {
+    let [a, b] = u16::try_from(N + 4).unwrap_or(u16::MAX).to_ne_bytes();
+    let [c, d] = kind.to_ne_bytes();
+    to.extend_from_slice(&[a, b, c, d]);
+    to.extend_from_slice(value);
+    let padding: &[u8] = match N % 4 {
+        0 => &[],
+        1 => &[0; 3],
+        2 => &[0; 2],
+        _ => &[0; 1],
+    };
+    to.extend_from_slice(padding);
 }
 
 fn put_text(to: &mut Vec<u8>, kind: u16, text: &str) {
