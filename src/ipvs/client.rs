@@ -594,14 +594,15 @@ impl Ipvs {
         }
         // Until the answers are complete; stays so when this future is dropped.
         self.leftovers = true;
-        let (socket, datagram, requests) = (&self.socket, &mut self.datagram, &self.requests);
-        let conversation = async {
-            socket
-                .send_to(requests, &SocketAddr::new(0, 0))
-                .await
-                .map_err(Failure::Io)?;
-            // The kernel answers within the call that asks, however long that takes (a module to
-            // load, a thread to stop): what is there is taken before anybody looks at the clock.
+        let (socket, datagram, limit) = (&self.socket, &mut self.datagram, self.limit);
+        let kernel = SocketAddr::new(0, 0);
+        // The kernel answers within the call that asks, however long that takes (a module to load, a
+        // thread to stop): the clock for the answer starts behind it.
+        tokio::time::timeout(limit, socket.send_to(&self.requests, &kernel))
+            .await
+            .map_err(|_elapsed| Failure::TimedOut)?
+            .map_err(Failure::Io)?;
+        let answers = async {
             // Once it had no room for an answer, no more is to come.
             let mut lost = false;
             let mut datagrams = 0_u32;
@@ -643,7 +644,7 @@ impl Ipvs {
             }
             Ok(datagrams)
         };
-        self.datagrams = match tokio::time::timeout(self.limit, conversation).await {
+        self.datagrams = match tokio::time::timeout(limit, answers).await {
             Ok(ended) => ended?,
             Err(_elapsed) => return Err(Failure::TimedOut),
         };
