@@ -388,11 +388,22 @@ impl Ipvs {
 
     /// Stops the sync daemon of a role.
     ///
+    /// One that was started a moment ago may be stopped before its thread has run. The kernel says
+    /// nothing then: what `kthread_stop` returns is `EINTR`, which `netlink_rcv_skb` does not
+    /// acknowledge. So after the limit it is looked whether it is gone.
+    ///
     /// # Errors
     /// [`Error::NoSuchDaemon`], and those of every request.
     pub async fn stop_daemon(&mut self, role: SyncRole) -> Result<(), Error> {
-        self.tell(Request::StopDaemon(role), Ask::StopDaemon(role))
-            .await
+        let told = self.tell(Request::StopDaemon(role), Ask::StopDaemon(role));
+        match told.await {
+            Err(Error::TimedOut { .. })
+                if !self.daemons().await?.iter().any(|d| d.role == role) =>
+            {
+                Ok(())
+            }
+            told => told,
+        }
     }
 
     /// Removes all services, whoever made them.
