@@ -31,7 +31,7 @@ const HANDS: u32 = 3000;
 pub enum Error {
     /// Another director runs.
     #[error(
-        "{} is locked{}: two directors would write to one IPVS table; stop that one, or give this one another [director] socket",
+        "{} is locked{}: two directors would write to one IPVS table; stop that one, or, if this one runs in another network namespace, give it a [director] socket of its own",
         path.display(),
         by.as_ref().map(|o| format!(" by director {} (pid {})", o.director.as_str(), o.pid)).unwrap_or_default()
     )]
@@ -178,7 +178,7 @@ fn try_take(path: &Path, owned: &Ownership) -> Result<Lock, Error> {
         }
         Err((_, errno)) => return Err(failed("locked")(errno.into())),
     };
-    // Until it is whole again, nobody can read it as anything.
+    // From here until it is whole again, nobody can read it as anything.
     held.set_len(0).map_err(failed("written"))?;
     let text = serde_json::to_vec(owned).map_err(io::Error::other);
     let text = text.map_err(failed("written"))?;

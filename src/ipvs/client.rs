@@ -33,8 +33,8 @@ use super::{
     },
 };
 use crate::model::{
-    DestKey, DestState, KernelTable, ServiceAttrs, ServiceKey, ServiceState, Step, SyncDaemon,
-    SyncRole, Timeouts,
+    DestKey, DestState, KernelTable, LONGEST_NAME, ServiceAttrs, ServiceKey, ServiceState, Step,
+    SyncDaemon, SyncRole, Timeouts,
 };
 
 /// How long an answer is waited for: loading a scheduler's module may take a second or two.
@@ -54,9 +54,6 @@ const ACKNOWLEDGEMENT: usize = 1024;
 const DUMPS: u32 = 5;
 /// Datagrams thrown away after a request that was given up: a dump of a million destinations.
 const LEFTOVERS: u32 = 16 * 1024;
-/// Longest name of a scheduler or persistence engine (`IP_VS_SCHEDNAME_MAXLEN`,
-/// `IP_VS_PENAME_MAXLEN`, less the zero at the end).
-const LONGEST_NAME: usize = 15;
 
 /// Told the operation ([`Request::operation`]) and the result (`ok` or [`Error::kind`]) of each
 /// request, for metrics.

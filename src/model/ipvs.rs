@@ -185,6 +185,10 @@ impl fmt::Display for Weight {
     }
 }
 
+/// Longest name of a scheduler or persistence engine, in bytes (`IP_VS_SCHEDNAME_MAXLEN` and
+/// `IP_VS_PENAME_MAXLEN` are 16, with the zero at the end).
+pub const LONGEST_NAME: usize = 15;
+
 /// Name of a scheduler, an open set: the kernel loads `ip_vs_<name>` or refuses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -17,10 +17,10 @@ pub use check::{CheckKind, CheckSpec, CheckTiming, FailReason, Outcome, Phase};
 pub use drift::{DriftPolicy, NotADriftPolicy};
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
-    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, NotAForwardMethod,
-    NotAWeight, Persistence, Protocol, Scheduler, Service, ServiceAttrs, ServiceFlags, ServiceKey,
-    ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table, Timeouts, Tunnel,
-    TunnelType, Weight,
+    DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, LONGEST_NAME,
+    NotAForwardMethod, NotAWeight, Persistence, Protocol, Scheduler, Service, ServiceAttrs,
+    ServiceFlags, ServiceKey, ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table,
+    Timeouts, Tunnel, TunnelType, Weight,
 };
 pub use ownership::Ownership;
 pub use step::Step;

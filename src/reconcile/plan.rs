@@ -160,6 +160,15 @@ fn steps_of<D: Borrow<DestAttrs>>(
 /// then what takes any away, each in the order of the keys.
 #[must_use]
 pub fn diff(from: &Table, to: &Table) -> Vec<Step> {
+    let (mut grow, mut shrink) = phases(from, to);
+    grow.append(&mut shrink);
+    grow
+}
+
+/// The same in two parts, for who makes the second only where the first went well: services and
+/// what adds capacity; what takes any away.
+#[must_use]
+pub fn phases(from: &Table, to: &Table) -> (Vec<Step>, Vec<Step>) {
     let keys: BTreeSet<&ServiceKey> = from.keys().chain(to.keys()).collect();
     let (mut services, mut grow, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
     for key in keys {
@@ -170,8 +179,7 @@ pub fn diff(from: &Table, to: &Table) -> Vec<Step> {
         shrink.append(&mut plan.shrink);
     }
     services.append(&mut grow);
-    services.append(&mut shrink);
-    services
+    (services, shrink)
 }
 
 #[cfg(test)]

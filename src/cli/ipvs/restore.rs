@@ -63,7 +63,9 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
             let read = ipvs.table().await;
             let live = plain(&read.map_err(|e| unread(&e, pass, done))?);
             let target = file.target(&live, a.exact, a.keep_thresholds);
-            let steps = plan::diff(&live, &target.table);
+            let (mut steps, mut shrink) = plan::phases(&live, &target.table);
+            let grow = steps.len();
+            steps.append(&mut shrink);
             if pass == 1 {
                 for warning in &target.warnings {
                     note(warning);
@@ -73,7 +75,8 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
                 return file.show(&steps, &live, &target, &a.guard);
             }
             let mut permitted = hand.permit(&mut ipvs, &steps, &so_far(pass, done))?;
-            let failed = apply(&mut permitted, steps, &live, &mut done).await;
+            let shrink = steps.split_off(grow);
+            let failed = apply(&mut permitted, [steps, shrink], &mut done).await;
             if failed.is_empty() {
                 let what = match done.all() {
                     0 => "nothing to change".to_owned(),
@@ -118,18 +121,16 @@ struct Failed {
     why: Option<ipvs::Error>,
 }
 
-/// Makes the steps: first those that grow or change, of all services; then those that take away,
-/// of each service for which all the others went well.
+/// Makes the steps of both phases: those that take away only of each service for which all the
+/// others went well.
 async fn apply(
     permitted: &mut write::Permitted<'_>,
-    steps: Vec<Step>,
-    live: &Table,
+    phases: [Vec<Step>; 2],
     done: &mut Tally,
 ) -> Vec<Failed> {
-    let (shrink, grow): (Vec<_>, Vec<_>) = steps.into_iter().partition(|s| shrinks(s, live));
     let mut failed: Vec<Failed> = Vec::new();
     let mut absent = BTreeSet::new();
-    for steps in [grow, shrink] {
+    for steps in phases {
         let stopped: BTreeSet<ServiceKey> = failed.iter().map(|f| f.step.service()).collect();
         let (left, steps): (Vec<_>, Vec<_>) = steps
             .into_iter()
@@ -151,18 +152,6 @@ async fn apply(
         }
     }
     failed
-}
-
-/// Whether a step takes capacity away.
-fn shrinks(step: &Step, live: &Table) -> bool {
-    match step {
-        Step::DelService(_) | Step::DelDest(..) => true,
-        Step::SetDest(key, dest, to) => live
-            .get(key)
-            .and_then(|s| s.dests.get(dest))
-            .is_some_and(|from| to.weight < from.weight),
-        Step::NewService(..) | Step::SetService(..) | Step::NewDest(..) => false,
-    }
 }
 
 /// What a file asks for, against what is there.

@@ -4,10 +4,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Reader;
-use crate::model::{ForwardMethod, Scheduler, ServiceFlags, Tunnel, TunnelType};
-
-/// `IP_VS_SCHEDNAME_MAXLEN` and `IP_VS_PENAME_MAXLEN` are 16, with the zero at the end.
-const LONGEST_NAME: usize = 15;
+use crate::model::{ForwardMethod, LONGEST_NAME, Scheduler, ServiceFlags, Tunnel, TunnelType};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

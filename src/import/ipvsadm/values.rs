@@ -11,11 +11,9 @@ use super::{
     read::Reader,
 };
 use crate::model::{
-    Family, ForwardMethod, Persistence, Protocol, ServiceFlags, Tunnel, TunnelType,
+    Family, ForwardMethod, LONGEST_NAME, Persistence, Protocol, ServiceFlags, Tunnel, TunnelType,
 };
 
-/// `IP_VS_SCHEDNAME_MAXLEN` and `IP_VS_PENAME_MAXLEN` are 16 with the zero at the end.
-const LONGEST_NAME: usize = 15;
 /// `MAX_TIMEOUT` in ipvsadm.c: 31 days.
 const LONGEST_PERSISTENCE: u32 = 31 * 86_400;
 /// `IPVS_SVC_PERSISTENT_TIMEOUT` in libipvs.h; the manual page says 300.

@@ -131,9 +131,7 @@ fn what_a_file_cannot_say_stays() {
 fn what_takes_capacity_away_is_told_from_what_does_not() {
     let live = saved(LIVE).table;
     let to = saved(FILE).table;
-    let (shrink, grow): (Vec<_>, Vec<_>) = plan::diff(&live, &to)
-        .into_iter()
-        .partition(|s| shrinks(s, &live));
+    let (grow, shrink) = plan::phases(&live, &to);
     let text = |steps: &[Step]| {
         let lines: Vec<_> = steps.iter().map(ToString::to_string).collect();
         lines.join("\n")
