@@ -12,6 +12,10 @@ use crate::table;
 
 /// Messages in one call.
 const BATCH: usize = 64;
+/// What a receive call has room for. With 64 KiB a dump takes a quarter more: the kernel makes each
+/// datagram of a dump as long as that, up to 32 KiB, and fills it with zeros first where
+/// `init_on_alloc` is on, as in Debian.
+const BUFFER: usize = 15 * 1024;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// `NLM_F_REQUEST | NLM_F_ACK`, `NLM_F_REQUEST | NLM_F_DUMP`.
@@ -36,7 +40,7 @@ impl Floor {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        let buffer = vec![0; 64 * 1024];
+        let buffer = vec![0; BUFFER];
         let mut floor = Self {
             socket,
             family: 0,

@@ -236,11 +236,8 @@ impl Core {
             return Some(Guard::OneAtATime { other });
         }
         let family = Family::of(server);
-        let mut of_family = self
-            .health
-            .iter()
-            .filter(|((k, d), _)| Family::of(d.addr) == family && self.is_checked(k));
-        if !of_family.any(|(_, h)| h.is_up()) {
+        let mut checked = self.checked().flat_map(|(_, dests)| dests);
+        if !checked.any(|(d, h)| Family::of(d.addr) == family && h.is_up()) {
             return Some(Guard::AllServersDown);
         }
         None

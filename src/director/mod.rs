@@ -159,7 +159,7 @@ enum Arrival {
 pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
-    health: BTreeMap<(ServiceKey, DestKey), Health>,
+    health: BTreeMap<ServiceKey, BTreeMap<DestKey, Health>>,
     /// Which of them are at an address.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
@@ -282,7 +282,7 @@ impl Core {
             return;
         };
         // A report about a target that is gone.
-        let Some(health) = self.health.get_mut(&(service, dest)) else {
+        let Some(health) = self.health.get_mut(&service).and_then(|h| h.get_mut(&dest)) else {
             return;
         };
         let before = *health;
@@ -452,9 +452,9 @@ impl Core {
         match member.want {
             Want::Attach => {
                 slots.peek().is_some()
-                    && slots.all(|slot| {
-                        let up = self.health.get(&slot).is_some_and(|h| h.is_up());
-                        up && kernel(&slot.0).is_some_and(|k| k.contains_key(&slot.1))
+                    && slots.all(|(service, dest)| {
+                        let up = self.verdict(service, dest).is_some_and(Health::is_up);
+                        up && kernel(&service).is_some_and(|k| k.contains_key(&dest))
                     })
             }
             Want::Withdraw => slots.all(|(service, dest)| {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
 };
 
@@ -70,7 +71,7 @@ impl Core {
     }
 
     fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
-        match self.health.get(&(key, dest)) {
+        match self.verdict(key, dest) {
             Some(Health::Up { .. }) => Place::In(attrs),
             Some(Health::Down { .. }) => Place::Failed,
             // Of unknown health: it keeps the weight that it has.
@@ -119,48 +120,76 @@ impl Core {
     /// Brings the set of watched destinations up to date; verdicts of those that stay are kept. One
     /// that is not checked counts as up from the start. Says whether the set changed.
     pub(super) fn refresh_targets(&mut self, arrival: Arrival, now: MonoTime) -> bool {
-        let mut wanted = BTreeMap::new();
-        for (key, config) in &self.config.services {
-            let found = self.adopted.get(key);
-            let mut want = |dest: DestKey| {
-                let was_out = arrival == Arrival::Start
-                    && found.is_some_and(|dests| !dests.contains_key(&dest));
-                let need = if was_out { config.check.timing.rise } else { 1 };
-                let start = match config.check.kind {
-                    CheckKind::None => Health::Up {
-                        since: now,
-                        failures: 0,
-                    },
-                    CheckKind::Tcp | CheckKind::Http { .. } => Health::unknown(need),
+        let services = self.config.services.iter();
+        let wanted: BTreeMap<ServiceKey, BTreeMap<DestKey, Health>> = services
+            .map(|(key, config)| {
+                let found = self.adopted.get(key);
+                let start = |dest: DestKey| {
+                    let was_out = arrival == Arrival::Start
+                        && found.is_some_and(|dests| !dests.contains_key(&dest));
+                    let need = if was_out { config.check.timing.rise } else { 1 };
+                    match config.check.kind {
+                        CheckKind::None => Health::Up {
+                            since: now,
+                            failures: 0,
+                        },
+                        CheckKind::Tcp | CheckKind::Http { .. } => Health::unknown(need),
+                    }
                 };
-                wanted.insert((*key, dest), start);
-            };
-            for dest in config.servers.keys() {
-                self.stand_ins(dest).for_each(&mut want);
-            }
-            config.servers.keys().copied().for_each(want);
-        }
-        if self.health.keys().eq(wanted.keys()) {
+                let stand_ins = config.servers.keys().flat_map(|d| self.stand_ins(d));
+                let dests = stand_ins.chain(config.servers.keys().copied());
+                (*key, dests.map(|d| (d, start(d))).collect())
+            })
+            .collect();
+        let same = |a: &BTreeMap<DestKey, Health>, b: &BTreeMap<DestKey, Health>| {
+            a.len() == b.len() && a.keys().eq(b.keys())
+        };
+        if self.health.len() == wanted.len()
+            && (self.health.iter().zip(&wanted)).all(|((k, a), (l, b))| k == l && same(a, b))
+        {
             return false;
         }
+        let old = mem::replace(&mut self.health, wanted);
+        for (key, dests) in old {
+            let Some(stay) = self.health.get_mut(&key) else {
+                continue;
+            };
+            for (dest, health) in dests {
+                if let Some(place) = stay.get_mut(&dest) {
+                    *place = health;
+                }
+            }
+        }
         let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for target in wanted.keys().filter(|(key, _)| self.is_checked(key)) {
-            places.entry(target.1.addr).or_default().push(*target);
+        for (key, dests) in self.checked() {
+            for dest in dests.keys() {
+                places.entry(dest.addr).or_default().push((*key, *dest));
+            }
         }
         self.places = places;
-        self.health.retain(|target, _| wanted.contains_key(target));
-        for (target, start) in wanted {
-            self.health.entry(target).or_insert(start);
-        }
         true
     }
 
     /// Who is to be checked, and how.
     #[must_use]
     pub fn targets(&self) -> BTreeMap<(ServiceKey, DestKey), CheckSpec> {
-        let checked = self.health.keys().filter(|(key, _)| self.is_checked(key));
-        let spec = |key: &ServiceKey| self.config.services.get(key).map(|s| s.check.clone());
-        checked.filter_map(|t| Some((*t, spec(&t.0)?))).collect()
+        let specs = self.checked().filter_map(|(key, dests)| {
+            let spec = &self.config.services.get(key)?.check;
+            Some(dests.keys().map(|d| ((*key, *d), spec.clone())))
+        });
+        specs.flatten().collect()
+    }
+
+    /// The services whose servers are checked, with the verdicts.
+    pub(super) fn checked(
+        &self,
+    ) -> impl Iterator<Item = (&ServiceKey, &BTreeMap<DestKey, Health>)> {
+        self.health.iter().filter(|(key, _)| self.is_checked(key))
+    }
+
+    /// The verdict on a server as one of a service's; `None` if it is not watched.
+    pub(super) fn verdict(&self, service: ServiceKey, dest: DestKey) -> Option<Health> {
+        self.health.get(&service)?.get(&dest).copied()
     }
 
     /// Whether a service's servers are checked. That those of another one count as up says nothing
@@ -173,7 +202,7 @@ impl Core {
     /// The verdicts on one server, in all services that it is checked for.
     pub(super) fn verdicts(&self, addr: IpAddr) -> impl Iterator<Item = Health> {
         let places = self.places.get(&addr).into_iter().flatten();
-        places.filter_map(|place| self.health.get(place).copied())
+        places.filter_map(|(service, dest)| self.verdict(*service, *dest))
     }
 }
 

@@ -131,7 +131,7 @@ impl Core {
         let mut dests: BTreeSet<_> = self.watched(key).collect();
         dests.extend(kernel.iter().flat_map(|k| k.keys()));
         let server = |dest| {
-            let health = self.health.get(&(key, dest)).copied();
+            let health = self.verdict(key, dest);
             let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
             let since = |at: MonoTime| Some(now.since(at).as_secs());
             let (reason, since_s) = match health {
@@ -173,15 +173,8 @@ impl Core {
 
     /// The watched destinations of a service.
     fn watched(&self, key: ServiceKey) -> impl Iterator<Item = DestKey> {
-        // Keys are in order of services: no key lies between two of one service.
-        let first = DestKey {
-            addr: IpAddr::from([0, 0, 0, 0]),
-            port: 0,
-        };
-        let from = self.health.range((key, first)..);
-        from.map(|(target, _)| *target)
-            .take_while(move |(k, _)| *k == key)
-            .map(|(_, dest)| dest)
+        let dests = self.health.get(&key).into_iter().flatten();
+        dests.map(|(dest, _)| *dest)
     }
 
     fn drift_policy(&self, key: &ServiceKey) -> DriftPolicy {

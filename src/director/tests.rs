@@ -736,7 +736,7 @@ proptest! {
         let mut heard = true;
         for (step, op) in ops.into_iter().enumerate() {
             let before = w.kernel();
-            let up: BTreeSet<_> = w.core.health.iter().filter(|(_, h)| h.is_up()).map(|(t, _)| *t).collect();
+            let up: BTreeSet<_> = w.core.health.iter().flat_map(|(k, dests)| dests.iter().filter(|(_, h)| h.is_up()).map(|(d, _)| (*k, *d))).collect();
             let asked_before: BTreeSet<_> = w.requests().into_iter().collect();
             match &op {
                 Op::Probe(n, pass) => drop(w.probe(*n, if *pass { Outcome::Pass } else { FAIL })),
@@ -788,14 +788,14 @@ proptest! {
                 prop_assert!(seen.iter().all(|k| k.number < key.number), "a number was used twice");
                 prop_assert!(running == 1, "asked for another while one runs");
                 prop_assert!(heard, "a spare was asked for before the stand-ins were known");
-                prop_assert!(w.core.health.values().any(|h| h.is_up()), "a spare was asked for while all are down");
+                prop_assert!(w.core.health.values().flat_map(BTreeMap::values).any(|h| h.is_up()), "a spare was asked for while all are down");
                 prop_assert!(w.core.verdicts(key.failed).all(|h| h.down_since().is_some()));
                 seen.insert(key);
             }
             for key in [service(80), service(443)] {
                 let want = w.core.desired(key).unwrap();
                 for (d, a) in &want.service.dests {
-                    match w.core.health.get(&(key, *d)) {
+                    match w.core.verdict(key, *d) {
                         // Down is out, unknown keeps what it had, up has its configured weight.
                         Some(h) => prop_assert!(h.down_since().is_none(), "{} is down and in", d),
                         None => prop_assert!(w.core.forgot.is_some(), "{} is a stranger", d),
@@ -804,7 +804,7 @@ proptest! {
                 }
                 // A server that was up stays in unless it failed or a stand-in has its place.
                 for (_, d) in up.iter().filter(|(k, _)| *k == key) {
-                    let h = w.core.health.get(&(key, *d)).copied();
+                    let h = w.core.verdict(key, *d);
                     let replaced = listed.iter().any(|m| m.origins.contains(&d.addr));
                     if h.is_some_and(Health::is_up) && !replaced {
                         prop_assert!(want.service.dests.contains_key(d), "{} was dropped", d);

@@ -4,7 +4,8 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Debug},
-    io,
+    io, mem,
+    os::fd::AsFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -17,18 +18,21 @@ use netlink_packet_generic::{
     GenlMessage,
     ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs},
 };
-use netlink_sys::{
-    AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_GENERIC,
-};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 use nix::{
     errno::Errno,
-    sys::socket::{setsockopt, sockopt},
+    sys::socket::{MsgFlags, setsockopt, sockopt},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{self, Instant},
 };
 
 use super::{
     Error, Request,
     codec::{
-        Command, Exchange, FAMILY_NAME, Outcome, Version, attributes, read,
+        Command, Exchange, FAMILY_NAME, Outcome, Version, attributes,
+        read::{self, Reader},
         write::{self, Ask, Envelope},
     },
 };
@@ -39,9 +43,11 @@ use crate::model::{
 
 /// How long an answer is waited for: loading a scheduler's module may take a second or two.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Room for one datagram. `netlink_dump` fills at most 32 KiB, and that only after it has seen a
-/// receive call with as much room; an acknowledgement is smaller than its request.
-const DATAGRAM: usize = 64 * 1024;
+/// Room for one datagram. A dump comes in datagrams as long as the longest receive call yet had room
+/// for, and the kernel takes memory for all of it each time, which many kernels fill with zeros
+/// (`init_on_alloc`): with its bookkeeping this is just below 16 KiB, enough for 30 destinations. An
+/// acknowledgement is smaller than its request.
+const DATAGRAM: usize = 15 * 1024;
 /// Asked of the kernel: with CAP_NET_ADMIN it gives it, else no more than net.core.rmem_max.
 const RECEIVE_BUFFER: usize = 1024 * 1024;
 /// Changes in one call. Measured with 500 services of 20 destinations: half the time of one a call,
@@ -64,7 +70,7 @@ pub type Observer = Arc<dyn Fn(&'static str, &'static str) + Send + Sync>;
 /// A request that is dropped before its end counts as one that timed out: whether it took effect is
 /// not known, its late answer is thrown away.
 pub struct Ipvs {
-    socket: TokioSocket,
+    socket: Socket,
     port: u32,
     family: u16,
     sequence: u32,
@@ -81,6 +87,7 @@ pub struct Ipvs {
     datagrams: u32,
     /// Whether the counters of destinations are read.
     counters: bool,
+    reader: Reader,
     observer: Option<Observer>,
 }
 
@@ -112,11 +119,14 @@ impl Ipvs {
             request: Request::Connect,
             source,
         };
-        let mut socket = TokioSocket::new(NETLINK_GENERIC).map_err(io)?;
-        let port = socket.socket_mut().bind_auto().map_err(io)?.port_number();
+        let mut socket = Socket::new(NETLINK_GENERIC).map_err(io)?;
+        socket.set_non_blocking(true).map_err(io)?;
+        let port = socket.bind_auto().map_err(io)?.port_number();
+        // From now on only the kernel's datagrams come in, and a call need not say to whom it goes.
+        socket.connect(&SocketAddr::new(0, 0)).map_err(io)?;
         let room = make_room(&socket).map_err(io)?;
         // An acknowledgement need not repeat its request.
-        socket.socket_ref().set_cap_ack(true).map_err(io)?;
+        socket.set_cap_ack(true).map_err(io)?;
         Ok(Self {
             socket,
             port,
@@ -130,6 +140,7 @@ impl Ipvs {
             leftovers: false,
             datagrams: 0,
             counters: true,
+            reader: Reader::default(),
             observer: None,
         })
     }
@@ -147,11 +158,11 @@ impl Ipvs {
     /// # Errors
     /// The kernel refuses.
     pub fn with_receive_buffer(self, bytes: usize) -> io::Result<Self> {
-        setsockopt(self.socket.socket_ref(), sockopt::RcvBuf, &bytes)?;
+        setsockopt(&self.socket, sockopt::RcvBuf, &bytes)?;
         Ok(self)
     }
 
-    /// The same, the counters of destinations left at zero: to read them is a third of the work of a
+    /// The same, the counters of destinations left out: to read them is a third of the work of a
     /// pass, which has no use for them.
     #[must_use]
     pub const fn without_counters(mut self) -> Self {
@@ -192,16 +203,19 @@ impl Ipvs {
     /// # Errors
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn services(&mut self) -> Result<KernelTable, Error> {
-        self.ask(
+        let mut reader = mem::take(&mut self.reader);
+        let found = self.ask(
             Request::ListServices,
             Ask::Bare(Command::GetService),
             Awaited::Dump,
             |found: &mut KernelTable, bytes| {
-                found.extend(read::service(bytes)?);
+                found.extend(reader.service(bytes)?);
                 Ok(())
             },
-        )
-        .await
+        );
+        let found = found.await;
+        self.reader = reader;
+        found
     }
 
     /// A service without its destinations; `None` if it is not there.
@@ -216,7 +230,7 @@ impl Ipvs {
                 Ask::Service(Command::GetService, &key),
                 Awaited::Ack,
                 |found, bytes| {
-                    *found = read::service(bytes)?;
+                    *found = Reader::default().service(bytes)?;
                     Ok(())
                 },
             )
@@ -236,19 +250,21 @@ impl Ipvs {
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn dests(&mut self, key: ServiceKey) -> Result<BTreeMap<DestKey, DestState>, Error> {
         let counters = self.counters;
-        let found: Vec<_> = self
-            .ask(
-                Request::ListDests(key),
-                Ask::Service(Command::GetDest, &key),
-                Awaited::Dump,
-                |found: &mut Vec<_>, bytes| {
-                    found.extend(read::dest(bytes, key.family(), counters)?);
-                    Ok(())
-                },
-            )
-            .await?;
-        // All at once: quicker than one by one.
-        Ok(found.into_iter().collect())
+        let mut reader = mem::take(&mut self.reader);
+        let found = self.ask(
+            Request::ListDests(key),
+            Ask::Service(Command::GetDest, &key),
+            Awaited::Dump,
+            |found: &mut Vec<_>, bytes| {
+                found.extend(reader.dest(bytes, key.family(), counters)?);
+                Ok(())
+            },
+        );
+        let found = found.await;
+        self.reader = reader;
+        // The kernel names the one that came last first: turned round they are in order, mostly, and
+        // all at once is quicker than one by one.
+        Ok(found?.into_iter().rev().collect())
     }
 
     /// All services with their destinations; one that vanishes meanwhile is absent.
@@ -428,51 +444,47 @@ impl Ipvs {
     async fn batch(&mut self, steps: &[Step], results: &mut Vec<Result<(), Error>>) {
         let sent = steps.iter().filter(|step| unknown_module(step).is_none());
         let asks: Vec<_> = sent.map(Ask::Step).collect();
-        let mut outcomes = self.send(&asks).await;
-        let enoent = |o: &Result<(), Failure>| {
-            o.as_ref().err().and_then(Failure::errno) == Some(Errno::ENOENT)
-        };
+        let (mut outcomes, mut rest) = self.send(&asks).await;
+        let enoent = |o: &Option<Outcome>| o.is_some_and(|o| o.errno() == Some(Errno::ENOENT));
         if !outcomes.is_empty() && outcomes.iter().all(enoent) {
             match self.family_moved().await {
-                Ok(true) => outcomes = self.send(&asks).await,
+                Ok(true) => (outcomes, rest) = self.send(&asks).await,
                 Ok(false) => {}
-                Err(_) => outcomes.fill_with(|| Err(Failure::NoFamily)),
+                Err(_) => (outcomes, rest) = (vec![None; asks.len()], Failure::NoFamily),
             }
         }
-        if outcomes.iter().any(|o| matches!(o, Err(Failure::Overrun))) {
+        let overrun = |o: &Option<Outcome>| match o {
+            Some(outcome) => *outcome == Outcome::Overrun,
+            None => matches!(rest, Failure::Overrun),
+        };
+        if outcomes.iter().any(overrun) {
             self.window = (self.window / 2).max(1);
         }
         let mut outcomes = outcomes.into_iter();
         for step in steps {
-            let request = Request::of(step);
             let result = match unknown_module(step) {
-                None => outcomes
-                    .next()
-                    .unwrap_or(Err(Failure::TimedOut))
-                    .map_err(|failure| failure.of(request, asked(step), self.limit)),
-                Some(attrs) => Err(scheduler_missing(request, attrs)),
+                Some(attrs) => Err(scheduler_missing(Request::of(step), attrs)),
+                None => {
+                    let outcome = outcomes.next().flatten();
+                    let result = outcome.map_or_else(|| Err(rest.again()), Outcome::result);
+                    result.map_err(|e| e.of(Request::of(step), asked(step), self.limit))
+                }
             };
-            self.observe(request, result.as_ref().map_or_else(Error::kind, |()| "ok"));
+            self.observe(|| Request::of(step), &result);
             results.push(result);
         }
     }
 
-    /// Sends requests in one call; how each went.
-    async fn send(&mut self, asks: &[Ask<'_>]) -> Vec<Result<(), Failure>> {
+    /// Sends requests in one call; how each went, and why those without an outcome have none.
+    async fn send(&mut self, asks: &[Ask<'_>]) -> (Vec<Option<Outcome>>, Failure) {
         if asks.is_empty() {
-            return Vec::new();
+            return (Vec::new(), Failure::TimedOut);
         }
         let first = self.encode(asks, Awaited::Ack);
         let mut exchange = Exchange::new(first, asks.len(), self.port);
         let ended = self.converse(&mut exchange, |_payload| Ok(())).await;
-        let outcomes = exchange.into_outcomes().into_iter();
-        outcomes
-            .map(|outcome| match (outcome, &ended) {
-                (Some(outcome), _) => outcome.result(),
-                (None, Err(failure)) => Err(failure.again()),
-                (None, Ok(())) => Err(Failure::TimedOut),
-            })
-            .collect()
+        let rest = ended.err().unwrap_or(Failure::TimedOut);
+        (exchange.into_outcomes(), rest)
     }
 
     async fn tell(&mut self, request: Request, ask: Ask<'_>) -> Result<(), Error> {
@@ -486,7 +498,7 @@ impl Ipvs {
         request: Request,
         ask: Ask<'_>,
         awaited: Awaited,
-        read: impl Fn(&mut T, &[u8]) -> Result<(), DecodeError> + Send + Sync,
+        mut read: impl FnMut(&mut T, &[u8]) -> Result<(), DecodeError> + Send,
     ) -> Result<T, Error> {
         let mut interruptions = 0;
         let mut looked_up = false;
@@ -511,10 +523,7 @@ impl Ipvs {
             }
             break Err(failure.of(request, None, self.limit));
         };
-        self.observe(
-            request,
-            result.as_ref().map_or_else(Error::kind, |_found| "ok"),
-        );
+        self.observe(|| request, &result);
         result
     }
 
@@ -592,6 +601,11 @@ impl Ipvs {
     }
 
     /// Sends the requests that were made, and receives until the answer to each is complete.
+    ///
+    /// The kernel answers within the call that asks, however long that takes (a module to load, a
+    /// thread to stop): what it has to say is there when the call returns. So the socket is tried
+    /// first, and only where nothing is there does the clock start and the runtime watch it: a clock
+    /// that is slow to read and a reactor that is woken by each datagram cost more than the reading.
     async fn converse(
         &mut self,
         exchange: &mut Exchange,
@@ -602,60 +616,45 @@ impl Ipvs {
         }
         // Until the answers are complete; stays so when this future is dropped.
         self.leftovers = true;
-        let (socket, datagram, limit) = (&self.socket, &mut self.datagram, self.limit);
-        let kernel = SocketAddr::new(0, 0);
-        // The kernel answers within the call that asks, however long that takes (a module to load, a
-        // thread to stop): the clock for the answer starts behind it.
-        tokio::time::timeout(limit, socket.send_to(&self.requests, &kernel))
-            .await
-            .map_err(|_elapsed| Failure::TimedOut)?
-            .map_err(Failure::Io)?;
-        let answers = async {
-            // Once it had no room for an answer, no more is to come.
-            let mut lost = false;
-            let mut datagrams = 0_u32;
-            while !exchange.is_complete() {
-                // A long dump lets others have their turn.
-                tokio::task::consume_budget().await;
-                datagram.clear();
-                let there = socket.socket_ref().recv_from(datagram, 0);
-                let received = match there {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && !lost => {
-                        socket.recv_from(datagram).await
-                    }
-                    there => there.map(|(_length, sender)| sender),
-                };
-                let sender = match received {
-                    Ok(sender) => sender,
-                    Err(error)
-                        if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOBUFS) =>
-                    {
-                        lost = true;
-                        continue;
-                    }
-                    Err(error) if lost && error.kind() == io::ErrorKind::WouldBlock => {
-                        return Err(Failure::Overrun);
-                    }
-                    Err(error) => return Err(Failure::Io(error)),
-                };
-                // Only the kernel answers from port 0.
-                if sender.port_number() != 0 {
-                    continue;
-                }
-                if datagram.len() >= DATAGRAM {
+        // This one does not block: the kernel takes it or refuses it.
+        self.socket.send(&self.requests, 0).map_err(Failure::Io)?;
+        // Once it had no room for an answer, no more is to come.
+        let mut lost = false;
+        let mut deadline = None;
+        self.datagrams = 0;
+        while !exchange.is_complete() {
+            // A long dump lets others have their turn.
+            tokio::task::consume_budget().await;
+            self.datagram.clear();
+            // Says how long the datagram was, not how much of it there was room for.
+            let flags = MsgFlags::MSG_TRUNC.bits();
+            match self.socket.recv(&mut self.datagram, flags) {
+                Ok(length) if length > self.datagram.len() => {
                     return Err(Failure::Malformed("a datagram that is cut short".into()));
                 }
-                exchange
-                    .datagram(datagram, &mut take)
-                    .map_err(Failure::Malformed)?;
-                datagrams = datagrams.saturating_add(1);
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !lost => {
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.limit);
+                    match time::timeout_at(deadline, readable(&self.socket)).await {
+                        Ok(there) => there.map_err(Failure::Io)?,
+                        Err(_elapsed) => return Err(Failure::TimedOut),
+                    }
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Failure::Overrun);
+                }
+                Err(error) if is_overrun(&error) => {
+                    lost = true;
+                    continue;
+                }
+                Err(error) => return Err(Failure::Io(error)),
             }
-            Ok(datagrams)
-        };
-        self.datagrams = match tokio::time::timeout(limit, answers).await {
-            Ok(ended) => ended?,
-            Err(_elapsed) => return Err(Failure::TimedOut),
-        };
+            exchange
+                .datagram(&self.datagram, &mut take)
+                .map_err(Failure::Malformed)?;
+            self.datagrams = self.datagrams.saturating_add(1);
+        }
         self.leftovers = false;
         Ok(())
     }
@@ -665,35 +664,49 @@ impl Ipvs {
     fn throw_leftovers_away(&mut self) -> Result<(), Failure> {
         for _ in 0..LEFTOVERS {
             self.datagram.clear();
-            match self.socket.socket_ref().recv(&mut self.datagram, 0) {
+            match self.socket.recv(&mut self.datagram, 0) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.leftovers = false;
                     break;
                 }
-                Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOBUFS) => {
-                }
+                Err(error) if is_overrun(&error) => {}
                 Err(error) => return Err(Failure::Io(error)),
             }
         }
         Ok(())
     }
 
-    fn observe(&self, request: Request, result: &'static str) {
+    fn observe<T>(&self, request: impl FnOnce() -> Request, result: &Result<T, Error>) {
         if let Some(observer) = &self.observer {
-            observer(request.operation(), result);
+            let result = result.as_ref().map_or_else(Error::kind, |_found| "ok");
+            observer(request().operation(), result);
         }
     }
 }
 
 /// Asks for a large receive buffer; how much room there is.
-fn make_room(socket: &TokioSocket) -> io::Result<usize> {
-    let socket = socket.socket_ref();
+fn make_room(socket: &Socket) -> io::Result<usize> {
     // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the machine's own user namespace.
     if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
     }
     socket.get_rx_buf_sz()
+}
+
+/// Waits until something can be received.
+#[expect(unsafe_code, reason = "there is no safe way to watch a descriptor")]
+async fn readable(socket: &Socket) -> io::Result<()> {
+    let open = socket.as_fd();
+    // SAFETY: it is borrowed from the socket for as long as `watched` lives, so it stays open and the
+    // same.
+    let watched = unsafe { AsyncFd::register_with_interest(open, Interest::READABLE) };
+    watched?.readable().await.map(drop)
+}
+
+/// Whether there was no room for an answer.
+fn is_overrun(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOBUFS)
 }
 
 /// Whether a name can be that of a module or an interface.
@@ -748,11 +761,18 @@ enum Failure {
 }
 
 impl Outcome {
+    fn errno(self) -> Option<Errno> {
+        match self {
+            Self::Refused(code) => Some(Errno::from_raw(code)),
+            _ => None,
+        }
+    }
+
     fn result(self) -> Result<(), Failure> {
         match self {
             Self::Complete => Ok(()),
             Self::Interrupted => Err(Failure::Interrupted),
-            Self::Refused(error) => Err(Failure::Refused(error)),
+            Self::Refused(code) => Err(Failure::Refused(io::Error::from_raw_os_error(code))),
             Self::Overrun => Err(Failure::Overrun),
         }
     }
@@ -826,8 +846,8 @@ mod tests {
     async fn an_answer_that_does_not_come_is_waited_for_no_longer_than_the_limit() {
         let limit = Duration::from_millis(50);
         let mut ipvs = Ipvs::open().unwrap().with_limit(limit);
-        let port = std::mem::replace(&mut ipvs.port, 1);
-        let asked = tokio::time::timeout(Duration::from_secs(20), ipvs.look_up());
+        let port = mem::replace(&mut ipvs.port, 1);
+        let asked = time::timeout(Duration::from_secs(20), ipvs.look_up());
         let error = asked.await.expect("an end within the limit").unwrap_err();
         assert!(
             matches!(error, Error::TimedOut { limit: l, .. } if l == limit),

@@ -408,7 +408,7 @@ pub struct Stats {
 }
 
 /// A destination as the kernel has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DestState {
     /// Attributes.
     pub attrs: DestAttrs,
@@ -418,8 +418,16 @@ pub struct DestState {
     pub inactive_connections: u32,
     /// Persistence templates.
     pub persistent_connections: u32,
-    /// Counters.
-    pub stats: Stats,
+    /// Counters, where they were read: most of what there is to a destination, and few want them.
+    pub counters: Option<Box<Stats>>,
+}
+
+impl DestState {
+    /// The counters, zero where they were not read.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.counters.as_deref().copied().unwrap_or_default()
+    }
 }
 
 impl Borrow<DestAttrs> for DestState {

@@ -94,7 +94,7 @@ pub(super) fn dest_state(attrs: DestAttrs) -> DestState {
         active_connections: 0,
         inactive_connections: 0,
         persistent_connections: 0,
-        stats: Stats::default(),
+        counters: None,
     }
 }
 

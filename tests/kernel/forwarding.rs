@@ -493,7 +493,7 @@ fn counted(case: &Case, table: &KernelTable) -> Result<(), String> {
         return Err(format!("the service counts {:?}", state.stats));
     }
     for (n, name) in SERVERS.iter().enumerate() {
-        let stats = state.dests[&case.dest(n)].stats;
+        let stats = state.dests[&case.dest(n)].stats();
         // The director sees what goes back by NAT alone.
         let back = case.dest.forward == ForwardMethod::Nat;
         let right = stats.connections == 2
@@ -631,7 +631,7 @@ async fn as_ipvsadm_lists(ipvs: &mut Ipvs) {
     type Numbers = fn(&understudy::model::DestState) -> Vec<u64>;
     let listings: [(&str, Numbers); 4] = [
         ("-Ln --stats --exact", |d| {
-            let s = &d.stats;
+            let s = d.stats();
             vec![
                 s.connections,
                 s.packets_in,
@@ -641,7 +641,7 @@ async fn as_ipvsadm_lists(ipvs: &mut Ipvs) {
             ]
         }),
         ("-Ln --rate --exact", |d| {
-            let s = &d.stats;
+            let s = d.stats();
             vec![
                 s.connection_rate,
                 s.packet_rate_in,
@@ -755,7 +755,11 @@ async fn one_packet(net: &Net, ipvs: &mut Ipvs) {
         let right = |n| {
             let dest = &dests[&case.dest(n)];
             let connections = dest.active_connections + dest.inactive_connections;
-            (dest.stats.connections, dest.stats.packets_in, connections) == (2, 2, 0)
+            (
+                dest.stats().connections,
+                dest.stats().packets_in,
+                connections,
+            ) == (2, 2, 0)
         };
         (right(0) && right(1))
             .then_some(())
@@ -896,7 +900,7 @@ async fn connections(net: &Net, ipvs: &mut Ipvs) {
                 (
                     dest.active_connections,
                     dest.inactive_connections,
-                    dest.stats.connections,
+                    dest.stats().connections,
                 )
             })
             .collect::<Vec<_>>()
@@ -959,7 +963,7 @@ async fn connections(net: &Net, ipvs: &mut Ipvs) {
 async fn zeroing(ipvs: &mut Ipvs) {
     let counts = |table: &KernelTable| -> BTreeMap<ServiceKey, u64> {
         let sum = |state: &understudy::model::ServiceState| {
-            let dests = state.dests.values().map(|d| d.stats.connections);
+            let dests = state.dests.values().map(|d| d.stats().connections);
             state.stats.connections + dests.sum::<u64>()
         };
         table

@@ -127,7 +127,7 @@ struct Dest<'a> {
     active_connections: u32,
     inactive_connections: u32,
     persistent_connections: u32,
-    stats: &'a Stats,
+    stats: Stats,
 }
 
 fn services(table: &KernelTable) -> Vec<Service<'_>> {
@@ -157,6 +157,6 @@ fn dest<'a>(at: &'a DestKey, d: &'a DestState) -> Dest<'a> {
         active_connections: d.active_connections,
         inactive_connections: d.inactive_connections,
         persistent_connections: d.persistent_connections,
-        stats: &d.stats,
+        stats: d.stats(),
     }
 }

@@ -1,5 +1,5 @@
 //! The table as a person reads it. Ten thousand destinations are listed about as fast as the kernel
-//! tells them: one text, no other for a cell; addresses are written once, numbers by hand.
+//! tells them: one text, no other for a cell, and addresses are written once.
 
 use std::{
     fmt::{Display, Write},
@@ -26,10 +26,10 @@ pub(super) enum View {
 /// From here on a number is cut to thousands, millions, ..., as ipvsadm does.
 const LONG: u64 = 100_000_000;
 
-const BLANKS: &str = "                                                                ";
+/// Blanks before a number's column.
+const GAP: usize = 2;
 
-/// The digits of any `u64`.
-const DIGITS: usize = 20;
+const BLANKS: &str = "                                                                ";
 
 /// The whole list.
 pub(super) fn table(
@@ -54,7 +54,8 @@ pub(super) fn table(
         }
     }
     let dests: usize = table.values().map(|s| s.dests.len()).sum();
-    let width = columns.iter().map(|c| c.width + 2).sum::<usize>() + name_width + forward_width + 3;
+    let width =
+        columns.iter().map(|c| GAP + c.width).sum::<usize>() + name_width + forward_width + 3;
     let mut out = String::with_capacity((dests + 2) * width + 128 * table.len());
 
     let head = format!(
@@ -69,7 +70,7 @@ pub(super) fn table(
     out.push_str("SERVICE");
     pad(&mut out, name_width.saturating_sub("SERVICE".len()));
     for (n, c) in columns.iter().enumerate() {
-        pad(&mut out, 2 + c.width.saturating_sub(c.label.len()));
+        pad(&mut out, GAP + c.width.saturating_sub(c.label.len()));
         out.push_str(c.label);
         if n == 0 && forward_width > 0 {
             out.push_str("  FORWARD");
@@ -93,8 +94,7 @@ pub(super) fn table(
                 let used = out.len() - from;
                 pad(&mut out, name_width.saturating_sub(used));
                 for c in &columns {
-                    out.push_str("  ");
-                    (c.write)(&mut out, (c.of)(Row::Service(service)), c.width);
+                    (c.write)(&mut out, (c.of)(Row::Service(service)), GAP + c.width);
                 }
             }
         }
@@ -108,8 +108,7 @@ pub(super) fn table(
                 name_width.saturating_sub(indent.len() + name.len()),
             );
             for (n, c) in columns.iter().enumerate() {
-                out.push_str("  ");
-                (c.write)(&mut out, (c.of)(Row::Dest(dest)), c.width);
+                (c.write)(&mut out, (c.of)(Row::Dest(dest)), GAP + c.width);
                 if n == 0 && forward_width > 0 {
                     out.push_str("  ");
                     let from = out.len();
@@ -135,10 +134,10 @@ enum Row<'a> {
 }
 
 impl Row<'_> {
-    fn stats(&self) -> &Stats {
+    fn stats(&self) -> Stats {
         match self {
-            Self::Service(s) => &s.stats,
-            Self::Dest(d) => &d.stats,
+            Self::Service(s) => s.stats,
+            Self::Dest(d) => d.stats(),
         }
     }
 }
@@ -302,25 +301,15 @@ fn pad(out: &mut String, mut width: usize) {
 }
 
 fn length(n: u64) -> usize {
-    let tens = n.checked_ilog10().unwrap_or(0);
-    usize::try_from(tens).unwrap_or(DIGITS) + 1
+    itoa::Buffer::new().format(n).len()
 }
 
 /// A number, blanks before it up to `width`.
-fn number(out: &mut String, mut n: u64, width: usize) {
-    let mut digits = [b'0'; DIGITS];
-    let mut used = 0;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(n % 10).unwrap_or(0);
-        n /= 10;
-        used += 1;
-        if n == 0 {
-            break;
-        }
-    }
-    pad(out, width.saturating_sub(used));
-    let digits = digits.iter().skip(DIGITS - used);
-    out.extend(digits.map(|digit| char::from(*digit)));
+fn number(out: &mut String, n: u64, width: usize) {
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(n);
+    pad(out, width.saturating_sub(digits.len()));
+    out.push_str(digits);
 }
 
 /// The same, long numbers cut: 123456K.

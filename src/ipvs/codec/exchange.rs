@@ -1,20 +1,18 @@
 //! PURE: which of the datagrams that arrive are the answers to requests, and when they are complete.
 
-use std::io;
-
 use netlink_packet_core::{
     DecodeError, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer,
 };
 
 /// How the answer to one request ended.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ipvs) enum Outcome {
     /// It is complete.
     Complete,
     /// It is complete, but what it describes changed meanwhile (`NLM_F_DUMP_INTR`).
     Interrupted,
     /// The kernel refused, with this error number.
-    Refused(io::Error),
+    Refused(i32),
     /// The kernel had no room for an answer (`NLMSG_OVERRUN`).
     Overrun,
 }
@@ -38,7 +36,7 @@ impl Exchange {
             first,
             port,
             interrupted: false,
-            outcomes: std::iter::repeat_with(|| None).take(count).collect(),
+            outcomes: vec![None; count],
             open: count,
         }
     }
@@ -79,9 +77,7 @@ impl Exchange {
                 NLMSG_DONE | NLMSG_ERROR => match (code(payload)?, self.interrupted) {
                     (0, true) => Outcome::Interrupted,
                     (0, false) => Outcome::Complete,
-                    (code, _) => {
-                        Outcome::Refused(io::Error::from_raw_os_error(code.saturating_abs()))
-                    }
+                    (code, _) => Outcome::Refused(code.saturating_abs()),
                 },
                 NLMSG_NOOP => continue,
                 _ => {

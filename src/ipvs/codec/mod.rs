@@ -109,8 +109,10 @@ pub(super) fn attributes(payload: &[u8]) -> Result<&[u8], DecodeError> {
 #[must_use]
 pub fn reads(bytes: &[u8]) -> bool {
     [
-        read::service(bytes).is_ok(),
-        read::dest(bytes, Family::V6, true).is_ok(),
+        read::Reader::default().service(bytes).is_ok(),
+        read::Reader::default()
+            .dest(bytes, Family::V6, true)
+            .is_ok(),
         read::info(bytes).is_ok(),
         read::timeouts(bytes).is_ok(),
         read::daemon(bytes).is_ok(),

@@ -18,6 +18,8 @@ pub(super) mod command {
     pub(in crate::ipvs::codec) const TIMEOUT_TCP: u16 = 4;
     pub(in crate::ipvs::codec) const TIMEOUT_TCP_FIN: u16 = 5;
     pub(in crate::ipvs::codec) const TIMEOUT_UDP: u16 = 6;
+    /// Of each the length; 0 for any.
+    pub(in crate::ipvs::codec) const LENGTHS: [u16; 7] = [0, 0, 0, 0, 4, 4, 4];
 }
 
 /// A service (`IPVS_SVC_ATTR_*`).
@@ -40,6 +42,8 @@ pub(super) mod service {
     pub(in crate::ipvs::codec) const STATS: u16 = 10;
     pub(in crate::ipvs::codec) const PE_NAME: u16 = 11;
     pub(in crate::ipvs::codec) const STATS64: u16 = 12;
+    /// Of each the length; 0 for any.
+    pub(in crate::ipvs::codec) const LENGTHS: [u16; 13] = [0, 2, 2, 16, 2, 4, 0, 8, 4, 4, 0, 0, 0];
 }
 
 /// A destination (`IPVS_DEST_ATTR_*`).
@@ -65,6 +69,9 @@ pub(super) mod dest {
     pub(in crate::ipvs::codec) const TUN_PORT: u16 = 14;
     /// `IP_VS_TUNNEL_ENCAP_FLAG_*`, two bytes.
     pub(in crate::ipvs::codec) const TUN_FLAGS: u16 = 15;
+    /// Of each the length; 0 for any.
+    pub(in crate::ipvs::codec) const LENGTHS: [u16; 16] =
+        [0, 16, 2, 4, 4, 4, 4, 4, 4, 4, 0, 2, 0, 1, 2, 2];
 }
 
 /// A sync daemon (`IPVS_DAEMON_ATTR_*`).
@@ -81,6 +88,8 @@ pub(super) mod daemon {
     /// Native, unlike every other port (`ip_vs_genl_fill_daemon`).
     pub(in crate::ipvs::codec) const MCAST_PORT: u16 = 7;
     pub(in crate::ipvs::codec) const MCAST_TTL: u16 = 8;
+    /// Of each the length; 0 for any.
+    pub(in crate::ipvs::codec) const LENGTHS: [u16; 9] = [0, 4, 0, 4, 2, 4, 16, 2, 1];
 }
 
 /// Counters (`IPVS_STATS_ATTR_*`): 32 bits wide in `*_ATTR_STATS` but for bytes, 64 bits in
@@ -96,6 +105,8 @@ pub(super) mod stats {
     pub(in crate::ipvs::codec) const OUTPPS: u16 = 8;
     pub(in crate::ipvs::codec) const INBPS: u16 = 9;
     pub(in crate::ipvs::codec) const OUTBPS: u16 = 10;
+    /// Of each the length; 0 for any.
+    pub(in crate::ipvs::codec) const LENGTHS: [u16; 11] = [0; 11];
 }
 
 /// The answer to `IPVS_CMD_GET_INFO` (`IPVS_INFO_ATTR_*`).
@@ -104,97 +115,167 @@ pub(super) mod info {
     pub(in crate::ipvs::codec) const VERSION: u16 = 1;
     /// Buckets of the connection table.
     pub(in crate::ipvs::codec) const CONN_TAB_SIZE: u16 = 2;
+    /// Of each the length; 0 for any.
+    pub(in crate::ipvs::codec) const LENGTHS: [u16; 3] = [0, 4, 4];
 }
 
-/// Hands every attribute of `bytes` to `take`: its number, without the flags for nesting and byte
-/// order, and its value.
-///
-/// By hand, because every pass over a large table goes through here some hundred thousand times.
-pub(super) fn each<'a>(
-    bytes: &'a [u8],
-    mut take: impl FnMut(u16, Value<'a>) -> Result<(), DecodeError>,
-) -> Result<(), DecodeError> {
-    let mut rest = bytes;
-    while let [a, b, c, d, ..] = rest {
-        let length = usize::from(u16::from_ne_bytes([*a, *b]));
-        let kind = u16::from_ne_bytes([*c, *d]) & NLA_TYPE_MASK;
-        let value = rest.get(4..length).ok_or("an attribute cut short")?;
-        take(kind, Value { kind, bytes: value })?;
-        // They start at multiples of four; the last need not be padded.
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    match rest {
-        [] => Ok(()),
-        _ => Err("an attribute without a head".into()),
+/// Where the last message had its attributes: the next one of a dump has them there too, so that to
+/// read ten thousand takes half the work.
+#[derive(Clone, Debug)]
+pub(super) struct Layout<const N: usize> {
+    /// Bytes of the attributes together.
+    length: usize,
+    /// Where each is, and its head.
+    heads: Vec<(usize, [u8; 4])>,
+    /// Where the value of each begins and ends; both are zero where there is none.
+    places: [(usize, usize); N],
+}
+
+/// That of no attributes.
+impl<const N: usize> Default for Layout<N> {
+    fn default() -> Self {
+        Self {
+            length: 0,
+            heads: Vec::new(),
+            places: [(0, 0); N],
+        }
     }
 }
 
-/// The value of an attribute.
+impl<const N: usize> Layout<N> {
+    /// The attributes in `bytes` by number, those below `N`: the last of each that is there.
+    /// `lengths` is what each must have.
+    pub(super) fn read<'a>(
+        &'a mut self,
+        bytes: &'a [u8],
+        lengths: &[u16; N],
+    ) -> Result<Attributes<'a, N>, DecodeError> {
+        if !self.fits(bytes) {
+            *self = Self::of(bytes, lengths)?;
+        }
+        let places = &self.places;
+        Ok(Attributes { bytes, places })
+    }
+
+    fn fits(&self, bytes: &[u8]) -> bool {
+        let has = |(at, head): &(usize, [u8; 4])| {
+            (bytes.get(*at..)).is_some_and(|rest| rest.first_chunk() == Some(head))
+        };
+        bytes.len() == self.length && self.heads.iter().all(has)
+    }
+
+    fn of(bytes: &[u8], lengths: &[u16; N]) -> Result<Self, DecodeError> {
+        let mut layout = Self {
+            length: bytes.len(),
+            heads: Vec::with_capacity(N),
+            places: [(0, 0); N],
+        };
+        let mut at = 0;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let head = rest.first_chunk().ok_or("an attribute without a head")?;
+            let [a, b, c, d] = *head;
+            let length = u16::from_ne_bytes([a, b]);
+            // Without the flags for nesting and byte order.
+            let kind = u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK;
+            let (from, to) = (at + 4, at + usize::from(length));
+            let value = bytes.get(from..to).ok_or("an attribute cut short")?;
+            layout.heads.push((at, *head));
+            let number = usize::from(kind);
+            if let (Some(place), Some(wanted)) =
+                (layout.places.get_mut(number), lengths.get(number))
+            {
+                let (found, wanted) = (value.len(), usize::from(*wanted));
+                if wanted != 0 && found != wanted {
+                    return Err(format!("attribute {kind} has {found} bytes, not {wanted}").into());
+                }
+                *place = (from, to);
+            }
+            // They start at multiples of four; the last need not be padded.
+            at = to.next_multiple_of(4);
+        }
+        Ok(layout)
+    }
+}
+
+/// The attributes of a message, by number: `None` for one that is not there.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Value<'a> {
-    kind: u16,
-    pub(super) bytes: &'a [u8],
+pub(super) struct Attributes<'a, const N: usize> {
+    bytes: &'a [u8],
+    places: &'a [(usize, usize); N],
 }
 
-impl Value<'_> {
-    fn array<const N: usize>(self) -> Result<[u8; N], DecodeError> {
-        self.bytes.try_into().map_err(|_wrong_length| {
-            let (kind, found) = (self.kind, self.bytes.len());
-            format!("attribute {kind} has {found} bytes, not {N}").into()
-        })
-    }
-
-    pub(super) fn u8(self) -> Result<u8, DecodeError> {
-        self.array().map(u8::from_ne_bytes)
-    }
-
-    pub(super) fn u16(self) -> Result<u16, DecodeError> {
-        self.array().map(u16::from_ne_bytes)
-    }
-
-    pub(super) fn u32(self) -> Result<u32, DecodeError> {
-        self.array().map(u32::from_ne_bytes)
-    }
-
-    /// A port.
-    pub(super) fn be16(self) -> Result<u16, DecodeError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    /// A counter of either width.
-    pub(super) fn count(self) -> Result<u64, DecodeError> {
-        match self.bytes.len() {
-            4 => self.u32().map(u64::from),
-            _ => self.array().map(u64::from_ne_bytes),
+impl<'a, const N: usize> Attributes<'a, N> {
+    pub(super) fn bytes(&self, kind: u16) -> Option<&'a [u8]> {
+        match self.places.get(usize::from(kind)) {
+            None | Some((0, _)) => None,
+            Some((from, to)) => self.bytes.get(*from..*to),
         }
     }
 
+    /// Those that [`Layout::read`] was told to have this length.
+    #[inline]
+    fn array<const L: usize>(&self, kind: u16) -> Option<[u8; L]> {
+        self.bytes(kind)?.try_into().ok()
+    }
+
+    pub(super) fn u8(&self, kind: u16) -> Option<u8> {
+        self.array(kind).map(u8::from_ne_bytes)
+    }
+
+    pub(super) fn u16(&self, kind: u16) -> Option<u16> {
+        self.array(kind).map(u16::from_ne_bytes)
+    }
+
+    pub(super) fn u32(&self, kind: u16) -> Option<u32> {
+        self.array(kind).map(u32::from_ne_bytes)
+    }
+
+    /// A port.
+    pub(super) fn be16(&self, kind: u16) -> Option<u16> {
+        self.array(kind).map(u16::from_be_bytes)
+    }
+
     /// The first word of `struct ip_vs_flags`.
-    pub(super) fn flags(self) -> Result<u32, DecodeError> {
-        let [a, b, c, d, ..] = self.array::<8>()?;
-        Ok(u32::from_ne_bytes([a, b, c, d]))
+    pub(super) fn flags(&self, kind: u16) -> Option<u32> {
+        let first = |[a, b, c, d, ..]: [u8; 8]| u32::from_ne_bytes([a, b, c, d]);
+        self.array(kind).map(first)
     }
 
-    pub(super) fn addr(self) -> Result<InetAddr, DecodeError> {
-        self.array().map(InetAddr)
+    pub(super) fn addr(&self, kind: u16) -> Option<InetAddr> {
+        self.array(kind).map(InetAddr)
     }
 
-    pub(super) fn netmask(self) -> Result<Netmask, DecodeError> {
-        self.array().map(Netmask)
+    pub(super) fn netmask(&self, kind: u16) -> Option<Netmask> {
+        self.array(kind).map(Netmask)
     }
 
-    pub(super) fn ipv4(self) -> Result<Ipv4Addr, DecodeError> {
-        self.array::<4>().map(Ipv4Addr::from)
+    pub(super) fn ipv4(&self, kind: u16) -> Option<Ipv4Addr> {
+        self.array::<4>(kind).map(Ipv4Addr::from)
     }
 
-    pub(super) fn ipv6(self) -> Result<Ipv6Addr, DecodeError> {
-        self.array::<16>().map(Ipv6Addr::from)
+    pub(super) fn ipv6(&self, kind: u16) -> Option<Ipv6Addr> {
+        self.array::<16>(kind).map(Ipv6Addr::from)
+    }
+
+    /// A counter of either width; zero where there is none.
+    pub(super) fn count(&self, kind: u16) -> Result<u64, DecodeError> {
+        let Some(bytes) = self.bytes(kind) else {
+            return Ok(0);
+        };
+        match (self.u32(kind), self.array(kind)) {
+            (Some(narrow), _) => Ok(narrow.into()),
+            (_, Some(wide)) => Ok(u64::from_ne_bytes(wide)),
+            _ => Err(format!("counter {kind} has {} bytes, not 4 or 8", bytes.len()).into()),
+        }
     }
 
     /// Zero-terminated text.
-    pub(super) fn text(self) -> Result<String, DecodeError> {
-        let text = self.bytes.split(|byte| *byte == 0).next();
-        Ok(String::from_utf8(text.unwrap_or_default().to_vec())?)
+    pub(super) fn text(&self, kind: u16) -> Result<Option<String>, DecodeError> {
+        let Some(bytes) = self.bytes(kind) else {
+            return Ok(None);
+        };
+        let text = bytes.split(|byte| *byte == 0).next();
+        Ok(Some(String::from_utf8(text.unwrap_or_default().to_vec())?))
     }
 }
 

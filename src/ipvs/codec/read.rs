@@ -6,7 +6,7 @@ use netlink_packet_core::DecodeError;
 
 use super::{
     AF_INET, AF_INET6, FWD_MASK, PERSISTENT, STATE_BACKUP, STATE_MASTER, Version,
-    nla::{self, Value, command, daemon, dest, each, info, service, stats},
+    nla::{Layout, command, daemon, dest, info, service, stats},
 };
 use crate::model::{
     DestAttrs, DestKey, DestState, Family, ForwardMethod, Persistence, Protocol, Scheduler,
@@ -14,32 +14,145 @@ use crate::model::{
     Tunnel, TunnelType, Weight,
 };
 
-/// The service that the attributes of a message describe, with no destinations; `None` for a protocol
-/// that the vocabulary does not have.
-///
-/// # Errors
-/// It lacks what names or makes a service, or holds what no kernel says.
-pub fn service(attributes: &[u8]) -> Result<Option<(ServiceKey, ServiceState)>, DecodeError> {
-    read_service(nested(attributes, command::SERVICE)?.ok_or("no service in it")?)
+/// Reads services and destinations, messages of one dump quicker than the first of them.
+#[derive(Clone, Debug, Default)]
+pub struct Reader {
+    whole: Layout<{ command::LENGTHS.len() }>,
+    service: Layout<{ service::LENGTHS.len() }>,
+    dest: Layout<{ dest::LENGTHS.len() }>,
+    stats: Counters,
 }
 
-/// The destination that the attributes of a message describe; `family` is its service's. `None` for
-/// a forwarding method or tunnel type that the vocabulary does not have: a newer kernel's, perhaps
-/// in somebody else's service. Its counters are read where they are wanted, and zero otherwise: they
-/// are half of a message.
-///
-/// # Errors
-/// As for a service.
-pub fn dest(
-    attributes: &[u8],
-    family: Family,
-    counters: bool,
-) -> Result<Option<(DestKey, DestState)>, DecodeError> {
-    read_dest(
-        nested(attributes, command::DEST)?.ok_or("no destination in it")?,
-        family,
-        counters,
-    )
+impl Reader {
+    /// The service that the attributes of a message describe, with no destinations; `None` for a protocol
+    /// that the vocabulary does not have.
+    ///
+    /// # Errors
+    /// It lacks what names or makes a service, or holds what no kernel says.
+    pub fn service(
+        &mut self,
+        attributes: &[u8],
+    ) -> Result<Option<(ServiceKey, ServiceState)>, DecodeError> {
+        let attributes = self.whole.read(attributes, &command::LENGTHS)?;
+        let bytes = (attributes.bytes(command::SERVICE)).ok_or("no service in it")?;
+        let from = self.service.read(bytes, &service::LENGTHS)?;
+        let family = from.u16(service::FAMILY);
+        let family = read_family(family.ok_or("a service without family")?)?;
+        let key = match from.u32(service::FWMARK) {
+            // `ip_vs_genl_fill_service` gives either a mark that is not zero, or the rest.
+            Some(mark) if mark != 0 => ServiceKey::Fwmark(family, mark),
+            _ => {
+                let protocol = from.u16(service::PROTOCOL);
+                let protocol = match protocol.ok_or("a service without protocol")? {
+                    6 => Protocol::Tcp,
+                    17 => Protocol::Udp,
+                    132 => Protocol::Sctp,
+                    _ => return Ok(None),
+                };
+                let addr = from.addr(service::ADDR);
+                let ip = addr.ok_or("a service without address")?.ip(family);
+                let port = from.be16(service::PORT);
+                let port = port.ok_or("a service without port")?;
+                ServiceKey::Addr(protocol, SocketAddr::new(ip, port))
+            }
+        };
+        let flags = from.flags(service::FLAGS);
+        let flags = flags.ok_or("a service without flags")?;
+        let persistence = if flags & PERSISTENT == 0 {
+            None
+        } else {
+            let timeout_s = from.u32(service::TIMEOUT);
+            let netmask = from.netmask(service::NETMASK);
+            let netmask = netmask.ok_or("a persistent service without netmask")?;
+            Some(Persistence {
+                timeout_s: timeout_s.ok_or("a persistent service without timeout")?,
+                prefix: netmask.prefix(family)?,
+                engine: from.text(service::PE_NAME)?,
+            })
+        };
+        let scheduler = from.text(service::SCHED_NAME)?;
+        let attrs = ServiceAttrs {
+            scheduler: Scheduler(scheduler.ok_or("a service without scheduler")?),
+            flags: ServiceFlags(flags & ServiceFlags::SETTABLE),
+            persistence,
+        };
+        let state = ServiceState {
+            attrs,
+            stats: self
+                .stats
+                .read([from.bytes(service::STATS64), from.bytes(service::STATS)])?,
+            dests: Default::default(),
+        };
+        Ok(Some((key, state)))
+    }
+
+    /// The destination that the attributes of a message describe; `family` is its service's. `None` for
+    /// a forwarding method or tunnel type that the vocabulary does not have: a newer kernel's, perhaps
+    /// in somebody else's service. Its counters are read where they are wanted, and zero otherwise: they
+    /// are half of a message.
+    ///
+    /// # Errors
+    /// As for a service.
+    pub fn dest(
+        &mut self,
+        attributes: &[u8],
+        family: Family,
+        counters: bool,
+    ) -> Result<Option<(DestKey, DestState)>, DecodeError> {
+        let attributes = self.whole.read(attributes, &command::LENGTHS)?;
+        let bytes = (attributes.bytes(command::DEST)).ok_or("no destination in it")?;
+        let from = self.dest.read(bytes, &dest::LENGTHS)?;
+        let family = match from.u16(dest::ADDR_FAMILY) {
+            Some(own) => read_family(own)?,
+            None => family,
+        };
+        let addr = from.addr(dest::ADDR);
+        let port = from.be16(dest::PORT);
+        let key = DestKey {
+            addr: addr.ok_or("a destination without address")?.ip(family),
+            port: port.ok_or("a destination without port")?,
+        };
+        let forward = from.u32(dest::FWD_METHOD);
+        let forward = match forward.ok_or("a destination without forwarding method")? & FWD_MASK {
+            0 => ForwardMethod::Nat,
+            1 => ForwardMethod::Local,
+            2 => ForwardMethod::Tun,
+            3 => ForwardMethod::Dr,
+            4 => ForwardMethod::Bypass,
+            _ => return Ok(None),
+        };
+        let kind = match from.u8(dest::TUN_TYPE).unwrap_or_default() {
+            0 => TunnelType::Ipip,
+            1 => TunnelType::Gue,
+            2 => TunnelType::Gre,
+            _ => return Ok(None),
+        };
+        let tunnel = Tunnel {
+            kind,
+            port: from.be16(dest::TUN_PORT).unwrap_or_default(),
+            flags: from.u16(dest::TUN_FLAGS).unwrap_or_default(),
+        };
+        let weight = from.u32(dest::WEIGHT);
+        let weight = i64::from(weight.ok_or("a destination without weight")?);
+        let weight =
+            Weight::try_from(weight).map_err(|_out_of_range| format!("weight {weight}"))?;
+        let stats = [from.bytes(dest::STATS64), from.bytes(dest::STATS)];
+        let stats = counters.then(|| self.stats.read(stats)).transpose()?;
+        let state = DestState {
+            attrs: DestAttrs {
+                weight,
+                forward,
+                upper: from.u32(dest::U_THRESH).unwrap_or_default(),
+                lower: from.u32(dest::L_THRESH).unwrap_or_default(),
+                tunnel,
+            },
+            active_connections: from.u32(dest::ACTIVE_CONNS).unwrap_or_default(),
+            inactive_connections: from.u32(dest::INACT_CONNS).unwrap_or_default(),
+            persistent_connections: from.u32(dest::PERSIST_CONNS).unwrap_or_default(),
+            counters: stats.map(Box::new),
+        };
+        Ok(Some((key, state)))
+    }
 }
 
 /// IPVS's version and the number of buckets of its connection table.
@@ -47,21 +160,16 @@ pub fn dest(
 /// # Errors
 /// The attributes are not those of an answer to `IPVS_CMD_GET_INFO`.
 pub fn info(attributes: &[u8]) -> Result<(Version, u32), DecodeError> {
-    let (mut version, mut size) = (None, None);
-    each(attributes, |kind, value| {
-        match kind {
-            info::VERSION => version = Some(value.u32()?),
-            info::CONN_TAB_SIZE => size = Some(value.u32()?),
-            _ => {}
-        }
-        Ok(())
-    })?;
-    let [_, major, minor, patch] = version.ok_or("no version in it")?.to_be_bytes();
+    let mut layout = Layout::default();
+    let from = layout.read(attributes, &info::LENGTHS)?;
+    let version = from.u32(info::VERSION).ok_or("no version in it")?;
+    let [_, major, minor, patch] = version.to_be_bytes();
     let version = Version {
         major,
         minor,
         patch,
     };
+    let size = from.u32(info::CONN_TAB_SIZE);
     Ok((version, size.ok_or("no table size in it")?))
 }
 
@@ -70,21 +178,13 @@ pub fn info(attributes: &[u8]) -> Result<(Version, u32), DecodeError> {
 /// # Errors
 /// A value is no number.
 pub fn timeouts(attributes: &[u8]) -> Result<Timeouts, DecodeError> {
-    let mut timeouts = Timeouts {
-        tcp_s: 0,
-        tcp_fin_s: 0,
-        udp_s: 0,
-    };
-    each(attributes, |kind, value| {
-        match kind {
-            command::TIMEOUT_TCP => timeouts.tcp_s = value.u32()?,
-            command::TIMEOUT_TCP_FIN => timeouts.tcp_fin_s = value.u32()?,
-            command::TIMEOUT_UDP => timeouts.udp_s = value.u32()?,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    Ok(timeouts)
+    let mut layout = Layout::default();
+    let from = layout.read(attributes, &command::LENGTHS)?;
+    Ok(Timeouts {
+        tcp_s: from.u32(command::TIMEOUT_TCP).unwrap_or_default(),
+        tcp_fin_s: from.u32(command::TIMEOUT_TCP_FIN).unwrap_or_default(),
+        udp_s: from.u32(command::TIMEOUT_UDP).unwrap_or_default(),
+    })
 }
 
 /// The sync daemon that the attributes of a message describe.
@@ -92,207 +192,57 @@ pub fn timeouts(attributes: &[u8]) -> Result<Timeouts, DecodeError> {
 /// # Errors
 /// It lacks its state, or holds what no kernel says.
 pub fn daemon(attributes: &[u8]) -> Result<SyncDaemon, DecodeError> {
-    let bytes = nested(attributes, command::DAEMON)?.ok_or("no sync daemon in it")?;
-    let (mut state, mut interface, mut sync_id) = (None, None, 0);
-    let (mut max_length, mut group, mut port, mut ttl) = (0, None, 0, 0);
-    each(bytes, |kind, value| {
-        match kind {
-            daemon::STATE => state = Some(value.u32()?),
-            daemon::MCAST_IFN => interface = Some(value.text()?),
-            daemon::SYNC_ID => sync_id = value.u32()?,
-            daemon::SYNC_MAXLEN => max_length = value.u16()?,
-            daemon::MCAST_GROUP => group = Some(value.ipv4()?.into()),
-            daemon::MCAST_GROUP6 => group = Some(value.ipv6()?.into()),
-            daemon::MCAST_PORT => port = value.u16()?,
-            daemon::MCAST_TTL => ttl = value.u8()?,
-            _ => {}
-        }
-        Ok(())
-    })?;
+    let (mut whole, mut inner) = (Layout::default(), Layout::default());
+    let attributes = whole.read(attributes, &command::LENGTHS)?;
+    let bytes = (attributes.bytes(command::DAEMON)).ok_or("no sync daemon in it")?;
+    let from = inner.read(bytes, &daemon::LENGTHS)?;
+    let state = from.u32(daemon::STATE);
+    let role = match state.ok_or("a sync daemon without state")? {
+        STATE_MASTER => SyncRole::Master,
+        STATE_BACKUP => SyncRole::Backup,
+        other => return Err(format!("sync daemon state {other}").into()),
+    };
+    let interface = from.text(daemon::MCAST_IFN)?;
+    let sync_id = from.u32(daemon::SYNC_ID).unwrap_or_default();
+    let group = match from.ipv6(daemon::MCAST_GROUP6) {
+        Some(group) => Some(group.into()),
+        None => from.ipv4(daemon::MCAST_GROUP).map(Into::into),
+    };
     Ok(SyncDaemon {
-        role: match state.ok_or("a sync daemon without state")? {
-            STATE_MASTER => SyncRole::Master,
-            STATE_BACKUP => SyncRole::Backup,
-            other => return Err(format!("sync daemon state {other}").into()),
-        },
+        role,
         interface: interface.ok_or("a sync daemon without interface")?,
         sync_id: u8::try_from(sync_id).map_err(|_large| format!("sync id {sync_id}"))?,
-        max_length,
+        max_length: from.u16(daemon::SYNC_MAXLEN).unwrap_or_default(),
         group,
-        port,
-        ttl,
+        port: from.u16(daemon::MCAST_PORT).unwrap_or_default(),
+        ttl: from.u8(daemon::MCAST_TTL).unwrap_or_default(),
     })
 }
 
-/// The attribute of the first level that has this number.
-fn nested(attributes: &[u8], wanted: u16) -> Result<Option<&[u8]>, DecodeError> {
-    let mut found = None;
-    each(attributes, |kind, value| {
-        if kind == wanted {
-            found = Some(value.bytes);
-        }
-        Ok(())
-    })?;
-    Ok(found)
-}
+/// Counters of a service or a destination.
+#[derive(Clone, Debug, Default)]
+struct Counters(Layout<{ stats::LENGTHS.len() }>);
 
-fn read_service(bytes: &[u8]) -> Result<Option<(ServiceKey, ServiceState)>, DecodeError> {
-    let (mut family, mut protocol, mut addr, mut port, mut mark) = (None, None, None, None, None);
-    let (mut scheduler, mut flags, mut timeout, mut netmask) = (None, None, None, None);
-    let (mut engine, mut stats, mut stats64) = (None, None, None);
-    each(bytes, |kind, value| {
-        match kind {
-            service::FAMILY => family = Some(value.u16()?),
-            service::PROTOCOL => protocol = Some(value.u16()?),
-            service::ADDR => addr = Some(value.addr()?),
-            service::PORT => port = Some(value.be16()?),
-            service::FWMARK => mark = Some(value.u32()?),
-            service::SCHED_NAME => scheduler = Some(value.text()?),
-            service::FLAGS => flags = Some(value.flags()?),
-            service::TIMEOUT => timeout = Some(value.u32()?),
-            service::NETMASK => netmask = Some(value.netmask()?),
-            service::STATS => stats = Some(value),
-            service::PE_NAME => engine = Some(value.text()?),
-            service::STATS64 => stats64 = Some(value),
-            _ => {}
-        }
-        Ok(())
-    })?;
-    let family = read_family(family.ok_or("a service without family")?)?;
-    let key = match mark {
-        // `ip_vs_genl_fill_service` gives either a mark that is not zero, or the rest.
-        Some(mark) if mark != 0 => ServiceKey::Fwmark(family, mark),
-        _ => {
-            let protocol = match protocol.ok_or("a service without protocol")? {
-                6 => Protocol::Tcp,
-                17 => Protocol::Udp,
-                132 => Protocol::Sctp,
-                _ => return Ok(None),
-            };
-            let addr: nla::InetAddr = addr.ok_or("a service without address")?;
-            let port = port.ok_or("a service without port")?;
-            ServiceKey::Addr(protocol, SocketAddr::new(addr.ip(family), port))
-        }
-    };
-    let flags = flags.ok_or("a service without flags")?;
-    let persistence = if flags & PERSISTENT == 0 {
-        None
-    } else {
-        Some(Persistence {
-            timeout_s: timeout.ok_or("a persistent service without timeout")?,
-            prefix: netmask
-                .ok_or("a persistent service without netmask")?
-                .prefix(family)?,
-            engine,
-        })
-    };
-    let attrs = ServiceAttrs {
-        scheduler: Scheduler(scheduler.ok_or("a service without scheduler")?),
-        flags: ServiceFlags(flags & ServiceFlags::SETTABLE),
-        persistence,
-    };
-    let state = ServiceState {
-        attrs,
-        stats: read_stats(stats64.or(stats))?,
-        dests: Default::default(),
-    };
-    Ok(Some((key, state)))
-}
-
-fn read_dest(
-    bytes: &[u8],
-    service: Family,
-    counters: bool,
-) -> Result<Option<(DestKey, DestState)>, DecodeError> {
-    let (mut family, mut addr, mut port, mut forward, mut weight) = (None, None, None, None, None);
-    let (mut upper, mut lower) = (0, 0);
-    let (mut kind, mut port_of_tunnel, mut flags) = (Some(TunnelType::Ipip), 0, 0);
-    let (mut active, mut inactive, mut persistent) = (0, 0, 0);
-    let (mut stats, mut stats64) = (None, None);
-    each(bytes, |number, value| {
-        match number {
-            dest::ADDR => addr = Some(value.addr()?),
-            dest::PORT => port = Some(value.be16()?),
-            dest::FWD_METHOD => forward = Some(value.u32()?),
-            dest::WEIGHT => weight = Some(value.u32()?),
-            dest::U_THRESH => upper = value.u32()?,
-            dest::L_THRESH => lower = value.u32()?,
-            dest::ACTIVE_CONNS => active = value.u32()?,
-            dest::INACT_CONNS => inactive = value.u32()?,
-            dest::PERSIST_CONNS => persistent = value.u32()?,
-            dest::STATS => stats = Some(value),
-            dest::ADDR_FAMILY => family = Some(read_family(value.u16()?)?),
-            dest::STATS64 => stats64 = Some(value),
-            dest::TUN_TYPE => kind = read_tunnel(value.u8()?),
-            dest::TUN_PORT => port_of_tunnel = value.be16()?,
-            dest::TUN_FLAGS => flags = value.u16()?,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    let addr: nla::InetAddr = addr.ok_or("a destination without address")?;
-    let key = DestKey {
-        addr: addr.ip(family.unwrap_or(service)),
-        port: port.ok_or("a destination without port")?,
-    };
-    let forward = match forward.ok_or("a destination without forwarding method")? & FWD_MASK {
-        0 => ForwardMethod::Nat,
-        1 => ForwardMethod::Local,
-        2 => ForwardMethod::Tun,
-        3 => ForwardMethod::Dr,
-        4 => ForwardMethod::Bypass,
-        _ => return Ok(None),
-    };
-    let Some(kind) = kind else {
-        return Ok(None);
-    };
-    let tunnel = Tunnel {
-        kind,
-        port: port_of_tunnel,
-        flags,
-    };
-    let weight = i64::from(weight.ok_or("a destination without weight")?);
-    let weight = Weight::try_from(weight).map_err(|_out_of_range| format!("weight {weight}"))?;
-    let state = DestState {
-        attrs: DestAttrs {
-            weight,
-            forward,
-            upper,
-            lower,
-            tunnel,
-        },
-        active_connections: active,
-        inactive_connections: inactive,
-        persistent_connections: persistent,
-        stats: read_stats(stats64.or(stats).filter(|_| counters))?,
-    };
-    Ok(Some((key, state)))
-}
-
-/// The wide counters where there are some, else the narrow ones; bytes are wide in both.
-fn read_stats(counters: Option<Value<'_>>) -> Result<Stats, DecodeError> {
-    let mut read = Stats::default();
-    let Some(counters) = counters else {
-        return Ok(read);
-    };
-    each(counters.bytes, |kind, value| {
-        let counter = match kind {
-            stats::CONNS => &mut read.connections,
-            stats::INPKTS => &mut read.packets_in,
-            stats::OUTPKTS => &mut read.packets_out,
-            stats::INBYTES => &mut read.bytes_in,
-            stats::OUTBYTES => &mut read.bytes_out,
-            stats::CPS => &mut read.connection_rate,
-            stats::INPPS => &mut read.packet_rate_in,
-            stats::OUTPPS => &mut read.packet_rate_out,
-            stats::INBPS => &mut read.byte_rate_in,
-            stats::OUTBPS => &mut read.byte_rate_out,
-            _ => return Ok(()),
+impl Counters {
+    /// The wide counters where there are some, else the narrow ones; bytes are wide in both.
+    fn read(&mut self, [wide, narrow]: [Option<&[u8]>; 2]) -> Result<Stats, DecodeError> {
+        let Some(bytes) = wide.or(narrow) else {
+            return Ok(Stats::default());
         };
-        *counter = value.count()?;
-        Ok(())
-    })?;
-    Ok(read)
+        let from = self.0.read(bytes, &stats::LENGTHS)?;
+        Ok(Stats {
+            connections: from.count(stats::CONNS)?,
+            packets_in: from.count(stats::INPKTS)?,
+            packets_out: from.count(stats::OUTPKTS)?,
+            bytes_in: from.count(stats::INBYTES)?,
+            bytes_out: from.count(stats::OUTBYTES)?,
+            connection_rate: from.count(stats::CPS)?,
+            packet_rate_in: from.count(stats::INPPS)?,
+            packet_rate_out: from.count(stats::OUTPPS)?,
+            byte_rate_in: from.count(stats::INBPS)?,
+            byte_rate_out: from.count(stats::OUTBPS)?,
+        })
+    }
 }
 
 fn read_family(number: u16) -> Result<Family, DecodeError> {
@@ -300,14 +250,5 @@ fn read_family(number: u16) -> Result<Family, DecodeError> {
         AF_INET => Ok(Family::V4),
         AF_INET6 => Ok(Family::V6),
         other => Err(format!("address family {other}").into()),
-    }
-}
-
-const fn read_tunnel(number: u8) -> Option<TunnelType> {
-    match number {
-        0 => Some(TunnelType::Ipip),
-        1 => Some(TunnelType::Gue),
-        2 => Some(TunnelType::Gre),
-        _ => None,
     }
 }

@@ -67,12 +67,7 @@ impl Ask<'_> {
 /// Appends one request.
 pub fn request(to: &mut Vec<u8>, envelope: Envelope, ask: Ask<'_>) {
     let start = to.len();
-    let end = start.saturating_add(HEADERS);
-    to.resize(end, 0);
-    attributes(to, ask);
     let mut header = NetlinkHeader::default();
-    // A request is far below: names have at most 15 bytes.
-    header.length = u32::try_from(to.len().saturating_sub(start)).unwrap_or(u32::MAX);
     header.message_type = envelope.family;
     header.flags = envelope.flags;
     header.sequence_number = envelope.sequence;
@@ -80,12 +75,16 @@ pub fn request(to: &mut Vec<u8>, envelope: Envelope, ask: Ask<'_>) {
         cmd: ask.command().into(),
         version: FAMILY_VERSION,
     };
-    if let Some((first, second)) = to
-        .get_mut(start..end)
-        .and_then(|headers| headers.split_at_mut_checked(16))
-    {
-        header.emit(first);
-        generic.emit(second);
+    let mut headers = [0; HEADERS];
+    let (first, second) = headers.split_at_mut(16);
+    header.emit(first);
+    generic.emit(second);
+    to.extend_from_slice(&headers);
+    attributes(to, ask);
+    // A request is far below: names have at most 15 bytes.
+    let length = u32::try_from(to.len().saturating_sub(start)).unwrap_or(u32::MAX);
+    if let Some(place) = to.get_mut(start..).and_then(<[u8]>::first_chunk_mut) {
+        *place = length.to_ne_bytes();
     }
 }
 
@@ -113,33 +112,48 @@ fn attributes(to: &mut Vec<u8>, ask: Ask<'_>) {
             nest(to, command::DEST, |to| dest_id(to, dest));
         }
         Ask::SetTimeouts(timeouts) => {
-            put(to, command::TIMEOUT_TCP, &timeouts.tcp_s.to_ne_bytes());
-            let fin = timeouts.tcp_fin_s.to_ne_bytes();
-            put(to, command::TIMEOUT_TCP_FIN, &fin);
-            put(to, command::TIMEOUT_UDP, &timeouts.udp_s.to_ne_bytes());
+            let all = [
+                short(command::TIMEOUT_TCP, timeouts.tcp_s.to_ne_bytes()),
+                short(command::TIMEOUT_TCP_FIN, timeouts.tcp_fin_s.to_ne_bytes()),
+                short(command::TIMEOUT_UDP, timeouts.udp_s.to_ne_bytes()),
+            ];
+            to.extend_from_slice(all.as_flattened());
         }
         Ask::StartDaemon(daemon) => nest(to, command::DAEMON, |to| daemon_attrs(to, daemon)),
         Ask::StopDaemon(role) => nest(to, command::DAEMON, |to| daemon_role(to, role)),
     }
 }
 
-/// One attribute of a fixed length: length, number, value, zeros up to a multiple of four. A table of
-/// 10,000 destinations has a hundred thousand of them.
-fn put<const N: usize>(to: &mut Vec<u8>, kind: u16, value: &[u8; N]) {
-    let [a, b] = u16::try_from(N + 4).unwrap_or(u16::MAX).to_ne_bytes();
-    let [c, d] = kind.to_ne_bytes();
-    to.extend_from_slice(&[a, b, c, d]);
-    to.extend_from_slice(value);
-    let padding: &[u8] = match N % 4 {
-        0 => &[],
-        1 => &[0; 3],
-        2 => &[0; 2],
-        _ => &[0; 1],
-    };
-    to.extend_from_slice(padding);
+/// An attribute whose value has up to four bytes: length, number, value, zeros. A table of 10,000
+/// destinations has a hundred thousand of them, so those that stand together are written together.
+fn short<const N: usize>(kind: u16, value: [u8; N]) -> [u8; 8] {
+    const { assert!(N <= 4, "longer values are written otherwise") };
+    let mut bytes = [0; 8];
+    let (head, place) = bytes.split_at_mut(4);
+    head.copy_from_slice(&attribute_head(kind, N + 4));
+    for (to, from) in place.iter_mut().zip(value) {
+        *to = from;
+    }
+    bytes
 }
 
-fn put_text(to: &mut Vec<u8>, kind: u16, text: &str) {
+/// An attribute that holds `union nf_inet_addr`.
+fn address(kind: u16, addr: IpAddr) -> [u8; 20] {
+    let mut bytes = [0; 20];
+    let (head, place) = bytes.split_at_mut(4);
+    head.copy_from_slice(&attribute_head(kind, 20));
+    place.copy_from_slice(&InetAddr::from(addr).0);
+    bytes
+}
+
+/// `struct nlattr`; the length has these four bytes in it.
+fn attribute_head(kind: u16, length: usize) -> [u8; 4] {
+    let [a, b] = u16::try_from(length).unwrap_or(u16::MAX).to_ne_bytes();
+    let [c, d] = kind.to_ne_bytes();
+    [a, b, c, d]
+}
+
+fn text(to: &mut Vec<u8>, kind: u16, text: &str) {
     nest(to, kind, |to| {
         to.extend_from_slice(text.as_bytes());
         to.push(0);
@@ -152,15 +166,13 @@ fn nest(to: &mut Vec<u8>, kind: u16, value: impl FnOnce(&mut Vec<u8>)) {
     value(to);
     let length = to.len().saturating_sub(start);
     to.resize(to.len().next_multiple_of(4), 0);
-    let [a, b] = u16::try_from(length).unwrap_or(u16::MAX).to_ne_bytes();
-    let [c, d] = kind.to_ne_bytes();
-    if let Some(head) = to.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<4>) {
-        *head = [a, b, c, d];
+    if let Some(head) = to.get_mut(start..).and_then(<[u8]>::first_chunk_mut) {
+        *head = attribute_head(kind, length);
     }
 }
 
 fn service_id(to: &mut Vec<u8>, key: &ServiceKey) {
-    put(to, service::FAMILY, &family(key.family()).to_ne_bytes());
+    let family = short(service::FAMILY, family(key.family()).to_ne_bytes());
     match key {
         ServiceKey::Addr(protocol, addr) => {
             let number: u16 = match protocol {
@@ -168,11 +180,15 @@ fn service_id(to: &mut Vec<u8>, key: &ServiceKey) {
                 Protocol::Udp => 17,
                 Protocol::Sctp => 132,
             };
-            put(to, service::PROTOCOL, &number.to_ne_bytes());
-            put(to, service::ADDR, &InetAddr::from(addr.ip()).0);
-            put(to, service::PORT, &addr.port().to_be_bytes());
+            let protocol = short(service::PROTOCOL, number.to_ne_bytes());
+            to.extend_from_slice([family, protocol].as_flattened());
+            to.extend_from_slice(&address(service::ADDR, addr.ip()));
+            to.extend_from_slice(&short(service::PORT, addr.port().to_be_bytes()));
         }
-        ServiceKey::Fwmark(_, mark) => put(to, service::FWMARK, &mark.to_ne_bytes()),
+        ServiceKey::Fwmark(_, mark) => {
+            let mark = short(service::FWMARK, mark.to_ne_bytes());
+            to.extend_from_slice([family, mark].as_flattened());
+        }
     }
 }
 
@@ -187,7 +203,7 @@ fn service_attrs(to: &mut Vec<u8>, key: &ServiceKey, attrs: &ServiceAttrs) {
         Family::V4 => 32,
         Family::V6 => 128,
     };
-    put_text(to, service::SCHED_NAME, &attrs.scheduler.0);
+    text(to, service::SCHED_NAME, &attrs.scheduler.0);
     nest(to, service::FLAGS, |to| {
         let flags = attrs.flags.0 & ServiceFlags::SETTABLE | persistent;
         // What an owner may set is set or cleared, the kernel's own and later flags stay.
@@ -195,20 +211,23 @@ fn service_attrs(to: &mut Vec<u8>, key: &ServiceKey, attrs: &ServiceAttrs) {
         to.extend_from_slice(&flags.to_ne_bytes());
         to.extend_from_slice(&mask.to_ne_bytes());
     });
-    put(to, service::TIMEOUT, &timeout.to_ne_bytes());
     let netmask = Netmask::from_prefix(key.family(), prefix.min(longest));
-    put(to, service::NETMASK, &netmask.0);
+    let fixed = [
+        short(service::TIMEOUT, timeout.to_ne_bytes()),
+        short(service::NETMASK, netmask.0),
+    ];
+    to.extend_from_slice(fixed.as_flattened());
     let engine = attrs.persistence.as_ref().and_then(|p| p.engine.as_ref());
     if let Some(engine) = engine {
-        put_text(to, service::PE_NAME, engine);
+        text(to, service::PE_NAME, engine);
     }
 }
 
 fn dest_id(to: &mut Vec<u8>, key: &DestKey) {
     let family = family(Family::of(key.addr));
-    put(to, dest::ADDR_FAMILY, &family.to_ne_bytes());
-    put(to, dest::ADDR, &InetAddr::from(key.addr).0);
-    put(to, dest::PORT, &key.port.to_be_bytes());
+    to.extend_from_slice(&short(dest::ADDR_FAMILY, family.to_ne_bytes()));
+    to.extend_from_slice(&address(dest::ADDR, key.addr));
+    to.extend_from_slice(&short(dest::PORT, key.port.to_be_bytes()));
 }
 
 fn dest_attrs(to: &mut Vec<u8>, attrs: &DestAttrs) {
@@ -224,13 +243,16 @@ fn dest_attrs(to: &mut Vec<u8>, attrs: &DestAttrs) {
         TunnelType::Gue => 1,
         TunnelType::Gre => 2,
     };
-    put(to, dest::FWD_METHOD, &method.to_ne_bytes());
-    put(to, dest::WEIGHT, &attrs.weight.get().to_ne_bytes());
-    put(to, dest::U_THRESH, &attrs.upper.to_ne_bytes());
-    put(to, dest::L_THRESH, &attrs.lower.to_ne_bytes());
-    put(to, dest::TUN_TYPE, &[tunnel]);
-    put(to, dest::TUN_PORT, &attrs.tunnel.port.to_be_bytes());
-    put(to, dest::TUN_FLAGS, &attrs.tunnel.flags.to_ne_bytes());
+    let all = [
+        short(dest::FWD_METHOD, method.to_ne_bytes()),
+        short(dest::WEIGHT, attrs.weight.get().to_ne_bytes()),
+        short(dest::U_THRESH, attrs.upper.to_ne_bytes()),
+        short(dest::L_THRESH, attrs.lower.to_ne_bytes()),
+        short(dest::TUN_TYPE, [tunnel]),
+        short(dest::TUN_PORT, attrs.tunnel.port.to_be_bytes()),
+        short(dest::TUN_FLAGS, attrs.tunnel.flags.to_ne_bytes()),
+    ];
+    to.extend_from_slice(all.as_flattened());
 }
 
 fn daemon_role(to: &mut Vec<u8>, role: SyncRole) {
@@ -238,27 +260,31 @@ fn daemon_role(to: &mut Vec<u8>, role: SyncRole) {
         SyncRole::Master => STATE_MASTER,
         SyncRole::Backup => STATE_BACKUP,
     };
-    put(to, daemon::STATE, &state.to_ne_bytes());
+    to.extend_from_slice(&short(daemon::STATE, state.to_ne_bytes()));
 }
 
 /// What is zero or absent is the kernel's to choose (`ip_vs_genl_new_daemon`, `start_sync_thread`).
 fn daemon_attrs(to: &mut Vec<u8>, of: &SyncDaemon) {
     daemon_role(to, of.role);
-    put_text(to, daemon::MCAST_IFN, &of.interface);
-    put(to, daemon::SYNC_ID, &u32::from(of.sync_id).to_ne_bytes());
+    text(to, daemon::MCAST_IFN, &of.interface);
+    to.extend_from_slice(&short(daemon::SYNC_ID, u32::from(of.sync_id).to_ne_bytes()));
     if of.max_length != 0 {
-        put(to, daemon::SYNC_MAXLEN, &of.max_length.to_ne_bytes());
+        to.extend_from_slice(&short(daemon::SYNC_MAXLEN, of.max_length.to_ne_bytes()));
     }
     match of.group {
-        Some(IpAddr::V4(group)) => put(to, daemon::MCAST_GROUP, &group.octets()),
-        Some(IpAddr::V6(group)) => put(to, daemon::MCAST_GROUP6, &group.octets()),
+        Some(IpAddr::V4(group)) => {
+            to.extend_from_slice(&short(daemon::MCAST_GROUP, group.octets()))
+        }
+        Some(IpAddr::V6(group)) => {
+            to.extend_from_slice(&address(daemon::MCAST_GROUP6, group.into()))
+        }
         None => {}
     }
     if of.port != 0 {
-        put(to, daemon::MCAST_PORT, &of.port.to_ne_bytes());
+        to.extend_from_slice(&short(daemon::MCAST_PORT, of.port.to_ne_bytes()));
     }
     if of.ttl != 0 {
-        put(to, daemon::MCAST_TTL, &[of.ttl]);
+        to.extend_from_slice(&short(daemon::MCAST_TTL, [of.ttl]));
     }
 }
 

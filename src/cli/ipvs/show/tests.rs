@@ -26,7 +26,7 @@ fn dest(weight: i64, forward: ForwardMethod) -> DestState {
         active_connections: 0,
         inactive_connections: 0,
         persistent_connections: 0,
-        stats: Stats::default(),
+        counters: None,
     }
 }
 
@@ -45,7 +45,7 @@ fn service(scheduler: &str, dests: &[(&str, DestState)]) -> ServiceState {
             persistence: None,
         },
         stats: Stats::default(),
-        dests: dests.iter().map(|(at, d)| (key(at), *d)).collect(),
+        dests: dests.iter().map(|(at, d)| (key(at), d.clone())).collect(),
     }
 }
 
@@ -58,7 +58,7 @@ fn example() -> KernelTable {
     let mut busy = dest(10, Nat);
     busy.active_connections = 1234;
     busy.inactive_connections = 15;
-    busy.stats = Stats {
+    let stats = Stats {
         connections: 99_999_999,
         packets_in: 100_000_000,
         bytes_in: u64::MAX,
@@ -66,6 +66,7 @@ fn example() -> KernelTable {
         connection_rate: 321,
         ..Stats::default()
     };
+    busy.counters = Some(Box::new(stats));
     let mut gue = dest(1, Tun);
     gue.attrs.tunnel = Tunnel {
         kind: TunnelType::Gue,
@@ -84,7 +85,7 @@ fn example() -> KernelTable {
         prefix: 24,
         engine: None,
     });
-    web.stats = busy.stats;
+    web.stats = stats;
     let mut dns = service("sh", &[("[2001:db8::11]:53", gue)]);
     dns.attrs.flags = ServiceFlags(ServiceFlags::ONE_PACKET | ServiceFlags::SCHED1);
     KernelTable::from([
@@ -187,14 +188,14 @@ proptest! {
     fn columns_hold_any_numbers(numbers in prop::collection::vec(any::<u64>(), 5), shift in 0_u32..64) {
         let mut d = dest(1, ForwardMethod::Dr);
         let at = |n: usize| numbers[n] >> shift;
-        d.stats = Stats {
+        d.counters = Some(Box::new(Stats {
             connections: at(0),
             packets_in: at(1),
             packets_out: at(2),
             bytes_in: at(3),
             bytes_out: at(4),
             ..Stats::default()
-        };
+        }));
         let mut all = KernelTable::from([(key("fwmark/1"), service("rr", &[
             ("198.51.100.1:80", d),
             ("198.51.100.2:80", dest(1, ForwardMethod::Dr)),
