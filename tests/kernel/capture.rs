@@ -260,13 +260,13 @@ fn capture() {
             false,
             true,
         );
-        let state = ipvs.dests(dns).await.unwrap()[&dest("198.51.100.7:5353")];
+        let state = &ipvs.dests(dns).await.unwrap()[&dest("198.51.100.7:5353")];
         let numbers = (state.active_connections, state.inactive_connections);
         monitor.take(
             &mut text,
             &format!(
                 "the client's IPVS_CMD_GET_DEST (dump), connections {numbers:?}, {:?}",
-                state.stats
+                state.stats()
             ),
             false,
             true,

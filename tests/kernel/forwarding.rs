@@ -896,7 +896,7 @@ async fn connections(net: &Net, ipvs: &mut Ipvs) {
     let numbers = |table: &KernelTable| {
         (0..2)
             .map(|n| {
-                let dest = table[&key].dests[&case.dest(n)];
+                let dest = &table[&key].dests[&case.dest(n)];
                 (
                     dest.active_connections,
                     dest.inactive_connections,
