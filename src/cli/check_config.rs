@@ -70,11 +70,9 @@ fn check(path: &Path) -> Result<Good, Failure> {
         return Ok(Good::Inventory);
     }
     let text = read(path)?;
-    let has = |section: &str| match text.parse::<toml::Table>() {
-        Ok(table) => table.contains_key(section),
-        // Whichever reads it says where it is no TOML.
-        Err(_) => true,
-    };
+    let whole = text.parse::<toml::Table>();
+    // Whichever reads it says where it is no TOML.
+    let has = |section| !matches!(&whole, Ok(table) if !table.contains_key(section));
     // A director's file may name a provisioner too.
     match (has("director"), has("provisioner")) {
         (true, _) => {

@@ -5,7 +5,6 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Debug},
     io, mem,
-    os::fd::AsFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -23,10 +22,7 @@ use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, setsockopt, sockopt},
 };
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::{self, Instant},
-};
+use tokio::time::{self, Instant};
 
 use super::{
     Error, Request,
@@ -45,7 +41,7 @@ use crate::model::{
 const LIMIT: Duration = Duration::from_secs(5);
 /// Room for one datagram. A dump comes in datagrams as long as the longest receive call yet had room
 /// for, and the kernel takes memory for all of it each time, which many kernels fill with zeros
-/// (`init_on_alloc`): with its bookkeeping this is just below 16 KiB, enough for 30 destinations. An
+/// (`init_on_alloc`): with its bookkeeping this is just below 16 KiB, enough for 40 destinations. An
 /// acknowledgement is smaller than its request.
 const DATAGRAM: usize = 15 * 1024;
 /// Asked of the kernel: with CAP_NET_ADMIN it gives it, else no more than net.core.rmem_max.
@@ -59,7 +55,13 @@ const ACKNOWLEDGEMENT: usize = 1024;
 /// How often a dump during which the table changed is made.
 const DUMPS: u32 = 5;
 /// Datagrams thrown away after a request that was given up: a dump of a million destinations.
-const LEFTOVERS: u32 = 16 * 1024;
+const LEFTOVERS: u32 = 24 * 1024;
+/// After so many datagrams of one answer it is looked at the clock.
+const CLOCK: u32 = 32;
+/// How long it is waited before it is looked again whether something came.
+const NAP: Duration = Duration::from_millis(5);
+/// No limit is longer, so that it can be added to any time.
+const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Told the operation ([`Request::operation`]) and the result (`ok` or [`Error::kind`]) of each
 /// request, for metrics.
@@ -148,7 +150,7 @@ impl Ipvs {
     /// The same, with another limit on the time for each answer (5 s at first).
     #[must_use]
     pub fn with_limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
+        self.limit = limit.min(LONGEST_LIMIT);
         self
     }
 
@@ -246,9 +248,21 @@ impl Ipvs {
     /// The destinations of a service: none, and no error, if the service is not there. One of a
     /// forwarding method or tunnel type that the vocabulary does not have is left out.
     ///
+    /// A dump of several datagrams goes on by position (`ip_vs_genl_dump_dests`): where one comes or
+    /// goes meanwhile, it may leave another one out, and does not say so. Such a dump is made twice;
+    /// what either has is there.
+    ///
     /// # Errors
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn dests(&mut self, key: ServiceKey) -> Result<BTreeMap<DestKey, DestState>, Error> {
+        let mut dests = self.dump_dests(key).await?;
+        if self.is_long() {
+            dests.append(&mut self.dump_dests(key).await?);
+        }
+        Ok(dests)
+    }
+
+    async fn dump_dests(&mut self, key: ServiceKey) -> Result<BTreeMap<DestKey, DestState>, Error> {
         let counters = self.counters;
         let mut reader = mem::take(&mut self.reader);
         let found = self.ask(
@@ -262,9 +276,22 @@ impl Ipvs {
         );
         let found = found.await;
         self.reader = reader;
-        // The kernel names the one that came last first: turned round they are in order, mostly, and
-        // all at once is quicker than one by one.
-        Ok(found?.into_iter().rev().collect())
+        let found = found?.into_iter();
+        // All at once: quicker than one by one.
+        Ok(if self.is_long() {
+            // It may name one twice: the later reading counts.
+            found.collect()
+        } else {
+            // The kernel names the one that was added last first: turned round they are mostly in
+            // order, and quick to sort.
+            found.rev().collect()
+        })
+    }
+
+    /// Whether the last answer was a dump that took several datagrams. The last one holds only the
+    /// end.
+    const fn is_long(&self) -> bool {
+        self.datagrams > 2
     }
 
     /// All services with their destinations; one that vanishes meanwhile is absent.
@@ -278,8 +305,7 @@ impl Ipvs {
     pub async fn table(&mut self) -> Result<KernelTable, Error> {
         let mut table = KernelTable::new();
         let mut services = self.services().await?;
-        // The last one holds only the end.
-        if self.datagrams > 2 {
+        if self.is_long() {
             services.append(&mut self.services().await?);
         }
         for (key, state) in services {
@@ -604,8 +630,8 @@ impl Ipvs {
     ///
     /// The kernel answers within the call that asks, however long that takes (a module to load, a
     /// thread to stop): what it has to say is there when the call returns. So the socket is tried
-    /// first, and only where nothing is there does the clock start and the runtime watch it: a clock
-    /// that is slow to read and a reactor that is woken by each datagram cost more than the reading.
+    /// first, and only where nothing is there, or very much, is it looked at the clock: to read a slow
+    /// one twice a request, and a reactor that is woken by each datagram, cost more than the reading.
     async fn converse(
         &mut self,
         exchange: &mut Exchange,
@@ -620,7 +646,7 @@ impl Ipvs {
         self.socket.send(&self.requests, 0).map_err(Failure::Io)?;
         // Once it had no room for an answer, no more is to come.
         let mut lost = false;
-        let mut deadline = None;
+        let mut wait = Wait::of(self.limit);
         self.datagrams = 0;
         while !exchange.is_complete() {
             // A long dump lets others have their turn.
@@ -634,11 +660,8 @@ impl Ipvs {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !lost => {
-                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.limit);
-                    match time::timeout_at(deadline, readable(&self.socket)).await {
-                        Ok(there) => there.map_err(Failure::Io)?,
-                        Err(_elapsed) => return Err(Failure::TimedOut),
-                    }
+                    wait.check()?;
+                    time::sleep(NAP.min(self.limit)).await;
                     continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -654,6 +677,9 @@ impl Ipvs {
                 .datagram(&self.datagram, &mut take)
                 .map_err(Failure::Malformed)?;
             self.datagrams = self.datagrams.saturating_add(1);
+            if self.datagrams.is_multiple_of(CLOCK) {
+                wait.check()?;
+            }
         }
         self.leftovers = false;
         Ok(())
@@ -694,14 +720,25 @@ fn make_room(socket: &Socket) -> io::Result<usize> {
     socket.get_rx_buf_sz()
 }
 
-/// Waits until something can be received.
-#[expect(unsafe_code, reason = "there is no safe way to watch a descriptor")]
-async fn readable(socket: &Socket) -> io::Result<()> {
-    let open = socket.as_fd();
-    // SAFETY: it is borrowed from the socket for as long as `watched` lives, so it stays open and the
-    // same.
-    let watched = unsafe { AsyncFd::register_with_interest(open, Interest::READABLE) };
-    watched?.readable().await.map(drop)
+/// How long an answer is waited for, from when it is first looked at.
+struct Wait {
+    limit: Duration,
+    until: Option<Instant>,
+}
+
+impl Wait {
+    const fn of(limit: Duration) -> Self {
+        let until = None;
+        Self { limit, until }
+    }
+
+    fn check(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        match *self.until.get_or_insert(now + self.limit) {
+            until if now < until => Ok(()),
+            _ => Err(Failure::TimedOut),
+        }
+    }
 }
 
 /// Whether there was no room for an answer.

@@ -1,6 +1,6 @@
 //! PURE: bytes <-> model. `nla` knows attributes, [`mod@write`] makes requests, [`read`] understands
 //! answers, `exchange` tells whose answer a datagram is. Nothing here does I/O, and no bytes, however
-//! wrong, make it panic or allocate more than a part of their own length.
+//! wrong, make it panic or allocate much more than their own length.
 //!
 //! Facts: include/uapi/linux/ip_vs.h; `ip_vs_genl_parse_service`, `ip_vs_genl_parse_dest`,
 //! `ip_vs_genl_fill_service` and `ip_vs_genl_fill_dest` in net/netfilter/ipvs/ip_vs_ctl.c (Linux 6.1).
@@ -105,14 +105,22 @@ pub(super) fn attributes(payload: &[u8]) -> Result<&[u8], DecodeError> {
 }
 
 /// For fuzzing: reads the attributes of a message as each of the things that they can describe, and
-/// says whether one of them made sense.
+/// says whether one of them made sense. The same reader takes a part of it before.
+///
+/// # Panics
+/// A message is read otherwise after another one than alone.
 #[must_use]
 pub fn reads(bytes: &[u8]) -> bool {
+    let mut used = read::Reader::default();
+    let (part, _) = bytes.split_at(bytes.len() / 2);
+    let _before = (used.service(part), used.dest(part, Family::V6, true));
+    let service = used.service(bytes).ok();
+    let dest = used.dest(bytes, Family::V6, true).ok();
+    let mut fresh = read::Reader::default();
+    assert_eq!(dest, fresh.dest(bytes, Family::V6, true).ok());
     [
-        read::Reader::default().service(bytes).is_ok(),
-        read::Reader::default()
-            .dest(bytes, Family::V6, true)
-            .is_ok(),
+        service.is_some(),
+        dest.is_some(),
         read::info(bytes).is_ok(),
         read::timeouts(bytes).is_ok(),
         read::daemon(bytes).is_ok(),

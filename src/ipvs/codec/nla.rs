@@ -125,8 +125,8 @@ pub(super) mod info {
 pub(super) struct Layout<const N: usize> {
     /// Bytes of the attributes together.
     length: usize,
-    /// Where each is, and its head.
-    heads: Vec<(usize, [u8; 4])>,
+    /// The head of each, in their order.
+    heads: Vec<[u8; 4]>,
     /// Where the value of each begins and ends; both are zero where there is none.
     places: [(usize, usize); N],
 }
@@ -158,8 +158,11 @@ impl<const N: usize> Layout<N> {
     }
 
     fn fits(&self, bytes: &[u8]) -> bool {
-        let has = |(at, head): &(usize, [u8; 4])| {
-            (bytes.get(*at..)).is_some_and(|rest| rest.first_chunk() == Some(head))
+        let mut at = 0;
+        let has = |head: &[u8; 4]| {
+            let there = bytes.get(at..).and_then(<[u8]>::first_chunk);
+            at += step(*head);
+            there == Some(head)
         };
         bytes.len() == self.length && self.heads.iter().all(has)
     }
@@ -167,7 +170,7 @@ impl<const N: usize> Layout<N> {
     fn of(bytes: &[u8], lengths: &[u16; N]) -> Result<Self, DecodeError> {
         let mut layout = Self {
             length: bytes.len(),
-            heads: Vec::with_capacity(N),
+            heads: Vec::new(),
             places: [(0, 0); N],
         };
         let mut at = 0;
@@ -179,7 +182,7 @@ impl<const N: usize> Layout<N> {
             let kind = u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK;
             let (from, to) = (at + 4, at + usize::from(length));
             let value = bytes.get(from..to).ok_or("an attribute cut short")?;
-            layout.heads.push((at, *head));
+            layout.heads.push(*head);
             let number = usize::from(kind);
             if let (Some(place), Some(wanted)) =
                 (layout.places.get_mut(number), lengths.get(number))
@@ -190,11 +193,15 @@ impl<const N: usize> Layout<N> {
                 }
                 *place = (from, to);
             }
-            // They start at multiples of four; the last need not be padded.
-            at = to.next_multiple_of(4);
+            at += step(*head);
         }
         Ok(layout)
     }
+}
+
+/// From one attribute to the next: they start at multiples of four. The last need not be padded.
+fn step([a, b, ..]: [u8; 4]) -> usize {
+    usize::from(u16::from_ne_bytes([a, b])).next_multiple_of(4)
 }
 
 /// The attributes of a message, by number: `None` for one that is not there.

@@ -1,4 +1,5 @@
-//! Bytes to model. Nothing is allocated but the names and what the caller keeps.
+//! Bytes to model. Nothing is allocated but names, what the caller keeps, and where the last message
+//! had its parts.
 
 use std::net::SocketAddr;
 
@@ -88,7 +89,7 @@ impl Reader {
 
     /// The destination that the attributes of a message describe; `family` is its service's. `None` for
     /// a forwarding method or tunnel type that the vocabulary does not have: a newer kernel's, perhaps
-    /// in somebody else's service. Its counters are read where they are wanted, and zero otherwise: they
+    /// in somebody else's service. Its counters are read only where they are wanted: they
     /// are half of a message.
     ///
     /// # Errors

@@ -205,7 +205,7 @@ fn is_dest(messages: &[Captured], key: &str, dest: &str, asked: DestAttrs, said:
     assert_eq!((request.command, answer.command), (5, 5));
     let of = |message: &Captured| {
         Reader::default()
-            .dest(&message.bytes, key.family(), false)
+            .dest(&message.bytes, key.family(), true)
             .unwrap()
             .unwrap()
     };
@@ -215,7 +215,7 @@ fn is_dest(messages: &[Captured], key: &str, dest: &str, asked: DestAttrs, said:
             active_connections: 0,
             inactive_connections: 0,
             persistent_connections: 0,
-            counters: None,
+            counters: Some(Box::default()),
         };
         (dest, state)
     };
@@ -496,12 +496,27 @@ fn a_message_is_read_by_its_own_heads() {
         assert_eq!(thresholds(&swapped), (500, 400));
         assert_eq!(thresholds(&unknown), (0, 400));
     }
-    // A value of another length than the last one's is not that.
+    // One more attribute at the end, which counts; and that one gone again.
+    let more = [&first[..], &[8, 0, 5, 0, 9, 0, 0, 0]].concat();
+    let whole = |inner: &[u8]| {
+        let [low, high] = u16::try_from(inner.len() + 4).unwrap().to_ne_bytes();
+        [&[low, high, 2, 0], inner].concat()
+    };
+    for _ in 0..2 {
+        assert_eq!(thresholds(&whole(&more[4..])), (9, 400));
+        assert_eq!(thresholds(&first), (500, 400));
+    }
+    // A value of another length than the last one's is not that; what follows is read again.
     let mut cut = first.clone();
     cut[upper] = 7;
     let read = reader.dest(&cut, key.family(), false);
     let why = read.unwrap_err().to_string();
     assert_eq!(why, "attribute 5 has 3 bytes, not 4");
+    let alone = Reader::default().dest(&first, key.family(), false);
+    assert_eq!(
+        reader.dest(&first, key.family(), false).unwrap(),
+        alone.unwrap()
+    );
 }
 
 #[test]
