@@ -276,16 +276,14 @@ impl Ipvs {
         );
         let found = found.await;
         self.reader = reader;
-        let found = found?.into_iter();
+        let mut found = found?;
+        // The kernel names the one that was added last first: turned round they are mostly in order,
+        // and quick to sort. A long dump may name one twice: then the later reading counts.
+        if !self.is_long() {
+            found.reverse();
+        }
         // All at once: quicker than one by one.
-        Ok(if self.is_long() {
-            // It may name one twice: the later reading counts.
-            found.collect()
-        } else {
-            // The kernel names the one that was added last first: turned round they are mostly in
-            // order, and quick to sort.
-            found.rev().collect()
-        })
+        Ok(found.into_iter().collect())
     }
 
     /// Whether the last answer was a dump that took several datagrams. The last one holds only the
