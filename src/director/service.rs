@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
+    iter, mem,
     net::IpAddr,
 };
 
@@ -141,12 +141,7 @@ impl Core {
                 (*key, dests.map(|d| (d, start(d))).collect())
             })
             .collect();
-        let same = |a: &BTreeMap<DestKey, Health>, b: &BTreeMap<DestKey, Health>| {
-            a.len() == b.len() && a.keys().eq(b.keys())
-        };
-        if self.health.len() == wanted.len()
-            && (self.health.iter().zip(&wanted)).all(|((k, a), (l, b))| k == l && same(a, b))
-        {
+        if targets(&self.health).eq(targets(&wanted)) {
             return false;
         }
         let old = mem::replace(&mut self.health, wanted);
@@ -204,6 +199,14 @@ impl Core {
         let places = self.places.get(&addr).into_iter().flatten();
         places.filter_map(|(service, dest)| self.verdict(*service, *dest))
     }
+}
+
+/// All that is watched, in order.
+fn targets(
+    health: &BTreeMap<ServiceKey, BTreeMap<DestKey, Health>>,
+) -> impl Iterator<Item = (&ServiceKey, &DestKey)> {
+    let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
+    health.iter().flat_map(of)
 }
 
 enum Place {

@@ -190,7 +190,7 @@ impl Ipvs {
                 request,
                 Ask::Bare(Command::GetInfo),
                 Awaited::Ack,
-                |found, bytes| {
+                |_, found, bytes| {
                     *found = Some(read::info(bytes)?);
                     Ok(())
                 },
@@ -205,19 +205,16 @@ impl Ipvs {
     /// # Errors
     /// Those of every request, and [`Error::Interrupted`].
     pub async fn services(&mut self) -> Result<KernelTable, Error> {
-        let mut reader = mem::take(&mut self.reader);
-        let found = self.ask(
+        self.ask(
             Request::ListServices,
             Ask::Bare(Command::GetService),
             Awaited::Dump,
-            |found: &mut KernelTable, bytes| {
+            |reader, found: &mut KernelTable, bytes| {
                 found.extend(reader.service(bytes)?);
                 Ok(())
             },
-        );
-        let found = found.await;
-        self.reader = reader;
-        found
+        )
+        .await
     }
 
     /// A service without its destinations; `None` if it is not there.
@@ -231,8 +228,8 @@ impl Ipvs {
                 request,
                 Ask::Service(Command::GetService, &key),
                 Awaited::Ack,
-                |found, bytes| {
-                    *found = Reader::default().service(bytes)?;
+                |reader, found, bytes| {
+                    *found = reader.service(bytes)?;
                     Ok(())
                 },
             )
@@ -264,19 +261,16 @@ impl Ipvs {
 
     async fn dump_dests(&mut self, key: ServiceKey) -> Result<BTreeMap<DestKey, DestState>, Error> {
         let counters = self.counters;
-        let mut reader = mem::take(&mut self.reader);
         let found = self.ask(
             Request::ListDests(key),
             Ask::Service(Command::GetDest, &key),
             Awaited::Dump,
-            |found: &mut Vec<_>, bytes| {
+            |reader, found: &mut Vec<_>, bytes| {
                 found.extend(reader.dest(bytes, key.family(), counters)?);
                 Ok(())
             },
         );
-        let found = found.await;
-        self.reader = reader;
-        let mut found = found?;
+        let mut found = found.await?;
         // The kernel names the one that was added last first: turned round they are mostly in order,
         // and quick to sort. A long dump may name one twice: then the later reading counts.
         if !self.is_long() {
@@ -375,7 +369,7 @@ impl Ipvs {
                 request,
                 Ask::Bare(Command::GetConfig),
                 Awaited::Ack,
-                |found, bytes| {
+                |_, found, bytes| {
                     *found = Some(read::timeouts(bytes)?);
                     Ok(())
                 },
@@ -401,7 +395,7 @@ impl Ipvs {
             Request::ListDaemons,
             Ask::Bare(Command::GetDaemon),
             Awaited::Dump,
-            |found: &mut Vec<_>, bytes| {
+            |_, found: &mut Vec<_>, bytes| {
                 found.push(read::daemon(bytes)?);
                 Ok(())
             },
@@ -512,7 +506,7 @@ impl Ipvs {
     }
 
     async fn tell(&mut self, request: Request, ask: Ask<'_>) -> Result<(), Error> {
-        self.ask(request, ask, Awaited::Ack, |(), _bytes| Ok(()))
+        self.ask(request, ask, Awaited::Ack, |_, (), _bytes| Ok(()))
             .await
     }
 
@@ -522,14 +516,15 @@ impl Ipvs {
         request: Request,
         ask: Ask<'_>,
         awaited: Awaited,
-        mut read: impl FnMut(&mut T, &[u8]) -> Result<(), DecodeError> + Send,
+        read: impl Fn(&mut Reader, &mut T, &[u8]) -> Result<(), DecodeError> + Send + Sync,
     ) -> Result<T, Error> {
         let mut interruptions = 0;
         let mut looked_up = false;
+        let mut reader = mem::take(&mut self.reader);
         let result = loop {
             let first = self.encode(&[ask], awaited);
             let mut found = T::default();
-            let take = |payload: &[u8]| read(&mut found, attributes(payload)?);
+            let take = |payload: &[u8]| read(&mut reader, &mut found, attributes(payload)?);
             let Err(failure) = self.one(first, take).await else {
                 break Ok(found);
             };
@@ -547,6 +542,7 @@ impl Ipvs {
             }
             break Err(failure.of(request, None, self.limit));
         };
+        self.reader = reader;
         self.observe(|| request, &result);
         result
     }

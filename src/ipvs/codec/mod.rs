@@ -117,6 +117,7 @@ pub fn reads(bytes: &[u8]) -> bool {
     let service = used.service(bytes).ok();
     let dest = used.dest(bytes, Family::V6, true).ok();
     let mut fresh = read::Reader::default();
+    assert_eq!(service, fresh.service(bytes).ok());
     assert_eq!(dest, fresh.dest(bytes, Family::V6, true).ok());
     [
         service.is_some(),

@@ -137,6 +137,10 @@ fn short<const N: usize>(kind: u16, value: [u8; N]) -> [u8; 8] {
     bytes
 }
 
+fn put<const N: usize>(to: &mut Vec<u8>, kind: u16, value: [u8; N]) {
+    to.extend_from_slice(&short(kind, value));
+}
+
 /// An attribute that holds `union nf_inet_addr`.
 fn address(kind: u16, addr: IpAddr) -> [u8; 20] {
     let mut bytes = [0; 20];
@@ -183,7 +187,7 @@ fn service_id(to: &mut Vec<u8>, key: &ServiceKey) {
             let protocol = short(service::PROTOCOL, number.to_ne_bytes());
             to.extend_from_slice([family, protocol].as_flattened());
             to.extend_from_slice(&address(service::ADDR, addr.ip()));
-            to.extend_from_slice(&short(service::PORT, addr.port().to_be_bytes()));
+            put(to, service::PORT, addr.port().to_be_bytes());
         }
         ServiceKey::Fwmark(_, mark) => {
             let mark = short(service::FWMARK, mark.to_ne_bytes());
@@ -225,9 +229,9 @@ fn service_attrs(to: &mut Vec<u8>, key: &ServiceKey, attrs: &ServiceAttrs) {
 
 fn dest_id(to: &mut Vec<u8>, key: &DestKey) {
     let family = family(Family::of(key.addr));
-    to.extend_from_slice(&short(dest::ADDR_FAMILY, family.to_ne_bytes()));
+    put(to, dest::ADDR_FAMILY, family.to_ne_bytes());
     to.extend_from_slice(&address(dest::ADDR, key.addr));
-    to.extend_from_slice(&short(dest::PORT, key.port.to_be_bytes()));
+    put(to, dest::PORT, key.port.to_be_bytes());
 }
 
 fn dest_attrs(to: &mut Vec<u8>, attrs: &DestAttrs) {
@@ -260,31 +264,29 @@ fn daemon_role(to: &mut Vec<u8>, role: SyncRole) {
         SyncRole::Master => STATE_MASTER,
         SyncRole::Backup => STATE_BACKUP,
     };
-    to.extend_from_slice(&short(daemon::STATE, state.to_ne_bytes()));
+    put(to, daemon::STATE, state.to_ne_bytes());
 }
 
 /// What is zero or absent is the kernel's to choose (`ip_vs_genl_new_daemon`, `start_sync_thread`).
 fn daemon_attrs(to: &mut Vec<u8>, of: &SyncDaemon) {
     daemon_role(to, of.role);
     text(to, daemon::MCAST_IFN, &of.interface);
-    to.extend_from_slice(&short(daemon::SYNC_ID, u32::from(of.sync_id).to_ne_bytes()));
+    put(to, daemon::SYNC_ID, u32::from(of.sync_id).to_ne_bytes());
     if of.max_length != 0 {
-        to.extend_from_slice(&short(daemon::SYNC_MAXLEN, of.max_length.to_ne_bytes()));
+        put(to, daemon::SYNC_MAXLEN, of.max_length.to_ne_bytes());
     }
     match of.group {
-        Some(IpAddr::V4(group)) => {
-            to.extend_from_slice(&short(daemon::MCAST_GROUP, group.octets()))
-        }
+        Some(IpAddr::V4(group)) => put(to, daemon::MCAST_GROUP, group.octets()),
         Some(IpAddr::V6(group)) => {
             to.extend_from_slice(&address(daemon::MCAST_GROUP6, group.into()))
         }
         None => {}
     }
     if of.port != 0 {
-        to.extend_from_slice(&short(daemon::MCAST_PORT, of.port.to_ne_bytes()));
+        put(to, daemon::MCAST_PORT, of.port.to_ne_bytes());
     }
     if of.ttl != 0 {
-        to.extend_from_slice(&short(daemon::MCAST_TTL, [of.ttl]));
+        put(to, daemon::MCAST_TTL, [of.ttl]);
     }
 }
 
