@@ -1,7 +1,11 @@
 //! The core's shell: turns what happens into events, and what the core wants into calls. One task,
 //! in which the core lives.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -15,7 +19,7 @@ use crate::{
     check::{Report, Target, Targets},
     clock,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
-    model::{MonoTime, ServiceKey},
+    model::{CheckSpec, MonoTime, ServiceKey},
     reconcile::plan::{Applied, Desired},
     telemetry::{
         Chain,
@@ -99,7 +103,8 @@ impl Shell {
                 () = stop.cancelled() => return,
                 // Cancel-safe, all of them: nothing is taken unless the branch wins.
                 Some(r) = inputs.reports.recv() => {
-                    Event::Probe { service: r.service, dest: r.dest, outcome: r.outcome }
+                    self.note_certificate(&r);
+                    Event::Probe { slots: r.slots, found: r.found }
                 }
                 Some(event) = inputs.events.recv() => event,
                 Ok(()) = inputs.applied.changed() => {
@@ -117,6 +122,15 @@ impl Shell {
                 () = time::sleep_until(tick) => continue,
             };
             self.take(event);
+        }
+    }
+
+    fn note_certificate(&self, report: &Report) {
+        if let Some(ends) = report.found.certificate_ends {
+            for slot in &*report.slots {
+                self.metrics
+                    .set_certificate_ends(slot.service, slot.dest, ends);
+            }
         }
     }
 
@@ -166,7 +180,9 @@ impl Shell {
         });
         if fx.targets {
             let watched = self.core.targets();
-            self.metrics.keep_servers(|id| watched.contains_key(id));
+            let slots = watched.values().flatten();
+            let ids: BTreeSet<_> = slots.map(|slot| (slot.service, slot.dest)).collect();
+            self.metrics.keep_servers(|id| ids.contains(id));
             self.out.targets.send_replace(targets(&self.core));
         }
         self.count(now);
@@ -200,10 +216,21 @@ impl Shell {
                 m.transition(To::Up, "passed");
                 m.set_server_up(*service, *dest, true);
             }
-            Note::WentDown(service, dest, why) => {
-                warn!(%service, server = %dest, reason = %why, "real server failed its checks, it is taken out");
+            Note::WentDown(service, dest, why, detail) => {
+                let detail = detail.as_deref().unwrap_or_default();
+                warn!(%service, server = %dest, reason = %why, detail, "real server failed its checks, it is taken out");
                 m.transition(To::Down, why.label());
                 m.set_server_up(*service, *dest, false);
+            }
+            Note::HeldOut(service, dest, left) => {
+                warn!(%service, server = %dest, seconds = left.as_secs(), "real server passes its checks again, and is held out because it came and went; another fall lengthens that");
+                m.held_out.inc();
+            }
+            Note::Advised(service, dest, Some(advice)) => {
+                info!(%service, server = %dest, %advice, "a check wants another weight for the real server");
+            }
+            Note::Advised(service, dest, None) => {
+                info!(%service, server = %dest, "the real server has its configured weight again");
             }
             Note::Requested(key) => {
                 warn!(server = %key.failed, incident = %key, "replacement of a failed server was requested");
@@ -276,9 +303,11 @@ pub fn desired(
 /// Everybody whom the core wants checked.
 #[must_use]
 pub fn targets(core: &Core) -> Arc<Targets> {
-    let target = |(id, spec)| Target {
-        id,
-        spec,
+    let mut specs: BTreeMap<&CheckSpec, Arc<CheckSpec>> = BTreeMap::new();
+    let target = |((at, spec), slots): ((_, _), Vec<_>)| Target {
+        at,
+        spec: Arc::clone(specs.entry(spec).or_insert_with(|| Arc::new(spec.clone()))),
+        slots: slots.into(),
         fast: false,
     };
     Arc::new(core.targets().into_iter().map(target).collect())

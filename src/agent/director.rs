@@ -37,6 +37,9 @@ use crate::{
 /// Reports of checks that wait for the core: some milliseconds' worth at ten thousand a second.
 const REPORTS: usize = 1024;
 
+/// Hints to the checks that wait: what finds no room is asked at its regular time.
+const NUDGES: usize = 256;
+
 /// Answers of the provisioner that wait for the core.
 const EVENTS: usize = 64;
 
@@ -134,6 +137,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
     let (applied_tx, applied) = watch::channel(Applied::default());
     let (reports_tx, reports) = mpsc::channel(REPORTS);
+    let (nudges_tx, nudges_rx) = mpsc::channel(NUDGES);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let (questions_tx, questions) = mpsc::channel(16);
 
@@ -162,7 +166,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     tasks.start("host", |stop| host.run(host_tx, every, stop));
     let observer = metrics.clone();
     tasks.start("checks", |stop| {
-        check::run(targets_rx, reports_tx, observer, stop)
+        check::run(targets_rx, nudges_rx, reports_tx, observer, stop)
     });
     if let Some(to) = config.provisioner.clone() {
         let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());

@@ -47,6 +47,11 @@ impl Deadline {
         deadline
     }
 
+    /// The whole of it.
+    pub(super) const fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// Runs `phase_work` within what is left of the limit.
     pub(super) async fn hold<T>(
         &mut self,

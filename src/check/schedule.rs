@@ -2,19 +2,29 @@
 //!
 //! ```text
 //! watch<Arc<Targets>> ─► due times (DelayQueue) ─► probes (JoinSet) ─► mpsc<Report>
-//!                              ▲                        │
+//! mpsc<Nudge> ─────────►       ▲                        │
 //!                              └──── next time ◄────────┘
 //! ```
 //!
-//! A target has at most one probe in flight. A full output queue loses a report and counts it: the
-//! next probe of that target supersedes it.
+//! A target has at most one probe in flight, whoever asks for it: all services that ask the same of
+//! the same server have one target. A full output queue loses a report and counts it: the next probe
+//! of that target supersedes it.
 
 use std::{
-    collections::BTreeMap, future::poll_fn, net::SocketAddr, panic::resume_unwind, sync::Arc,
+    collections::HashMap,
+    future::poll_fn,
+    io,
+    net::{IpAddr, SocketAddr},
+    panic::resume_unwind,
+    path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
+use slab::Slab;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    net::TcpStream,
     select,
     sync::{mpsc, watch},
     task::{AbortHandle, JoinError, JoinSet},
@@ -26,8 +36,14 @@ use tokio_util::{
 };
 use tracing::{debug, warn};
 
-use super::pace::{self, Pace};
-use crate::model::{CheckSpec, DestKey, FailReason, Outcome, ServiceKey};
+use super::{
+    Check, Unprepared, errno,
+    pace::{self, Pace, Punctuality},
+};
+use crate::{
+    model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Phase, Slot},
+    telemetry::Chain,
+};
 
 /// Probes in flight, each one descriptor: below the unit's `LimitNOFILE`, and as many silent
 /// servers at an interval equal to the time-out.
@@ -37,34 +53,38 @@ const MAX_IN_FLIGHT: usize = 8_192;
 /// the start of all overdue probes is then spread anew.
 const STOPPED: Duration = Duration::from_secs(1);
 
-/// What is checked: a destination of a virtual service.
-pub type TargetId = (ServiceKey, DestKey);
-
-/// One check to be run.
+/// One thing to be asked, for all who want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Which; also where: the destination's address and port.
-    pub id: TargetId,
+    /// The server: what its check says goes before.
+    pub at: SocketAddr,
     /// What is asked and when.
-    pub spec: CheckSpec,
+    pub spec: Arc<CheckSpec>,
+    /// For whom.
+    pub slots: Arc<[Slot]>,
     /// Ask at the fast interval: somebody waits for the verdict, as for a spare that is to enter.
     pub fast: bool,
 }
 
-/// All checks to be run. Of two with the same id the later one counts.
+/// All checks to be run. Of two with the same server and check the later one counts.
 pub type Targets = Vec<Target>;
 
 /// What one probe found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Virtual service.
-    pub service: ServiceKey,
-    /// Its destination.
-    pub dest: DestKey,
-    /// What was found.
-    pub outcome: Outcome,
-    /// How long the probe took.
-    pub elapsed: Duration,
+    /// For whom.
+    pub slots: Arc<[Slot]>,
+    /// What.
+    pub found: Found,
+}
+
+/// A reason to ask now rather than at the next interval. It blames nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nudge {
+    /// Something happened on the way to a server.
+    Server(IpAddr),
+    /// A file was written.
+    File(PathBuf),
 }
 
 /// Counts what the schedule does.
@@ -75,12 +95,25 @@ pub trait Observer: Send + Sync + 'static {
     fn begun_late(&self, by: Duration);
     /// A report found the output queue full.
     fn report_dropped(&self);
+    /// So many probes run, of so many targets.
+    fn in_flight(&self, probes: usize, targets: usize);
 }
 
-/// Asks a server once.
+/// Asks servers.
 pub trait Prober: Send + Sync + 'static {
-    /// Asks the server at `at` as `spec` says, within its time limit.
-    fn probe(&self, at: SocketAddr, spec: &CheckSpec) -> impl Future<Output = Outcome> + Send;
+    /// A check ready to be made.
+    type Check: Send + Sync + 'static;
+    /// Reads what a check names.
+    ///
+    /// # Errors
+    ///
+    /// What of this host keeps the check from being made.
+    fn prepare(&self, spec: &CheckSpec) -> Result<Self::Check, Unprepared>;
+    /// Asks the server at `at` once. A connection that is to be kept comes back.
+    fn probe(
+        check: &Self::Check,
+        at: SocketAddr,
+    ) -> impl Future<Output = (Found, Option<TcpStream>)> + Send;
 }
 
 /// The real prober.
@@ -88,43 +121,55 @@ pub trait Prober: Send + Sync + 'static {
 pub struct Network;
 
 impl Prober for Network {
-    fn probe(&self, at: SocketAddr, spec: &CheckSpec) -> impl Future<Output = Outcome> + Send {
-        super::probe(at, &spec.kind, spec.timing.timeout)
+    type Check = Check;
+
+    fn prepare(&self, spec: &CheckSpec) -> Result<Check, Unprepared> {
+        Check::prepare(spec)
+    }
+
+    async fn probe(check: &Check, at: SocketAddr) -> (Found, Option<TcpStream>) {
+        let (found, call) = check.ask(at, false).await;
+        (found, call.kept)
     }
 }
 
 /// Checks `targets` over the network until `stop`, or until nobody sends targets or reads reports.
 pub async fn run(
     targets: watch::Receiver<Arc<Targets>>,
+    nudges: mpsc::Receiver<Nudge>,
     reports: mpsc::Sender<Report>,
     observer: impl Observer,
     stop: CancellationToken,
 ) {
-    run_with(Network, targets, reports, observer, stop).await;
+    run_with(Network, targets, nudges, reports, observer, stop).await;
 }
 
 /// [`run`] with another prober.
 pub async fn run_with(
     prober: impl Prober,
     mut targets: watch::Receiver<Arc<Targets>>,
+    mut nudges: mpsc::Receiver<Nudge>,
     reports: mpsc::Sender<Report>,
     observer: impl Observer,
     stop: CancellationToken,
 ) {
     let mut schedule = Schedule {
-        prober: Arc::new(prober),
+        prober,
         reports,
         observer,
         epoch: Instant::now(),
-        watched: BTreeMap::new(),
+        watched: Slab::new(),
+        known: HashMap::new(),
         due: DelayQueue::new(),
         probes: JoinSet::new(),
+        running: 0,
         serial: 0,
         full_at: None,
+        punctuality: Punctuality::default(),
     };
     targets.mark_changed();
     loop {
-        let room = schedule.probes.len() < MAX_IN_FLIGHT;
+        let room = schedule.running < MAX_IN_FLIGHT;
         if !room {
             schedule.full_at = Some(Instant::now());
         }
@@ -140,6 +185,8 @@ pub async fn run_with(
                 let wanted = Arc::clone(&targets.borrow_and_update());
                 schedule.adopt(&wanted);
             }
+            // Cancel-safe per the docs of `recv`. When nobody nudges any more, nothing is missing.
+            Some(nudge) = nudges.recv() => schedule.hurry(&nudge),
             // Cancel-safe per the docs of `join_next`.
             Some(end) = schedule.probes.join_next() => {
                 if schedule.ended(end).is_err() {
@@ -149,7 +196,10 @@ pub async fn run_with(
             }
             // Cancel-safe: an entry leaves the queue only when it is returned.
             Some(entry) = poll_fn(|cx| schedule.due.poll_expired(cx)), if room => {
-                schedule.begin(entry);
+                if schedule.begin(&entry).is_err() {
+                    warn!("nobody reads reports of checks any more");
+                    return;
+                }
             }
         }
     }
@@ -158,9 +208,16 @@ pub async fn run_with(
 /// The reports' receiver is gone.
 struct Unread;
 
+/// What makes two targets one.
+type Known = (SocketAddr, Arc<CheckSpec>);
+
 #[derive(Debug)]
-struct Watched {
+struct Watched<C> {
+    at: SocketAddr,
     spec: Arc<CheckSpec>,
+    /// None as long as something of this host is missing.
+    check: Option<Arc<C>>,
+    slots: Arc<[Slot]>,
     fast: bool,
     place: u64,
     pace: Pace,
@@ -175,122 +232,182 @@ enum Turn {
         respread: bool,
     },
     Runs {
-        probe: AbortHandle,
+        task: AbortHandle,
+        serial: u64,
+    },
+    /// Its connection is kept open, and watched.
+    Holds {
+        task: AbortHandle,
         serial: u64,
     },
 }
 
 #[derive(Debug)]
 struct Ended {
-    id: TargetId,
+    target: usize,
     serial: u64,
     begun: Instant,
-    outcome: Outcome,
-    elapsed: Duration,
+    found: Found,
+    kept: Option<TcpStream>,
 }
 
-struct Schedule<P, O> {
-    prober: Arc<P>,
+struct Schedule<P: Prober, O> {
+    prober: P,
     reports: mpsc::Sender<Report>,
     observer: O,
     /// Regular times are counted from here.
     epoch: Instant,
-    watched: BTreeMap<TargetId, Watched>,
-    due: DelayQueue<TargetId>,
+    watched: Slab<Watched<P::Check>>,
+    known: HashMap<Known, usize>,
+    due: DelayQueue<usize>,
     probes: JoinSet<Ended>,
-    /// Tells a target's probe from an earlier one of a target with the same id.
+    /// Probes in flight: the tasks without those that watch a kept connection.
+    running: usize,
+    /// Tells a target's probe from an earlier one in the same place.
     serial: u64,
     /// When there was no room for another probe last.
     full_at: Option<Instant>,
+    punctuality: Punctuality,
 }
 
 impl<P: Prober, O: Observer> Schedule<P, O> {
     /// Takes over what is to be checked. What did not change keeps its time and its memory.
     fn adopt(&mut self, targets: &Targets) {
-        let wanted: BTreeMap<TargetId, &Target> = targets.iter().map(|t| (t.id, t)).collect();
-        let due = &mut self.due;
-        self.watched.retain(|id, known| {
-            let keep = wanted.get(id).is_some_and(|t| t.spec == *known.spec);
-            if !keep {
-                match &known.turn {
-                    Turn::Waits { timer, .. } => drop(due.try_remove(timer)),
-                    Turn::Runs { probe, .. } => probe.abort(),
+        let key = |t: &Target| (t.at, Arc::clone(&t.spec));
+        let wanted: HashMap<Known, &Target> = targets.iter().map(|t| (key(t), t)).collect();
+        let gone = self.known.extract_if(|key, _| !wanted.contains_key(key));
+        for (_, target) in gone {
+            match self.watched.remove(target).turn {
+                Turn::Waits { timer, .. } => drop(self.due.try_remove(&timer)),
+                Turn::Runs { task, .. } => {
+                    self.running -= 1;
+                    task.abort();
                 }
+                Turn::Holds { task, .. } => task.abort(),
             }
-            keep
-        });
+        }
         let now = Instant::now();
-        let beginners = wanted.len().saturating_sub(self.watched.len());
-        for (id, target) in wanted {
-            if let Some(known) = self.watched.get_mut(&id) {
-                if target.fast
-                    && !known.fast
-                    && let Turn::Waits { timer, .. } = &known.turn
-                {
-                    let soon = now + pace::fast_interval(&known.spec.timing);
-                    let at = self.due.deadline(timer).min(soon);
-                    self.due.reset_at(timer, at);
+        let beginners = wanted.len().saturating_sub(self.known.len());
+        for (key, target) in wanted {
+            if let Some(known) = self
+                .known
+                .get(&key)
+                .and_then(|at| self.watched.get_mut(*at))
+            {
+                known.slots = Arc::clone(&target.slots);
+                if target.fast && !known.fast {
+                    hurry(&mut self.due, known, now + known.spec.timing.fast_interval);
                 }
                 known.fast = target.fast;
                 continue;
             }
-            let place = pace::place(&format_args!("{} {}", id.0, id.1));
+            let check = target.slots.first().map_or(0, |slot| slot.check);
+            let kind = target.spec.kind.label();
+            let place = pace::place(&format_args!("{} {kind} {check}", target.at));
             let at = pace::first(now, place, beginners, &target.spec.timing);
-            let watched = Watched {
-                spec: Arc::new(target.spec.clone()),
+            let entry = self.watched.vacant_entry();
+            self.known.insert(key, entry.key());
+            let timer = self.due.insert_at(entry.key(), at);
+            entry.insert(Watched {
+                at: target.at,
+                spec: Arc::clone(&target.spec),
+                check: None,
+                slots: Arc::clone(&target.slots),
                 fast: target.fast,
                 place,
                 pace: Pace::default(),
                 turn: Turn::Waits {
-                    timer: self.due.insert_at(id, at),
+                    timer,
                     respread: false,
                 },
+            });
+        }
+        self.observer.in_flight(self.running, self.watched.len());
+    }
+
+    /// Brings forward the probes that a nudge is about.
+    fn hurry(&mut self, nudge: &Nudge) {
+        let now = Instant::now();
+        for (_, target) in &mut self.watched {
+            let meant = match nudge {
+                Nudge::Server(addr) => target.at.ip() == *addr,
+                Nudge::File(path) => match &target.spec.kind {
+                    CheckKind::File(file) => file.path_for(target.at) == *path,
+                    _ => false,
+                },
             };
-            self.watched.insert(id, watched);
+            if meant {
+                debug!(server = %target.at, ?nudge, "asked at once");
+                hurry(&mut self.due, target, now);
+            }
         }
     }
 
     /// Begins the probe of a target whose time has come.
-    fn begin(&mut self, entry: delay_queue::Expired<TargetId>) {
-        let (deadline, id) = (entry.deadline(), entry.into_inner());
+    fn begin(&mut self, entry: &delay_queue::Expired<usize>) -> Result<(), Unread> {
+        let (deadline, id) = (entry.deadline(), *entry.get_ref());
         let all = self.watched.len();
-        let Some(target) = self.watched.get_mut(&id) else {
-            return;
+        let Some(target) = self.watched.get_mut(id) else {
+            return Ok(());
         };
         let now = Instant::now();
         let late = now.saturating_duration_since(deadline);
         self.observer.begun_late(late);
+        if let Some(behind) = self.punctuality.note(late, now) {
+            warn!(
+                late = behind.late,
+                of = behind.of,
+                most_ms = behind.most.as_millis(),
+                in_flight = self.running,
+                "checks are begun more than 100 ms late: this host cannot keep the schedule; \
+                 lengthen `interval`, or give it more CPU"
+            );
+        }
         let respread = matches!(target.turn, Turn::Waits { respread: true, .. });
         let waited_for_room = self.full_at.is_some_and(|full| full >= deadline);
-        if late > STOPPED.max(pace::interval(&target.spec.timing)) && !respread && !waited_for_room
-        {
+        let interval = pace::clamp(target.spec.timing.interval);
+        if late > STOPPED.max(interval) && !respread && !waited_for_room {
             // This process was stopped and everything is overdue at once.
             let at = pace::first(now, target.place, all, &target.spec.timing);
             target.turn = Turn::Waits {
                 timer: self.due.insert_at(id, at),
                 respread: true,
             };
-            return;
+            return Ok(());
         }
+        let check = match &target.check {
+            Some(check) => Arc::clone(check),
+            None => match self.prober.prepare(&target.spec) {
+                Ok(check) => Arc::clone(target.check.insert(Arc::new(check))),
+                Err(error) => {
+                    let found = Found {
+                        detail: Some(Chain(&error).to_string().into()),
+                        ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
+                    };
+                    return self.settle(id, now, found);
+                }
+            },
+        };
         self.serial += 1;
-        let serial = self.serial;
-        let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
-        let at = SocketAddr::new(id.1.addr, id.1.port);
-        let probe = self.probes.spawn(async move {
+        let (serial, at) = (self.serial, target.at);
+        let task = self.probes.spawn(async move {
             let begun = Instant::now();
-            let outcome = prober.probe(at, &spec).await;
+            let (found, kept) = P::probe(&check, at).await;
             Ended {
-                id,
+                target: id,
                 serial,
                 begun,
-                outcome,
-                elapsed: begun.elapsed(),
+                found,
+                kept,
             }
         });
-        target.turn = Turn::Runs { probe, serial };
+        self.running += 1;
+        target.turn = Turn::Runs { task, serial };
+        self.observer.in_flight(self.running, all);
+        Ok(())
     }
 
-    /// Reports what a probe found and sets the target's next time.
+    /// Takes what a probe found, or the end of a kept connection.
     fn ended(&mut self, end: Result<Ended, JoinError>) -> Result<(), Unread> {
         let end = match end {
             Ok(end) => end,
@@ -298,46 +415,128 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             // Its target was dropped.
             Err(_aborted) => return Ok(()),
         };
-        let (service, dest) = end.id;
-        let Some(target) = self.watched.get_mut(&end.id) else {
+        let id = end.target;
+        let Some(target) = self.watched.get_mut(id) else {
             return Ok(());
         };
-        if !matches!(target.turn, Turn::Runs { serial, .. } if serial == end.serial) {
-            return Ok(());
+        match target.turn {
+            Turn::Runs { serial, .. } if serial == end.serial => self.running -= 1,
+            Turn::Holds { serial, .. } if serial == end.serial => {}
+            // Of a target that was here before.
+            Turn::Waits { .. } | Turn::Runs { .. } | Turn::Holds { .. } => return Ok(()),
         }
-        let (outcome, elapsed) = (end.outcome, end.elapsed);
-        debug!(%service, server = %dest, ?outcome, elapsed_ms = elapsed.as_millis(), "probed");
-        self.observer.probed(outcome, elapsed);
+        let Some(stream) = end.kept else {
+            return self.settle(id, end.begun, end.found);
+        };
+        self.serial += 1;
+        let (serial, at, begun) = (self.serial, target.at, end.begun);
+        let timing = target.spec.timing;
+        let task = self.probes.spawn(async move {
+            let reason = kept(&stream, at, &timing).await;
+            Ended {
+                target: id,
+                serial,
+                begun,
+                found: Found::of(Outcome::Fail(reason), begun.elapsed()),
+                kept: None,
+            }
+        });
+        target.turn = Turn::Holds { task, serial };
+        target.pace.note(end.found.outcome, &timing);
+        self.report(id, end.found)
+    }
+
+    /// Reports what was found and sets the target's next time.
+    fn settle(&mut self, id: usize, begun: Instant, found: Found) -> Result<(), Unread> {
+        let Some(target) = self.watched.get_mut(id) else {
+            return Ok(());
+        };
         let timing = &target.spec.timing;
-        target.pace.note(outcome, timing);
+        target.pace.note(found.outcome, timing);
         let now = Instant::now();
         // Hurry does not help where this host is short of something.
-        let local = outcome == Outcome::Fail(FailReason::Local);
+        let local = found.outcome == Outcome::Fail(FailReason::Local);
         let at = if (target.fast || target.pace.suspected()) && !local {
-            (end.begun + pace::fast_interval(timing)).max(now)
+            (begun + pace::clamp(timing.fast_interval)).max(now)
         } else {
+            let interval = pace::clamp(if target.pace.fallen() {
+                timing.down_interval
+            } else {
+                timing.interval
+            });
             // A probe begun a little before its regular time must not be followed by another one
             // at that time.
-            let not_before = (end.begun + pace::interval(timing) / 2).max(now);
-            pace::regular(self.epoch, not_before, target.place, timing)
+            let not_before = (begun + interval / 2).max(now);
+            pace::regular(self.epoch, not_before, target.place, interval)
         };
         target.turn = Turn::Waits {
-            timer: self.due.insert_at(end.id, at),
+            timer: self.due.insert_at(id, at),
             respread: false,
         };
-        let report = Report {
-            service,
-            dest,
-            outcome,
-            elapsed,
+        self.report(id, found)
+    }
+
+    fn report(&mut self, id: usize, found: Found) -> Result<(), Unread> {
+        let Some(target) = self.watched.get(id) else {
+            return Ok(());
         };
-        match self.reports.try_send(report) {
+        let (outcome, elapsed) = (found.outcome, found.elapsed);
+        debug!(
+            server = %target.at,
+            check = target.spec.kind.label(),
+            ?outcome,
+            elapsed_ms = elapsed.as_millis(),
+            "probed"
+        );
+        self.observer.probed(outcome, elapsed);
+        let slots = Arc::clone(&target.slots);
+        match self.reports.try_send(Report { slots, found }) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.observer.report_dropped();
                 Ok(())
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Unread),
+        }
+    }
+}
+
+/// Brings a waiting target's probe forward to `soon`.
+fn hurry<C>(due: &mut DelayQueue<usize>, target: &Watched<C>, soon: Instant) {
+    if let Turn::Waits { timer, .. } = &target.turn
+        && due.deadline(timer) > soon
+    {
+        due.reset_at(timer, soon);
+    }
+}
+
+/// Waits for the end of a connection. A host that vanished without a word is found by TCP's keepalive.
+async fn kept(stream: &TcpStream, at: SocketAddr, timing: &CheckTiming) -> FailReason {
+    // Whole seconds are what the kernel counts in.
+    let second = Duration::from_secs(1);
+    let keepalive = TcpKeepalive::new()
+        .with_time(timing.interval.max(second))
+        .with_interval(timing.interval.max(second))
+        .with_retries(timing.fall.max(1));
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&keepalive) {
+        return errno::reason(&error, at, Phase::Answer);
+    }
+    let mut chatter = [0; 512];
+    loop {
+        let read = match stream.readable().await {
+            Ok(()) => stream.try_read(&mut chatter),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(0) => return FailReason::Dropped,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                return match errno::reason(&error, at, Phase::Answer) {
+                    FailReason::Reset => FailReason::Dropped,
+                    other => other,
+                };
+            }
         }
     }
 }

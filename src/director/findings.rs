@@ -14,8 +14,7 @@ use std::{
 use crate::{
     config::{Director, VirtualService},
     model::{
-        CheckKind, Family, ForwardMethod, Protocol, Scheduler, ServiceKey, SysctlName, SysctlValue,
-        Weight,
+        Family, ForwardMethod, Protocol, Scheduler, ServiceKey, SysctlName, SysctlValue, Weight,
     },
 };
 
@@ -131,7 +130,7 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
     }
     if facts.is(EXPIRE_NODEST, false) {
         // A server that is not checked does not fail.
-        let who = services(&|_, s| !s.servers.is_empty() && s.check.kind != CheckKind::None);
+        let who = services(&|_, s| !s.servers.is_empty() && s.checks.any());
         warn(who, &|who| {
             format!(
                 "{EXPIRE_NODEST} is 0: a failed server is removed, and packets of its connections are then dropped without a word, so that clients of {who} hang until their own time-outs; {}",

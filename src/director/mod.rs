@@ -19,14 +19,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
     config,
-    health::{Health, Transition},
+    health::{Health, Standing, Transition},
     model::{
-        DestAttrs, DestKey, FailReason, IncidentKey, MonoTime, Outcome, ReplacementId, ServiceKey,
-        WallMillis,
+        Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, ReplacementId,
+        ServiceKey, Slot, WallMillis,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -41,12 +42,10 @@ pub use memory::{Memory, Recall, RememberedIncident, recall};
 pub enum Event {
     /// A probe ended.
     Probe {
-        /// Virtual service.
-        service: ServiceKey,
-        /// Who was probed.
-        dest: DestKey,
+        /// For whom.
+        slots: Arc<[Slot]>,
         /// What it found.
-        outcome: Outcome,
+        found: Found,
     },
     /// The provisioner listed our stand-ins.
     Members(Members),
@@ -71,8 +70,12 @@ pub enum Event {
 pub enum Note {
     /// A server became fit.
     WentUp(ServiceKey, DestKey),
-    /// A server became unfit.
-    WentDown(ServiceKey, DestKey, FailReason),
+    /// A server became unfit: the reason, and what its failed check found besides.
+    WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>),
+    /// A server passes, and stays out for its falls: for how long if it does not fall again.
+    HeldOut(ServiceKey, DestKey, Duration),
+    /// A check wants another weight of a server than before; none is the configured one.
+    Advised(ServiceKey, DestKey, Option<Advice>),
     /// A failed server is to be replaced.
     Requested(IncidentKey),
     /// A request waits for a guard; told once per guard.
@@ -159,7 +162,7 @@ enum Arrival {
 pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
-    health: BTreeMap<ServiceKey, BTreeMap<DestKey, Health>>,
+    health: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>>,
     /// Which of them are at an address.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
@@ -235,16 +238,14 @@ impl Core {
     pub fn handle(&mut self, event: Event, now: MonoTime) -> Effects {
         let mut fx = Effects::default();
         let probed = match &event {
-            Event::Probe { dest, .. } => Some(dest.addr),
+            Event::Probe { slots, .. } => Some(Arc::clone(slots)),
             _ => None,
         };
         match event {
-            Event::Probe {
-                service,
-                dest,
-                outcome,
-            } => {
-                self.probed(service, dest, outcome, now, &mut fx);
+            Event::Probe { slots, found } => {
+                for slot in &*slots {
+                    self.probed(*slot, &found, now, &mut fx);
+                }
             }
             Event::Members(list) => self.listed(list, now, &mut fx),
             Event::Replacement(key, answer) => {
@@ -265,42 +266,69 @@ impl Core {
             None => self.review(now, &mut fx),
             // A probe that changed no verdict decides nothing: ten thousand come in a second.
             Some(_) if fx == Effects::default() => {}
-            Some(server) => self.review_after(server, now, &mut fx),
+            Some(slots) => {
+                let servers = slots.iter().map(|slot| slot.dest.addr).collect();
+                self.review_after(servers, now, &mut fx);
+            }
         }
         fx
     }
 
-    fn probed(
-        &mut self,
-        service: ServiceKey,
-        dest: DestKey,
-        outcome: Outcome,
-        now: MonoTime,
-        fx: &mut Effects,
-    ) {
+    fn probed(&mut self, slot: Slot, found: &Found, now: MonoTime, fx: &mut Effects) {
+        let Slot {
+            service,
+            dest,
+            check,
+        } = slot;
         let Some(config) = self.config.services.get(&service) else {
             return;
         };
         // A report about a target that is gone.
-        let Some(health) = self.health.get_mut(&service).and_then(|h| h.get_mut(&dest)) else {
+        let Some(dests) = self.health.get_mut(&service) else {
             return;
         };
-        let before = *health;
-        let (after, transition) = before.observe(outcome, config.check.timing, now);
-        *health = after;
-        if !after.is_unknown()
-            && let Some(found) = self.adopted.get_mut(&service)
+        let Some(standing) = dests.get_mut(&dest) else {
+            return;
+        };
+        let (checks, damping) = (&config.checks, &config.damping);
+        // Asked for only where the server would have to stay out for its falls.
+        let change = if standing.penalty().held(damping, now).is_some() {
+            let alone = !dests.iter().any(|(d, s)| *d != dest && s.verdict().is_up());
+            let Some(standing) = dests.get_mut(&dest) else {
+                return;
+            };
+            standing.observe(check, found, checks, damping, now, alone)
+        } else {
+            standing.observe(check, found, checks, damping, now, false)
+        };
+        let Some(standing) = dests.get(&dest) else {
+            return;
+        };
+        if !standing.verdict().is_unknown()
+            && let Some(kernel) = self.adopted.get_mut(&service)
         {
             // There is a verdict: what was found at the start has had its use.
-            found.remove(&dest);
+            kernel.remove(&dest);
         }
-        if before.is_unknown() != after.is_unknown() || transition.is_some() {
+        if change.matters {
             fx.dirty.insert(service);
         }
-        match transition {
+        match change.transition {
             Some(Transition::WentUp) => fx.notes.push(Note::WentUp(service, dest)),
-            Some(Transition::WentDown(why)) => fx.notes.push(Note::WentDown(service, dest, why)),
+            Some(Transition::WentDown(why)) => {
+                let detail = found.detail.clone();
+                fx.notes.push(Note::WentDown(service, dest, why, detail));
+            }
             None => {}
+        }
+        if change.held_out
+            && let Some(left) = standing.penalty().held(damping, now)
+        {
+            fx.notes.push(Note::HeldOut(service, dest, left));
+        }
+        if change.advised {
+            let advice = standing.checks().get(check).and_then(|c| c.advice);
+            fx.notes.push(Note::Advised(service, dest, advice));
         }
     }
 

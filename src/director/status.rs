@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Core, Link, Stage};
 use crate::{
-    health::Health,
-    model::{CheckKind, DestKey, DirectorName, DriftPolicy, MonoTime, ServiceKey, wire::Want},
+    config::VirtualService,
+    health::{CheckState, Health, Standing},
+    model::{
+        Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, ServiceKey, wire::Want,
+    },
     reconcile::drift::Difference,
 };
 
@@ -54,12 +57,27 @@ pub struct ServerStatus {
     pub kind: String,
     /// `up`, `down`, `unknown`; `unchecked` where its service has no check; `-` where it is not ours.
     pub health: String,
-    /// What the last failed probe found.
+    /// Why it is not in service as configured: what the last failed probe found, or who wants another
+    /// weight.
     pub reason: Option<String>,
+    /// Its checks, where there are several, or one that does not pass.
+    #[serde(default)]
+    pub checks: Vec<CheckStatus>,
     /// Seconds since the verdict.
     pub since_s: Option<u64>,
     /// Weight in the kernel; none where it is not there.
     pub weight: Option<u32>,
+}
+
+/// One check of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// `tcp`, `http`, …
+    pub check: String,
+    /// `up`, `down`, `unknown`.
+    pub health: String,
+    /// What its last probe found.
+    pub found: String,
 }
 
 /// A failed server.
@@ -127,21 +145,27 @@ impl Core {
     fn service_status(&self, key: ServiceKey, now: MonoTime) -> ServiceStatus {
         let config = self.config.services.get(&key);
         let kernel = self.applied.kernel.get(&key);
-        let unchecked = config.is_some_and(|c| c.check.kind == CheckKind::None);
+        let unchecked = config.is_some_and(|c| !c.checks.any());
         let mut dests: BTreeSet<_> = self.watched(key).collect();
         dests.extend(kernel.iter().flat_map(|k| k.keys()));
         let server = |dest| {
-            let health = self.verdict(key, dest);
+            let standing = self.standing(key, dest);
+            let health = standing.map(Standing::verdict);
             let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
             let since = |at: MonoTime| Some(now.since(at).as_secs());
-            let (reason, since_s) = match health {
-                Some(Health::Down {
-                    reason, since: at, ..
-                }) => (Some(reason.to_string()), since(at)),
-                Some(Health::Up { .. }) if unchecked => (None, None),
-                Some(Health::Up { since: at, .. }) => (None, since(at)),
-                Some(Health::Unknown { .. }) | None => (None, None),
+            let since_s = match health {
+                Some(Health::Up { .. }) if unchecked => None,
+                Some(Health::Up { since: at, .. } | Health::Down { since: at, .. }) => since(at),
+                Some(Health::Unknown { .. }) | None => None,
             };
+            let reason = config
+                .zip(standing)
+                .and_then(|(config, standing)| why(config, standing, now));
+            let checks = config
+                .zip(standing)
+                .map_or_else(Vec::new, |(config, standing)| {
+                    check_status(&config.checks, standing)
+                });
             ServerStatus {
                 server: dest.to_string(),
                 kind: match (configured, health) {
@@ -157,6 +181,7 @@ impl Core {
                 }
                 .to_owned(),
                 reason,
+                checks,
                 since_s,
                 weight: kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get()),
             }
@@ -336,6 +361,61 @@ impl Core {
     pub fn incident_count(&self) -> usize {
         self.incidents.len()
     }
+}
+
+/// Why a server is not in service as configured.
+fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<String> {
+    match standing.verdict() {
+        Health::Down { reason, .. } => {
+            let held = standing.penalty().held(&config.damping, now);
+            if let (None, Some(left)) = (standing.failing_since(), held) {
+                return Some(format!(
+                    "it passes, and is held out for {} s because it came and went: {reason} before",
+                    left.as_secs() + 1
+                ));
+            }
+            let failed =
+                |c: &&CheckState| matches!(c.health, Health::Down { reason: r, .. } if r == reason);
+            let detail = standing
+                .checks()
+                .iter()
+                .find(failed)
+                .and_then(|c| c.detail.clone());
+            Some(match detail {
+                Some(detail) => format!("{reason}: {detail}"),
+                None => reason.to_string(),
+            })
+        }
+        Health::Up { .. } => {
+            let mut advised = standing.checks().iter().zip(&config.checks.all);
+            let (state, check) = advised.find(|(state, _)| state.advice.is_some())?;
+            Some(format!("{} wants {}", check.kind.label(), state.advice?))
+        }
+        Health::Unknown { .. } => None,
+    }
+}
+
+fn check_status(checks: &Checks, standing: &Standing) -> Vec<CheckStatus> {
+    let fine = |s: &CheckState| s.last.is_none_or(|last| last == Outcome::Pass);
+    if standing.checks().len() < 2 && standing.checks().iter().all(fine) {
+        return Vec::new();
+    }
+    let one = |(check, state): (&crate::model::CheckSpec, &CheckState)| {
+        let found = match state.last {
+            None => "not asked yet".to_owned(),
+            Some(Outcome::Pass) => "passed".to_owned(),
+            Some(Outcome::Fail(reason)) => reason.to_string(),
+        };
+        CheckStatus {
+            check: check.kind.label().to_owned(),
+            health: state.health.label().to_owned(),
+            found: match &state.detail {
+                Some(detail) => format!("{found}: {detail}"),
+                None => found,
+            },
+        }
+    };
+    checks.all.iter().zip(standing.checks()).map(one).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,12 @@
 //! Verdicts on real servers from the outcomes of probes. PURE: time comes in as an argument.
+//!
+//! [`Health`] is the verdict of one check, [`Standing`] that of all checks of a server together.
+
+mod damping;
+mod standing;
+
+pub use damping::Penalty;
+pub use standing::{Change, CheckState, Standing};
 
 use crate::model::{CheckTiming, FailReason, MonoTime, Outcome};
 
@@ -193,12 +201,10 @@ mod tests {
     use super::*;
 
     fn timing(rise: u32, fall: u32) -> CheckTiming {
-        let s = Duration::from_secs(1);
         CheckTiming {
-            interval: s,
-            timeout: s,
             rise,
             fall,
+            ..CheckTiming::every(Duration::from_secs(1))
         }
     }
 

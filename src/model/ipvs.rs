@@ -159,6 +159,20 @@ impl Weight {
     pub const fn get(self) -> u32 {
         self.0
     }
+
+    /// So much of it, rounded up: of a weight that is not 0 only 0 percent are nothing.
+    #[must_use]
+    pub fn percent(self, percent: u16) -> Self {
+        let part = (u64::from(self.0) * u64::from(percent)).div_ceil(100);
+        let most = i32::MAX.unsigned_abs();
+        Self(u32::try_from(part).unwrap_or(most).min(most))
+    }
+}
+
+impl From<u16> for Weight {
+    fn from(n: u16) -> Self {
+        Self(n.into())
+    }
 }
 
 impl TryFrom<i64> for Weight {

@@ -13,7 +13,12 @@ mod sysctl;
 mod time;
 pub mod wire;
 
-pub use check::{CheckKind, CheckSpec, CheckTiming, FailReason, Outcome, Phase};
+pub use check::{
+    Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
+    Expect, ExternalCheck, FailReason, FileCheck, Found, GrpcCheck, HttpCheck, HttpVersion,
+    IcmpCheck, LoginCheck, Need, Outcome, Phase, PinDigest, Slot, SmtpCheck, SmtpTls, SqlState,
+    StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
+};
 pub use drift::{DriftPolicy, NotADriftPolicy};
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{

@@ -1,0 +1,107 @@
+//! One probe on its way: where it goes, how long it may take, and what it has found so far.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{deadline::Deadline, net};
+use crate::model::{Advice, FailReason, Phase, Via};
+
+/// Characters of a foreign text that are kept for people.
+const TOLD: usize = 120;
+
+/// A stage of a probe, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Which.
+    pub phase: Phase,
+    /// How long it took.
+    pub took: Duration,
+    /// How it failed, if it did.
+    pub failed: Option<FailReason>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    /// The server.
+    pub(super) at: SocketAddr,
+    /// How its sockets leave this host.
+    pub(super) via: &'a Via,
+    /// What the server wants of its weight.
+    pub(super) advice: Option<Advice>,
+    /// What is worth knowing beside the reason.
+    pub(super) detail: Option<String>,
+    /// When its certificate ends, in seconds since 1970.
+    pub(super) certificate_ends: Option<i64>,
+    /// A connection to be kept open until the next probe.
+    pub(super) kept: Option<TcpStream>,
+    /// Stages gone through, if anybody wants to know.
+    pub(super) stages: Option<Vec<Stage>>,
+    deadline: Deadline,
+}
+
+impl<'a> Call<'a> {
+    /// Its time begins now.
+    pub(super) fn begin(at: SocketAddr, via: &'a Via, timeout: Duration, explain: bool) -> Self {
+        Self {
+            at,
+            via,
+            advice: None,
+            detail: None,
+            certificate_ends: None,
+            kept: None,
+            stages: explain.then(Vec::new),
+            deadline: Deadline::after(timeout),
+        }
+    }
+
+    /// The whole time.
+    pub(super) const fn limit(&self) -> Duration {
+        self.deadline.limit()
+    }
+
+    /// Runs `work` within what is left of the time.
+    pub(super) async fn hold<T>(
+        &mut self,
+        phase: Phase,
+        work: impl Future<Output = Result<T, FailReason>>,
+    ) -> Result<T, FailReason> {
+        let Some(stages) = &mut self.stages else {
+            return self.deadline.hold(phase, work).await;
+        };
+        let begun = Instant::now();
+        let result = self.deadline.hold(phase, work).await;
+        stages.push(Stage {
+            phase,
+            took: begun.elapsed(),
+            failed: result.as_ref().err().copied(),
+        });
+        result
+    }
+
+    /// Connects.
+    pub(super) async fn connect(&mut self) -> Result<TcpStream, FailReason> {
+        let connecting = net::connect(self.at, self.via);
+        self.hold(Phase::Connect, connecting).await
+    }
+
+    /// Notes something for people.
+    pub(super) fn note(&mut self, what: impl fmt::Display) {
+        self.detail = Some(what.to_string());
+    }
+
+    /// Notes the beginning of a foreign text: printable, on one line.
+    pub(super) fn quote(&mut self, text: &[u8]) {
+        let mut told: String = text
+            .iter()
+            .take(TOLD)
+            .flat_map(|byte| byte.escape_ascii())
+            .map(char::from)
+            .collect();
+        if text.len() > TOLD {
+            told.push('…');
+        }
+        self.detail = Some(format!("\"{told}\""));
+    }
+}

@@ -1,0 +1,54 @@
+//! One file a kind of probe.
+
+mod agent;
+mod external;
+mod file;
+mod tcp;
+mod words;
+
+use super::{Unprepared, call::Call};
+use crate::model::{CheckKind, FailReason};
+
+/// A kind of probe.
+pub(super) trait Kind: Sized {
+    /// What the configuration says of it.
+    type Options;
+
+    /// Reads what the options name.
+    fn prepare(options: &Self::Options) -> Result<Self, Unprepared>;
+
+    /// Asks once. What is found beside the verdict is left in `call`.
+    fn ask(&self, call: &mut Call<'_>) -> impl Future<Output = Result<(), FailReason>> + Send;
+}
+
+/// Any of them, ready.
+#[derive(Debug)]
+pub(super) enum Asker {
+    Tcp(tcp::Tcp),
+    Agent(agent::Agent),
+    File(file::File),
+    External(external::External),
+}
+
+impl Asker {
+    pub(super) fn prepare(kind: &CheckKind) -> Result<Self, Unprepared> {
+        Ok(match kind {
+            CheckKind::Tcp(o) => Self::Tcp(Kind::prepare(o)?),
+            CheckKind::Agent(o) => Self::Agent(Kind::prepare(o)?),
+            CheckKind::File(o) => Self::File(Kind::prepare(o)?),
+            CheckKind::External(o) => Self::External(Kind::prepare(o)?),
+            _ => todo!(),
+        })
+    }
+
+    /// The plain one runs where it is; the others have a place of their own on the heap, so that ten
+    /// thousand plain ones stay small.
+    pub(super) async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
+        match self {
+            Self::Tcp(kind) => kind.ask(call).await,
+            Self::Agent(kind) => Box::pin(kind.ask(call)).await,
+            Self::File(kind) => Box::pin(kind.ask(call)).await,
+            Self::External(kind) => Box::pin(kind.ask(call)).await,
+        }
+    }
+}
