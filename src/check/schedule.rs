@@ -53,6 +53,9 @@ const MAX_IN_FLIGHT: usize = 8_192;
 /// the start of all overdue probes is then spread anew.
 const STOPPED: Duration = Duration::from_secs(1);
 
+/// A connection that was kept and ended is replaced at once, but no more often than this.
+const RECONNECT: Duration = Duration::from_millis(50);
+
 /// One thing to be asked, for all who want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -456,7 +459,10 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let now = Instant::now();
         // Hurry does not help where this host is short of something.
         let local = found.outcome == Outcome::Fail(FailReason::Local);
-        let at = if (target.fast || target.pace.suspected()) && !local {
+        let dropped = found.outcome == Outcome::Fail(FailReason::Dropped);
+        let at = if dropped && target.pace.suspected() {
+            (begun + RECONNECT).max(now)
+        } else if (target.fast || target.pace.suspected()) && !local {
             (begun + pace::clamp(timing.fast_interval)).max(now)
         } else {
             let interval = pace::clamp(if target.pace.fallen() {

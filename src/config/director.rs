@@ -170,7 +170,7 @@ struct RawService {
     persistence_timeout: Option<Spanned<String>>,
     persistence_prefix: Option<Spanned<i64>>,
     persistence_engine: Option<Spanned<String>>,
-    check: Option<Spanned<OneOrMany<Spanned<RawCheck>>>>,
+    check: Option<Spanned<OneOrMany<RawCheck>>>,
     checks_needed: Option<Spanned<RawNeed>>,
     damping: Option<RawDamping>,
     #[serde(default)]

@@ -108,7 +108,7 @@ impl Standing {
         let advised = self.checks.iter().filter_map(|c| c.advice);
         let weights = advised.map(|advice| match advice {
             Advice::Percent(p) => configured.percent(p),
-            Advice::Weight(w) => Weight::from(w),
+            Advice::Weight(w) => Weight::of(w),
         });
         weights.min().unwrap_or(configured)
     }

@@ -154,6 +154,12 @@ impl Weight {
     /// The weight of a server that says none.
     pub const ONE: Self = Self(1);
 
+    /// A small one.
+    #[must_use]
+    pub fn of(n: u16) -> Self {
+        Self(n.into())
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> u32 {
@@ -166,12 +172,6 @@ impl Weight {
         let part = (u64::from(self.0) * u64::from(percent)).div_ceil(100);
         let most = i32::MAX.unsigned_abs();
         Self(u32::try_from(part).unwrap_or(most).min(most))
-    }
-}
-
-impl From<u16> for Weight {
-    fn from(n: u16) -> Self {
-        Self(n.into())
     }
 }
 

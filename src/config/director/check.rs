@@ -34,7 +34,20 @@ const MOST_ECHO: i64 = 1_232;
 
 /// One or several of a thing: `[virtual_service.check]`, or `[[virtual_service.check]]` for each.
 #[derive(Debug)]
-pub(super) struct OneOrMany<T>(Vec<T>);
+pub(super) enum OneOrMany<T> {
+    One(T),
+    Many(Vec<Spanned<T>>),
+}
+
+impl<T> OneOrMany<T> {
+    /// Each with its place.
+    fn each(this: &Spanned<Self>) -> Vec<(&T, Range<usize>)> {
+        match this.get_ref() {
+            Self::One(one) => vec![(one, this.span())],
+            Self::Many(many) => many.iter().map(|t| (t.get_ref(), t.span())).collect(),
+        }
+    }
+}
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -48,7 +61,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 let one = T::deserialize(value::MapAccessDeserializer::new(map))?;
-                Ok(OneOrMany(vec![one]))
+                Ok(OneOrMany::One(one))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -56,7 +69,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
                 while let Some(one) = seq.next_element()? {
                     many.push(one);
                 }
-                Ok(OneOrMany(many))
+                Ok(OneOrMany::Many(many))
             }
         }
         deserializer.deserialize_any(Of(PhantomData))
@@ -288,16 +301,16 @@ impl Reader {
     /// The checks of a service; one of TCP where none is named.
     pub(super) fn checks(
         &mut self,
-        raw: Option<&Spanned<OneOrMany<Spanned<RawCheck>>>>,
+        raw: Option<&Spanned<OneOrMany<RawCheck>>>,
         need: Option<&Spanned<RawNeed>>,
         key: ServiceKey,
         at: Range<usize>,
     ) -> Checks {
-        let many = raw.map_or(&[][..], |raw| &raw.get_ref().0);
+        let many = raw.map_or_else(Vec::new, OneOrMany::each);
         let mut all = Vec::new();
         let mut nobody = false;
-        for one in many {
-            match self.check(one, key) {
+        for (one, span) in &many {
+            match self.check(one, span, key) {
                 Some(spec) => all.push(spec),
                 None => nobody = true,
             }
@@ -346,8 +359,7 @@ impl Reader {
     }
 
     /// One check; `None` where it says that nobody is asked, or what it says makes no sense.
-    fn check(&mut self, raw: &Spanned<RawCheck>, key: ServiceKey) -> Option<CheckSpec> {
-        let c = raw.get_ref();
+    fn check(&mut self, c: &RawCheck, span: &Range<usize>, key: ServiceKey) -> Option<CheckSpec> {
         let timing = self.timing(c);
         let via = self.via(c);
         let named = c.named();
@@ -356,14 +368,14 @@ impl Reader {
                 "this check of {key} is {} at once: write [[virtual_service.check]] for each",
                 named.join(" and ")
             );
-            self.bad.push(raw.span(), message);
+            self.bad.push(span.clone(), message);
         }
         if c.none.is_some() {
             return None;
         }
         let Some(kind) = self.kind(c) else {
             let mut all = Vec::new();
-            self.default_check(key, raw.span(), &mut all);
+            self.default_check(key, span.clone(), &mut all);
             let spec = all.pop()?;
             return Some(CheckSpec {
                 via,

@@ -221,7 +221,7 @@ impl Default for Damping {
     fn default() -> Self {
         Self {
             half_life: Duration::from_secs(60),
-            suppress: 4,
+            suppress: 3,
             reuse: 2,
         }
     }
