@@ -112,6 +112,7 @@ impl World {
             boot_id,
             recall,
             kernel,
+            marked: BTreeSet::new(),
         };
         Self {
             core: Core::new(config, start),
@@ -772,7 +773,7 @@ proptest! {
                     let now = w.now;
                     let wall = WallMillis(1_000_000 + i64::try_from(step).unwrap() * 1000);
                     let config = Arc::clone(&w.core.config);
-                    let start = Start { now: at(now), wall, boot_id: "boot".into(), recall: recalled, kernel: before.clone() };
+                    let start = Start { now: at(now), wall, boot_id: "boot".into(), recall: recalled, kernel: before.clone(), marked: BTreeSet::new() };
                     w.core = Core::new(config, start);
                     heard = false;
                     // Nothing blinks: what was there stays exactly as it was.

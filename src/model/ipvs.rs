@@ -339,7 +339,7 @@ impl fmt::Display for ForwardMethod {
 }
 
 /// Encapsulation of a tunnel (`IP_VS_CONN_F_TUNNEL_TYPE_*`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelType {
     /// IP in IP.
@@ -352,7 +352,7 @@ pub enum TunnelType {
 }
 
 /// Attributes of a tunnel; meaningless, and the default, for other methods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tunnel {
     /// Encapsulation.
     pub kind: TunnelType,

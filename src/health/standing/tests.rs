@@ -23,7 +23,7 @@ fn checks(count: usize, need: Need) -> Checks {
         },
     };
     Checks {
-        all: vec![spec; count],
+        all: vec![spec.into(); count],
         need,
     }
 }
@@ -89,7 +89,7 @@ fn the_least_of_what_is_advised_counts_and_a_failed_probe_advises_nothing() {
         advice,
         ..found(Outcome::Pass)
     };
-    let mut say = |standing: &mut Standing, n, f: &Found| {
+    let say = |standing: &mut Standing, n, f: &Found| {
         standing
             .observe(n, f, &checks, &DAMPING, at(1), false)
             .advised
