@@ -8,6 +8,7 @@ mod call;
 mod deadline;
 mod errno;
 mod expect;
+mod files;
 mod kinds;
 mod net;
 mod pace;
@@ -19,6 +20,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use call::Stage;
+pub use files::watch_files;
 pub use schedule::{
     Network, Nudge, Observer, Prober, Report, Target, Targets, Ways, run, run_with,
 };
