@@ -89,7 +89,9 @@ fn each_kind_has_its_options() {
         })
     );
     assert_eq!(
-        kind("dns = { name = \"www.example\", type = \"aaaa\", tcp = true, answer = \"2001:db8::1\" }"),
+        kind(
+            "dns = { name = \"www.example\", type = \"aaaa\", tcp = true, answer = \"2001:db8::1\" }"
+        ),
         CheckKind::Dns(DnsCheck {
             name: "www.example".into(),
             record: DnsType::Aaaa,
@@ -112,8 +114,14 @@ fn each_kind_has_its_options() {
         tls: None,
     };
     let options = "{ credentials = \"/etc/db\", database = \"shop\" }";
-    assert_eq!(kind(&format!("postgres = {options}")), CheckKind::Postgres(login.clone()));
-    assert_eq!(kind(&format!("mysql = {options}")), CheckKind::Mysql(login.clone()));
+    assert_eq!(
+        kind(&format!("postgres = {options}")),
+        CheckKind::Postgres(login.clone())
+    );
+    assert_eq!(
+        kind(&format!("mysql = {options}")),
+        CheckKind::Mysql(login.clone())
+    );
     assert_eq!(kind(&format!("redis = {options}")), CheckKind::Redis(login));
     assert_eq!(
         kind("grpc = { service = \"shop.Cart\" }"),
@@ -147,7 +155,11 @@ fn times_follow_the_interval_where_they_are_not_named() {
     let usual = timing("interval = \"2s\"");
     assert_eq!(usual.fast_interval, ms(200));
     assert_eq!((usual.down_interval, usual.timeout), (ms(2000), ms(2000)));
-    assert_eq!(timing("interval = \"100ms\"").fast_interval, ms(50), "not below 50 ms");
+    assert_eq!(
+        timing("interval = \"100ms\"").fast_interval,
+        ms(50),
+        "not below 50 ms"
+    );
     let named = timing(
         "interval = \"2s\", fast_interval = \"20ms\", down_interval = \"10s\", timeout = \"1s\", rise = 3, fall = 4",
     );
@@ -159,7 +171,9 @@ fn times_follow_the_interval_where_they_are_not_named() {
 #[test]
 fn a_check_leaves_this_host_as_it_says() {
     let check = "tcp = {}, connect_address = \"10.0.9.9\", connect_port = 8080, source = \"10.77.0.2\", interface = \"eth1\", fwmark = 7, dscp = 46";
-    let via = service(&format!("check = {{ {check} }}")).checks.all[0].via.clone();
+    let via = service(&format!("check = {{ {check} }}")).checks.all[0]
+        .via
+        .clone();
     assert_eq!(
         via,
         Via {
@@ -188,7 +202,10 @@ fn several_checks_say_how_many_have_to_be_passed() {
     assert_eq!(need("2"), Need::AtLeast(2));
     for value in ["0", "4", "\"most\""] {
         let found = errors(&format!("checks_needed = {value}\n{three}"));
-        assert!(found.contains("d.toml:8:17: checks_needed is \"all\", \"any\" or how many of the 3"), "{found}");
+        assert!(
+            found.contains("d.toml:8:17: checks_needed is \"all\", \"any\" or how many of the 3"),
+            "{found}"
+        );
     }
 }
 
@@ -216,58 +233,137 @@ fn a_check_through_the_virtual_address_has_an_own_source() {
         assert!(found.contains(words), "{found}");
     }
     for (lines, words) in [
-        ("check = { icmp = {}, through = \"vip\" }", "icmp does not go through IPVS"),
-        ("check = { tcp = {}, through = \"tunnel\" }", "write \"vip\""),
+        (
+            "check = { icmp = {}, through = \"vip\" }",
+            "icmp does not go through IPVS",
+        ),
+        (
+            "check = { tcp = {}, through = \"tunnel\" }",
+            "write \"vip\"",
+        ),
     ] {
         let found = errors(lines);
         assert!(found.contains(words), "{found}");
     }
     let nat = text(&through("")).replace("\"dr\"", "\"nat\"");
     let found = parse(Path::new("d.toml"), &nat).unwrap_err().to_string();
-    assert!(found.contains("a server never sees the virtual address"), "{found}");
+    assert!(
+        found.contains("a server never sees the virtual address"),
+        "{found}"
+    );
 }
 
 #[test]
 fn marks_for_probes_are_nobody_elses() {
     let text = "[director]\nname = \"lb1\"\naddress = \"10.77.0.1\"\nprobe_marks = \"100-199\"\n[[virtual_service]]\nfwmark = 150\nscheduler = \"rr\"\nforward = \"dr\"\n";
     let found = parse(Path::new("d.toml"), text).unwrap_err().to_string();
-    assert!(found.contains("d.toml:6:10: mark 150 lies in probe_marks, 0x64-0xc7"), "{found}");
+    assert!(
+        found.contains("d.toml:6:10: mark 150 lies in probe_marks, 0x64-0xc7"),
+        "{found}"
+    );
 }
 
 #[test]
 fn every_mistake_names_its_place_and_the_remedy() {
     for (check, place, words) in [
-        ("tcp = {}, http = {}", "8:9", "is tcp and http at once: write [[virtual_service.check]] for each"),
-        ("tcp = { send = \"a\", send_hex = \"00\" }", "8:42", "keep one"),
-        ("tcp = { expect = \"\" }", "8:28", "nothing is in every answer"),
-        ("tcp = { expect = \"a\", expect_regex = \"b\" }", "8:48", "keep one"),
-        ("tcp = { expect_regex = \"a(\" }", "8:34", "is no regular expression: unclosed group"),
+        (
+            "tcp = {}, http = {}",
+            "8:9",
+            "is tcp and http at once: write [[virtual_service.check]] for each",
+        ),
+        (
+            "tcp = { send = \"a\", send_hex = \"00\" }",
+            "8:42",
+            "keep one",
+        ),
+        (
+            "tcp = { expect = \"\" }",
+            "8:28",
+            "nothing is in every answer",
+        ),
+        (
+            "tcp = { expect = \"a\", expect_regex = \"b\" }",
+            "8:48",
+            "keep one",
+        ),
+        (
+            "tcp = { expect_regex = \"a(\" }",
+            "8:34",
+            "is no regular expression: unclosed group",
+        ),
         ("tcp = { expect_hex = \"0\" }", "8:32", "write \"0d0a\""),
-        ("tcp = { hold = true }, fall = 1", "8:41", "fall is at least 2"),
-        ("interval = \"1s\", fast_interval = \"2s\"", "8:44", "longer than interval"),
-        ("http = { tls = {} }", "8:26", "write [virtual_service.check.https]"),
-        ("http = { method = \"HEAD\", body = \"x\" }", "8:29", "an answer to HEAD has no body"),
-        ("http = { headers = { Host = \"x\" } }", "8:32", "named by host"),
-        ("http = { headers = { Authorization = \"Basic x\" } }", "8:32", "belongs in the file that credentials names"),
+        (
+            "tcp = { hold = true }, fall = 1",
+            "8:41",
+            "fall is at least 2",
+        ),
+        (
+            "interval = \"1s\", fast_interval = \"2s\"",
+            "8:44",
+            "longer than interval",
+        ),
+        (
+            "http = { tls = {} }",
+            "8:26",
+            "write [virtual_service.check.https]",
+        ),
+        (
+            "http = { method = \"HEAD\", body = \"x\" }",
+            "8:29",
+            "an answer to HEAD has no body",
+        ),
+        (
+            "http = { headers = { Host = \"x\" } }",
+            "8:32",
+            "named by host",
+        ),
+        (
+            "http = { headers = { Authorization = \"Basic x\" } }",
+            "8:32",
+            "belongs in the file that credentials names",
+        ),
         ("http = { status = \"200-99\" }", "8:29", "200-299, 401"),
-        ("http = { version = \"3\" }", "8:30", "write \"1.1\" or \"2\""),
-        ("http = { body_sha256 = \"ab\" }", "8:34", "64 hexadecimal digits"),
+        (
+            "http = { version = \"3\" }",
+            "8:30",
+            "write \"1.1\" or \"2\"",
+        ),
+        (
+            "http = { body_sha256 = \"ab\" }",
+            "8:34",
+            "64 hexadecimal digits",
+        ),
         ("tls = { verify = false, ca = \"/ca\" }", "8:40", "keep one"),
         ("tls = { certificate = \"/c\" }", "8:33", "name both"),
         ("tls = { ca = \"ca.pem\" }", "8:24", "is no absolute path"),
         ("smtp = { tls = {}, starttls = {} }", "8:41", "keep one"),
         ("dns = { type = \"Z\" }", "8:26", "write one of A, AAAA"),
         ("dns = { name = \"a..b\" }", "8:26", "is no domain name"),
-        ("mysql = { database = \"x\" }", "8:32", "name credentials, too"),
-        ("postgres = { credentials = \"a/b\" }", "8:38", "neither an absolute path nor the name of a systemd credential"),
+        (
+            "mysql = { database = \"x\" }",
+            "8:32",
+            "name credentials, too",
+        ),
+        (
+            "postgres = { credentials = \"a/b\" }",
+            "8:38",
+            "neither an absolute path nor the name of a systemd credential",
+        ),
         ("file = { path = \"x\" }", "8:27", "is no absolute path"),
         ("agent = { hold = true }", "8:28", "without hold"),
-        ("tcp = {}, interface = \"a/b\"", "8:33", "is no name of an interface"),
+        (
+            "tcp = {}, interface = \"a/b\"",
+            "8:33",
+            "is no name of an interface",
+        ),
         ("tcp = {}, dscp = 64", "8:28", "dscp is 0 to 63"),
         ("icmp = { size = 9000 }", "8:27", "size is 0 to 1232"),
     ] {
         let found = errors(&format!("check = {{ {check} }}"));
-        assert!(found.starts_with(&format!("d.toml:{place}: ")), "{check}: {found}");
+        assert!(
+            found.starts_with(&format!("d.toml:{place}: ")),
+            "{check}: {found}"
+        );
         assert!(found.contains(words), "{check}: {found}");
         assert_eq!(found.lines().count(), 1, "{check}: {found}");
     }
