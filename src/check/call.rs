@@ -72,11 +72,19 @@ impl<'a> Call<'a> {
         };
         let begun = Instant::now();
         let result = self.deadline.hold(phase, work).await;
-        stages.push(Stage {
-            phase,
-            took: begun.elapsed(),
-            failed: result.as_ref().err().copied(),
-        });
+        let (took, failed) = (begun.elapsed(), result.as_ref().err().copied());
+        match stages.last_mut() {
+            // A login of many messages is one stage.
+            Some(last) if last.phase == phase && last.failed.is_none() => {
+                last.took += took;
+                last.failed = failed;
+            }
+            _ => stages.push(Stage {
+                phase,
+                took,
+                failed,
+            }),
+        }
         result
     }
 

@@ -11,6 +11,7 @@ mod expect;
 mod kinds;
 mod net;
 mod pace;
+mod random;
 mod schedule;
 mod tls;
 
