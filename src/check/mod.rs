@@ -12,6 +12,7 @@ mod files;
 mod kinds;
 mod net;
 mod pace;
+mod random;
 mod schedule;
 mod tls;
 

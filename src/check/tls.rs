@@ -103,7 +103,7 @@ impl Client {
 }
 
 /// What an error of TLS says of the server.
-fn reason(error: &Error) -> FailReason {
+pub(super) fn reason(error: &Error) -> FailReason {
     match error {
         Error::InvalidCertificate(fault) => FailReason::Certificate(match fault {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
