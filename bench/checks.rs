@@ -23,7 +23,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -60,7 +59,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["--serve"] => serve(),
+        ["--serve", kind] => serve(kind),
         ["--ours", kind, port, count] => {
             ours(kind, port.parse().unwrap(), count.parse().unwrap());
         }
@@ -89,7 +88,7 @@ fn window() -> Duration {
 fn scale() {
     println!("\nTCP checks every second, on one core");
     println!("  servers  probes/s   late  latest ms  CPU s/s  CPU us/probe  memory MB");
-    let server = Server::start();
+    let server = Server::start("tcp");
     for count in [100, 1_000, 5_000, 10_000, 20_000] {
         let line = child(&["--ours", "tcp", &server.port, &count.to_string()]);
         let [probes, failed, late, latest_us, cpu_us, kib] = numbers(&line);
@@ -115,8 +114,8 @@ fn scale() {
 fn beside_a_loop() {
     println!("\n500 checks a second on one core, beside a bare epoll loop");
     println!("  kind   ours us/probe  loop us/probe  ratio  goal");
-    let server = Server::start();
     for kind in ["tcp", "http"] {
+        let server = Server::start(kind);
         // In turn: these machines are noisy.
         let mut taken = [Vec::new(), Vec::new()];
         for _ in 0..3 {
@@ -159,7 +158,7 @@ fn on_core(number: usize) {
     let mut cores = CpuSet::new();
     cores.set(number).unwrap();
     // A machine with one core has no other.
-    drop(sched_setaffinity(Pid::from_raw(0), &cores));
+    sched_setaffinity(Pid::from_raw(0), &cores).unwrap_or_default();
 }
 
 struct Server {
@@ -168,9 +167,9 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
+    fn start(kind: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
-            .arg("--serve")
+            .args(["--serve", kind])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -193,23 +192,21 @@ impl Drop for Server {
 }
 
 /// Accepts, answers a request if one comes, closes.
-fn serve() {
+fn serve(kind: &str) {
     on_core(1);
-    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(4096).unwrap();
+    let listener = TcpListener::from(socket);
     println!("{}", listener.local_addr().unwrap().port());
-    let talk = || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { continue };
-            let mut request = [0; 1024];
-            if matches!(stream.read(&mut request), Ok(n) if n > 0) {
-                drop(stream.write_all(ANSWER));
-            }
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        let mut request = [0; 1024];
+        if kind == "http" && matches!(stream.read(&mut request), Ok(n) if n > 0) {
+            drop(stream.write_all(ANSWER));
         }
-    };
-    thread::scope(|scope| {
-        scope.spawn(talk);
-        scope.spawn(talk);
-    });
+    }
 }
 
 /// The `n`th server.
