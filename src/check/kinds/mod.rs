@@ -3,7 +3,11 @@
 mod agent;
 mod external;
 mod file;
+mod grpc;
+mod http;
+mod smtp;
 mod tcp;
+mod tls;
 mod words;
 
 use super::{Unprepared, call::Call};
@@ -28,6 +32,10 @@ pub(super) enum Asker {
     Agent(agent::Agent),
     File(file::File),
     External(external::External),
+    Http(Box<http::Http>),
+    Tls(tls::Tls),
+    Smtp(smtp::Smtp),
+    Grpc(grpc::Grpc),
 }
 
 impl Asker {
@@ -37,6 +45,10 @@ impl Asker {
             CheckKind::Agent(o) => Self::Agent(Kind::prepare(o)?),
             CheckKind::File(o) => Self::File(Kind::prepare(o)?),
             CheckKind::External(o) => Self::External(Kind::prepare(o)?),
+            CheckKind::Http(o) => Self::Http(Box::new(Kind::prepare(o)?)),
+            CheckKind::Tls(o) => Self::Tls(Kind::prepare(o)?),
+            CheckKind::Smtp(o) => Self::Smtp(Kind::prepare(o)?),
+            CheckKind::Grpc(o) => Self::Grpc(Kind::prepare(o)?),
             _ => todo!(),
         })
     }
@@ -49,6 +61,10 @@ impl Asker {
             Self::Agent(kind) => Box::pin(kind.ask(call)).await,
             Self::File(kind) => Box::pin(kind.ask(call)).await,
             Self::External(kind) => Box::pin(kind.ask(call)).await,
+            Self::Http(kind) => Box::pin(kind.ask(call)).await,
+            Self::Tls(kind) => Box::pin(kind.ask(call)).await,
+            Self::Smtp(kind) => Box::pin(kind.ask(call)).await,
+            Self::Grpc(kind) => Box::pin(kind.ask(call)).await,
         }
     }
 }
