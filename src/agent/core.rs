@@ -19,7 +19,7 @@ use crate::{
     check::{Report, Target, Targets},
     clock,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
-    model::{CheckSpec, MonoTime, ServiceKey},
+    model::{MonoTime, ServiceKey},
     reconcile::plan::{Applied, Desired},
     telemetry::{
         Chain,
@@ -169,6 +169,9 @@ impl Shell {
                 for key in &fx.dirty {
                     changed |= renew(d, *key, &self.core);
                 }
+                if *d.made != *self.core.made() {
+                    d.made = Arc::new(self.core.made().clone());
+                }
                 d.generation += u64::from(changed);
             });
         }
@@ -284,17 +287,14 @@ fn renew(desired: &mut Desired, key: ServiceKey, core: &Core) -> bool {
 
 /// Everything the core wants of the kernel, at the start.
 #[must_use]
-pub fn desired(
-    core: &Core,
-    services: impl Iterator<Item = ServiceKey>,
-    exclusive: bool,
-) -> Desired {
+pub fn desired(core: &Core, exclusive: bool) -> Desired {
     let mut desired = Desired {
         generation: 1,
         services: BTreeMap::new(),
         exclusive,
+        made: Arc::new(core.made().clone()),
     };
-    for key in services {
+    for key in core.services() {
         renew(&mut desired, key, core);
     }
     desired
@@ -303,10 +303,9 @@ pub fn desired(
 /// Everybody whom the core wants checked.
 #[must_use]
 pub fn targets(core: &Core) -> Arc<Targets> {
-    let mut specs: BTreeMap<&CheckSpec, Arc<CheckSpec>> = BTreeMap::new();
     let target = |((at, spec), slots): ((_, _), Vec<_>)| Target {
         at,
-        spec: Arc::clone(specs.entry(spec).or_insert_with(|| Arc::new(spec.clone()))),
+        spec,
         slots: slots.into(),
         fast: false,
     };
@@ -339,16 +338,16 @@ real_server = [{ address = "10.0.0.1:80" }]
     fn a_service_that_did_not_change_keeps_its_shared_part() {
         let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let key = "tcp/192.0.2.1:80".parse().unwrap();
-        let stranger = "tcp/192.0.2.1:81".parse().unwrap();
         let start = Start {
             now: MonoTime::ZERO,
             wall: WallMillis(0),
             boot_id: "boot".into(),
             recall: Recall::Forgot("there is no state file".into()),
             kernel: BTreeMap::new(),
+            marked: BTreeSet::new(),
         };
         let core = Core::new(Arc::new(config), start);
-        let mut all = desired(&core, [key, stranger].into_iter(), false);
+        let mut all = desired(&core, false);
         assert_eq!(all.services.len(), 1);
         let part = Arc::clone(&all.services[&key]);
         assert!(!renew(&mut all, key, &core));

@@ -1,6 +1,6 @@
 //! Puts the director's tasks and channels together.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -14,6 +14,7 @@ use super::{
     host::Host,
     link, lock, shutdown_signal,
     state_file::{self, StateFile},
+    ways::KernelWays,
 };
 use crate::{
     api::operator,
@@ -113,6 +114,8 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let keys: Vec<ServiceKey> = config.services.keys().copied().collect();
     // At once, however many services there are; those that are not ours are dropped.
     let mut found = kernel.table().await.map_err(Error::Kernel)?;
+    let marked = |key: &&ServiceKey| matches!(key, ServiceKey::Fwmark(_, m) if config.probe_marks.contains(*m));
+    let marked: BTreeSet<ServiceKey> = found.keys().filter(marked).copied().collect();
     found.retain(|key, _| config.services.contains_key(key));
     // After IPVS was looked up, which loads it and brings its settings; before the first change.
     let mut host = Host::new(Arc::clone(&config), metrics.clone());
@@ -127,11 +130,11 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         boot_id: clock::boot_id().map_err(Error::Boot)?,
         recall,
         kernel: adopted,
+        marked,
     };
     let core = Core::new(Arc::clone(&config), start);
 
-    let (desired, desired_rx) =
-        watch::channel(core::desired(&core, keys.iter().copied(), config.exclusive));
+    let (desired, desired_rx) = watch::channel(core::desired(&core, config.exclusive));
     let (targets, targets_rx) = watch::channel(core::targets(&core));
     let (outbox, outbox_rx) = watch::channel(core.outbox());
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
@@ -165,8 +168,9 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let every = config.resync;
     tasks.start("host", |stop| host.run(host_tx, every, stop));
     let observer = metrics.clone();
+    let ways: Arc<dyn check::Ways> = Arc::new(KernelWays::default());
     tasks.start("checks", |stop| {
-        check::run(targets_rx, nudges_rx, reports_tx, observer, stop)
+        check::run(ways, targets_rx, nudges_rx, reports_tx, observer, stop)
     });
     if let Some(to) = config.provisioner.clone() {
         let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());

@@ -107,7 +107,7 @@ fn silent(e: &Error) -> Event {
 }
 
 /// A check as the provisioner can make it on a spare.
-fn for_others(check: &CheckSpec) -> Option<CheckSpec> {
+fn for_others(check: &Arc<CheckSpec>) -> Option<CheckSpec> {
     Some(CheckSpec {
         kind: check.kind.for_others()?,
         // This host's interfaces and marks mean nothing there.

@@ -7,6 +7,7 @@ pub mod link;
 pub mod lock;
 pub mod provisioner;
 pub mod state_file;
+mod ways;
 
 use std::io;
 

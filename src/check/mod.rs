@@ -19,7 +19,9 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use call::Stage;
-pub use schedule::{Network, Nudge, Observer, Prober, Report, Target, Targets, run, run_with};
+pub use schedule::{
+    Network, Nudge, Observer, Prober, Report, Target, Targets, Ways, run, run_with,
+};
 
 use crate::model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Via};
 use call::Call;

@@ -12,11 +12,13 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
     panic::resume_unwind,
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -52,6 +54,9 @@ const MAX_IN_FLIGHT: usize = 8_192;
 /// A probe begun later than this (and than its interval) was held up by a stop of this process:
 /// the start of all overdue probes is then spread anew.
 const STOPPED: Duration = Duration::from_secs(1);
+
+/// A connection that was kept and ended is replaced at once, but no more often than this.
+const RECONNECT: Duration = Duration::from_millis(50);
 
 /// One thing to be asked, for all who want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,32 +121,59 @@ pub trait Prober: Send + Sync + 'static {
     ) -> impl Future<Output = (Found, Option<TcpStream>)> + Send;
 }
 
+/// Who can say whether IPVS has the hidden service of a firewall mark.
+pub trait Ways: Send + Sync + 'static {
+    /// Whether a packet to `at` with this mark goes to a real server now.
+    fn stands(&self, at: SocketAddr, mark: u32) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+}
+
 /// The real prober.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Network;
+#[derive(Clone, Default)]
+pub struct Network {
+    /// Asked after each failure on the way through IPVS: without its hidden service a probe reaches
+    /// this host itself, and says nothing of the server.
+    pub ways: Option<Arc<dyn Ways>>,
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
+    }
+}
 
 impl Prober for Network {
-    type Check = Check;
+    type Check = (Check, Option<(u32, Arc<dyn Ways>)>);
 
-    fn prepare(&self, spec: &CheckSpec) -> Result<Check, Unprepared> {
-        Check::prepare(spec)
+    fn prepare(&self, spec: &CheckSpec) -> Result<Self::Check, Unprepared> {
+        let through = spec.via.mark.filter(|_| spec.via.through);
+        let way = through.zip(self.ways.clone());
+        Ok((Check::prepare(spec)?, way))
     }
 
-    async fn probe(check: &Check, at: SocketAddr) -> (Found, Option<TcpStream>) {
-        let (found, call) = check.ask(at, false).await;
+    async fn probe(check: &Self::Check, at: SocketAddr) -> (Found, Option<TcpStream>) {
+        let (check, way) = check;
+        let (mut found, call) = check.ask(at, false).await;
+        if let (Outcome::Fail(_), Some((mark, ways))) = (found.outcome, way)
+            && !ways.stands(at, *mark).await
+        {
+            found.outcome = Outcome::Fail(FailReason::Local);
+            found.detail = Some("its hidden service is not in IPVS".into());
+        }
         (found, call.kept)
     }
 }
 
 /// Checks `targets` over the network until `stop`, or until nobody sends targets or reads reports.
 pub async fn run(
+    ways: Arc<dyn Ways>,
     targets: watch::Receiver<Arc<Targets>>,
     nudges: mpsc::Receiver<Nudge>,
     reports: mpsc::Sender<Report>,
     observer: impl Observer,
     stop: CancellationToken,
 ) {
-    run_with(Network, targets, nudges, reports, observer, stop).await;
+    let network = Network { ways: Some(ways) };
+    run_with(network, targets, nudges, reports, observer, stop).await;
 }
 
 /// [`run`] with another prober.
@@ -456,7 +488,10 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let now = Instant::now();
         // Hurry does not help where this host is short of something.
         let local = found.outcome == Outcome::Fail(FailReason::Local);
-        let at = if (target.fast || target.pace.suspected()) && !local {
+        let dropped = found.outcome == Outcome::Fail(FailReason::Dropped);
+        let at = if dropped && target.pace.suspected() {
+            (begun + RECONNECT).max(now)
+        } else if (target.fast || target.pace.suspected()) && !local {
             (begun + pace::clamp(timing.fast_interval)).max(now)
         } else {
             let interval = pace::clamp(if target.pace.fallen() {

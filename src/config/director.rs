@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use self::{
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
+    ForwardMethod, Marks, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
     Sysctl, Tunnel, Weight,
 };
 
@@ -40,6 +41,8 @@ pub struct Director {
     pub exclusive: bool,
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
+    /// Firewall marks for hidden services.
+    pub probe_marks: Marks,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
     /// The provisioner, if servers are to be replaced.
@@ -50,6 +53,15 @@ pub struct Director {
     pub kernel: Vec<Sysctl>,
     /// Virtual services.
     pub services: BTreeMap<ServiceKey, VirtualService>,
+}
+
+impl Director {
+    /// Whether any check goes through a virtual address, on a hidden service.
+    #[must_use]
+    pub fn has_hidden_services(&self) -> bool {
+        let checks = self.services.values().flat_map(|s| &s.checks.all);
+        checks.into_iter().any(|check| check.via.through)
+    }
 }
 
 /// How the provisioner is reached.
@@ -130,6 +142,7 @@ struct RawDirector {
     exclusive: bool,
     resync: Option<Spanned<String>>,
     drift: Option<Spanned<String>>,
+    probe_marks: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -170,7 +183,7 @@ struct RawService {
     persistence_timeout: Option<Spanned<String>>,
     persistence_prefix: Option<Spanned<i64>>,
     persistence_engine: Option<Spanned<String>>,
-    check: Option<Spanned<OneOrMany<Spanned<RawCheck>>>>,
+    check: Option<Spanned<OneOrMany<RawCheck>>>,
     checks_needed: Option<Spanned<RawNeed>>,
     damping: Option<RawDamping>,
     #[serde(default)]
@@ -195,12 +208,15 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     let raw: Raw = Diagnostics::parse(path, source)?;
     let mut r = Reader {
         bad: Diagnostics::new(path, source),
+        own: None,
     };
     let unspecified = IpAddr::from([0, 0, 0, 0]);
     let name = r.value(&raw.director.name, |t| t.parse::<DirectorName>());
-    let address = r
-        .value(&raw.director.address, address)
-        .unwrap_or(unspecified);
+    r.own = r.value(&raw.director.address, address);
+    let address = r.own.unwrap_or(unspecified);
+    let marks = raw.director.probe_marks.as_ref();
+    let probe_marks = marks.and_then(|m| r.value(m, str::parse::<Marks>));
+    let probe_marks = probe_marks.unwrap_or_default();
     let resync = r.duration(raw.director.resync.as_ref(), Duration::from_secs(10));
     r.at_least(
         raw.director.resync.as_ref(),
@@ -230,6 +246,14 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
             continue;
         };
         let service = r.service(key, raw.get_ref(), drift);
+        if let ServiceKey::Fwmark(_, mark) = key
+            && probe_marks.contains(mark)
+        {
+            let message = format!(
+                "mark {mark} lies in probe_marks, {probe_marks}, which are for checks through virtual addresses: take another one, or move probe_marks"
+            );
+            r.bad.push(span.clone(), message);
+        }
         if let Some(first) = places.insert(key, span.start) {
             let (line, _) = r.bad.position(first);
             r.bad.push(span, format!("virtual service {key} stands here a second time, first in line {line}: merge the two"));
@@ -255,6 +279,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         socket,
         exclusive,
         resync,
+        probe_marks,
         metrics,
         provisioner,
         replacement,
@@ -283,6 +308,8 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
 /// Reads values, and notes each mistake at its place.
 struct Reader {
     bad: Diagnostics,
+    /// The director's own address.
+    own: Option<IpAddr>,
 }
 
 impl Reader {
@@ -452,7 +479,7 @@ impl Reader {
         let checks = self.checks(
             s.check.as_ref(),
             s.checks_needed.as_ref(),
-            key,
+            (key, forward),
             s.scheduler.span(),
         );
         let mut servers = BTreeMap::new();
@@ -540,7 +567,7 @@ impl Reader {
             ServiceKey::Fwmark(..) => true,
             ServiceKey::Addr(_, vip) => vip.port() == 0,
         };
-        let asked = |c: &CheckSpec| c.kind.needs_port() && c.via.port.is_none();
+        let asked = |c: &Arc<CheckSpec>| c.kind.needs_port() && c.via.port.is_none();
         if at.port() == 0 && !(any_port && !checks.all.iter().any(asked)) {
             let message = "a real server needs its port: that is where it is checked";
             self.bad.push(raw.address.span(), message);

@@ -11,6 +11,7 @@ mod memory;
 mod service;
 pub mod settings;
 pub mod status;
+mod ways;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,8 @@ use crate::{
 
 pub use guard::Guard;
 pub use incident::{Incident, Stage};
+use ways::{Ways, diagnosis};
+
 pub use memory::{Memory, Recall, RememberedIncident, recall};
 
 /// What happened.
@@ -135,6 +138,8 @@ pub struct Start {
     pub recall: Recall,
     /// What the kernel holds of the configured services: it is adopted.
     pub kernel: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+    /// Services by firewall mark that the kernel has, of the marks that are for probes.
+    pub marked: BTreeSet<ServiceKey>,
 }
 
 /// How the provisioner was found.
@@ -177,6 +182,9 @@ pub struct Core {
     /// Whether the provisioner has listed the stand-ins since the start.
     listed: bool,
     applied: Applied,
+    ways: Ways,
+    /// The hidden services that the kernel had when the targets were made.
+    ways_there: BTreeSet<ServiceKey>,
 }
 
 impl Core {
@@ -184,6 +192,11 @@ impl Core {
     #[must_use]
     pub fn new(config: Arc<config::Director>, start: Start) -> Self {
         let numbers_from = u64::try_from(start.wall.0).unwrap_or(0);
+        let made = match &start.recall {
+            Recall::Known(memory) => memory.made.clone(),
+            Recall::Forgot(_) => BTreeSet::new(),
+        };
+        let ways = Ways::new(config.probe_marks, made, &start.marked);
         let mut core = Self {
             config,
             boot_id: start.boot_id,
@@ -198,12 +211,15 @@ impl Core {
             link: Link::Unheard(None),
             listed: false,
             applied: Applied::default(),
+            ways,
+            ways_there: BTreeSet::new(),
         };
         match start.recall {
             Recall::Known(memory) => core.remember(memory, start.now),
             Recall::Forgot(why) => core.forgot = Some(why),
         }
         core.refresh_targets(Arrival::Start, start.now);
+        core.refresh_ways();
         core
     }
 
@@ -258,7 +274,12 @@ impl Core {
             }
             Event::ProvisionerSilent(why) => self.silent(why, &mut fx),
             Event::Confirmed(id, is) => self.confirmed(&id, is, now, &mut fx),
-            Event::Applied(applied) => self.applied = applied,
+            Event::Applied(applied) => {
+                self.applied = applied;
+                let there = self.ways_there();
+                fx.targets |= there != self.ways_there;
+                self.ways_there = there;
+            }
             Event::Tick => {}
             Event::Woke => self.woke(now),
         }
@@ -316,7 +337,11 @@ impl Core {
         match change.transition {
             Some(Transition::WentUp) => fx.notes.push(Note::WentUp(service, dest)),
             Some(Transition::WentDown(why)) => {
-                let detail = found.detail.clone();
+                let mut detail = found.detail.clone();
+                if let Some(words) = diagnosis(config, standing) {
+                    let found = detail.map_or_else(String::new, |d| format!("{d}; "));
+                    detail = Some(format!("{found}{words}").into());
+                }
                 fx.notes.push(Note::WentDown(service, dest, why, detail));
             }
             None => {}
@@ -377,7 +402,14 @@ impl Core {
         if self.forgot.take().is_some() {
             fx.dirty.extend(self.config.services.keys());
         }
-        fx.targets |= self.refresh_targets(Arrival::Later, now);
+        self.retarget(now, fx);
+    }
+
+    fn retarget(&mut self, now: MonoTime, fx: &mut Effects) {
+        if self.refresh_targets(Arrival::Later, now) {
+            fx.targets = true;
+            fx.dirty.extend(self.refresh_ways());
+        }
     }
 
     fn heard(&mut self, fx: &mut Effects) {
@@ -411,7 +443,7 @@ impl Core {
             if let Some(member) = self.members.remove(id) {
                 self.dirty_slots(&member, fx);
             }
-            fx.targets |= self.refresh_targets(Arrival::Later, now);
+            self.retarget(now, fx);
         }
     }
 
@@ -432,6 +464,7 @@ impl Core {
                 .filter_map(|(failed, i)| i.remembered(*failed))
                 .collect(),
             self.members.values().cloned().collect(),
+            self.ways.used().clone(),
         )
     }
 

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     iter, mem,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use super::{Arrival, Core};
@@ -20,6 +21,9 @@ impl Core {
     /// What is wanted of a configured service; `None` for another.
     #[must_use]
     pub fn desired(&self, key: ServiceKey) -> Option<plan::Want> {
+        if let Some(want) = self.ways.desired(key) {
+            return Some(want);
+        }
         let config = self.config.services.get(&key)?;
         let mut dests = BTreeMap::new();
         let mut out = BTreeSet::new();
@@ -162,10 +166,25 @@ impl Core {
         true
     }
 
+    /// All services that are ours, hidden ones included.
+    pub fn services(&self) -> impl Iterator<Item = ServiceKey> {
+        self.config
+            .services
+            .keys()
+            .copied()
+            .chain(self.ways.services())
+    }
+
+    /// The hidden services that this director has ever made.
+    #[must_use]
+    pub const fn made(&self) -> &BTreeSet<ServiceKey> {
+        self.ways.used()
+    }
+
     /// Who is to be checked, and how: what several services ask of one server in the same way is one
     /// entry.
     #[must_use]
-    pub fn targets(&self) -> BTreeMap<(SocketAddr, &CheckSpec), Vec<Slot>> {
+    pub fn targets(&self) -> BTreeMap<(SocketAddr, Arc<CheckSpec>), Vec<Slot>> {
         let mut all: BTreeMap<_, Vec<Slot>> = BTreeMap::new();
         for (service, dests) in self.checked() {
             let Some(config) = self.config.services.get(service) else {
@@ -173,16 +192,22 @@ impl Core {
             };
             for (check, spec) in config.checks.all.iter().enumerate() {
                 for dest in dests.keys() {
-                    let at = SocketAddr::new(
-                        spec.via.address.unwrap_or(dest.addr),
-                        spec.via.port.unwrap_or(dest.port),
-                    );
+                    let target = if spec.via.through {
+                        self.through(*service, *dest, spec)
+                    } else {
+                        let at = SocketAddr::new(
+                            spec.via.address.unwrap_or(dest.addr),
+                            spec.via.port.unwrap_or(dest.port),
+                        );
+                        Some((at, Arc::clone(spec)))
+                    };
+                    let Some(target) = target else { continue };
                     let slot = Slot {
                         service: *service,
                         dest: *dest,
                         check,
                     };
-                    all.entry((at, spec)).or_default().push(slot);
+                    all.entry(target).or_default().push(slot);
                 }
             }
         }

@@ -1,15 +1,16 @@
 //! What `understudy status` shows, as a value.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Core, Link, Stage};
+use super::{Core, Link, Stage, ways::diagnosis};
 use crate::{
     config::VirtualService,
     health::{CheckState, Health, Standing},
     model::{
-        Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, ServiceKey, wire::Want,
+        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, ServiceKey,
+        wire::Want,
     },
     reconcile::drift::Difference,
 };
@@ -306,6 +307,12 @@ impl Core {
                 ));
             }
         }
+        match self.lacking_ways() {
+            0 => {}
+            n => all.push(format!(
+                "no firewall mark is left for the checks through the virtual address of {n} servers, they cannot enter: widen [director] probe_marks"
+            )),
+        }
         if let Some(why) = &self.applied.unreadable {
             all.push(format!("the kernel's table cannot be read: {why}"));
         }
@@ -381,10 +388,15 @@ fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<St
                 .iter()
                 .find(failed)
                 .and_then(|c| c.detail.clone());
-            Some(match detail {
+            let mut text = match detail {
                 Some(detail) => format!("{reason}: {detail}"),
                 None => reason.to_string(),
-            })
+            };
+            if let Some(words) = diagnosis(config, standing) {
+                text.push_str("; ");
+                text.push_str(words);
+            }
+            Some(text)
         }
         Health::Up { .. } => {
             let mut advised = standing.checks().iter().zip(&config.checks.all);
@@ -400,7 +412,7 @@ fn check_status(checks: &Checks, standing: &Standing) -> Vec<CheckStatus> {
     if standing.checks().len() < 2 && standing.checks().iter().all(fine) {
         return Vec::new();
     }
-    let one = |(check, state): (&crate::model::CheckSpec, &CheckState)| {
+    let one = |(check, state): (&Arc<CheckSpec>, &CheckState)| {
         let found = match state.last {
             None => "not asked yet".to_owned(),
             Some(Outcome::Pass) => "passed".to_owned(),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::{Health, Penalty, Transition};
-use crate::model::{Advice, Checks, Damping, FailReason, Found, MonoTime, Need, Outcome, Weight};
+use crate::model::{
+    Advice, CheckSpec, Checks, Damping, FailReason, Found, MonoTime, Need, Outcome, Weight,
+};
 
 /// What one check has found so far.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +50,7 @@ impl Standing {
     /// `rise` times. Without checks it counts as up.
     #[must_use]
     pub fn new(checks: &Checks, was_out: bool, now: MonoTime) -> Self {
-        let state = |check: &crate::model::CheckSpec| CheckState {
+        let state = |check: &Arc<CheckSpec>| CheckState {
             health: Health::unknown(if was_out { check.timing.rise } else { 1 }),
             last: None,
             detail: None,
@@ -108,7 +110,7 @@ impl Standing {
         let advised = self.checks.iter().filter_map(|c| c.advice);
         let weights = advised.map(|advice| match advice {
             Advice::Percent(p) => configured.percent(p),
-            Advice::Weight(w) => Weight::from(w),
+            Advice::Weight(w) => Weight::of(w),
         });
         weights.min().unwrap_or(configured)
     }

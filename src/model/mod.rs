@@ -7,6 +7,7 @@ mod drift;
 mod ids;
 pub mod inventory;
 mod ipvs;
+mod marks;
 mod ownership;
 mod step;
 mod sysctl;
@@ -27,6 +28,7 @@ pub use ipvs::{
     ServiceFlags, ServiceKey, ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table,
     Timeouts, Tunnel, TunnelType, Weight,
 };
+pub use marks::{Marks, NotMarks};
 pub use ownership::Ownership;
 pub use step::Step;
 pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};

@@ -176,8 +176,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
         let ours = |k: &ServiceKey| want.services.contains_key(k);
         self.base.retain(|k, _| ours(k));
         self.applied.kernel.retain(|k, _| ours(k));
-        let owed = |k: &ServiceKey| want.exclusive && !ours(k);
-        self.intruders.retain(owed);
+        self.intruders.retain(|k| want.is_to_go(k));
         let intruders = &self.intruders;
         (self.applied.failed).retain(|k, _| ours(k) || intruders.contains(k));
         self.applied.drift.retain(|k, _| ours(k));
@@ -261,8 +260,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
 
     /// Foreign services that are still to go.
     fn owed<'a>(&'a self, want: &'a Desired) -> impl Iterator<Item = ServiceKey> + 'a {
-        let owed = |k: &&ServiceKey| want.exclusive && !want.services.contains_key(k);
-        self.intruders.iter().filter(owed).copied()
+        self.intruders.iter().filter(|k| want.is_to_go(k)).copied()
     }
 
     /// The whole table. A dump can leave a service out when others change theirs meanwhile: one that
@@ -279,16 +277,14 @@ impl<O: Fn(Fact)> Reconciler<O> {
 
     /// The owned services, found by walking the actual table; foreign ones are counted.
     fn whole_scope(&mut self, want: &Desired, actual: &KernelTable) -> Vec<ServiceKey> {
-        let foreign = actual.keys().filter(|k| !want.services.contains_key(k));
+        let others = actual.keys().filter(|k| !want.services.contains_key(k));
+        let (to_go, foreign): (Vec<&ServiceKey>, Vec<&ServiceKey>) =
+            others.partition(|k| want.is_to_go(k));
         let mut scope: Vec<ServiceKey> = want.services.keys().copied().collect();
+        scope.extend(to_go);
+        scope.extend(self.owed(want).filter(|k| !actual.contains_key(k)));
         let before = self.applied.foreign;
-        if want.exclusive {
-            scope.extend(foreign);
-            scope.extend(self.owed(want).filter(|k| !actual.contains_key(k)));
-            self.applied.foreign = 0;
-        } else {
-            self.applied.foreign = foreign.count();
-        }
+        self.applied.foreign = foreign.len();
         self.moved |= self.applied.foreign != before;
         (self.observe)(Fact::Foreign(self.applied.foreign));
         scope

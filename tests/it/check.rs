@@ -22,7 +22,7 @@ use tokio::{
 };
 use understudy::{
     check::probe,
-    model::{CheckKind, FailReason, Outcome, Phase},
+    model::{CheckKind, FailReason, HttpCheck, Outcome, Phase},
 };
 
 use crate::support::in_new_namespace;
@@ -36,12 +36,11 @@ fn fail(reason: FailReason) -> Outcome {
 }
 
 fn http() -> CheckKind {
-    CheckKind::Http {
+    CheckKind::Http(Box::new(HttpCheck {
         path: "/health?full=1".to_owned(),
         host: Some("www.example.org".to_owned()),
-        status_from: 200,
-        status_to: 299,
-    }
+        ..HttpCheck::default()
+    }))
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -96,10 +95,10 @@ async fn answered(answer: &'static str) -> Outcome {
 #[tokio::test]
 async fn a_port_that_accepts_passes() {
     let (_listener, at) = listener().await;
-    assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, Outcome::Pass);
+    assert_eq!(probe(at, &CheckKind::default(), LONG).await, Outcome::Pass);
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, Outcome::Pass);
+    assert_eq!(probe(at, &CheckKind::default(), LONG).await, Outcome::Pass);
 }
 
 #[tokio::test]
@@ -108,7 +107,7 @@ async fn a_port_without_listener_is_refused() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let at = socket.local_addr().unwrap();
-    for kind in [CheckKind::Tcp, http()] {
+    for kind in [CheckKind::default(), http()] {
         assert_eq!(probe(at, &kind, LONG).await, fail(FailReason::Refused));
     }
 }
@@ -137,19 +136,23 @@ async fn sees_routes_and_runs_short() {
         ("192.0.2.4:80", FailReason::Local),
     ] {
         let at = at.parse().unwrap();
-        assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, fail(wanted), "{at}");
+        assert_eq!(
+            probe(at, &CheckKind::default(), LONG).await,
+            fail(wanted),
+            "{at}"
+        );
     }
     let (_listener, at) = listener().await;
     let mut taken = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);
     }
-    for kind in [CheckKind::Tcp, http()] {
+    for kind in [CheckKind::default(), http()] {
         let outcome = probe(at, &kind, LONG).await;
         assert_eq!(outcome, fail(FailReason::Local), "no descriptor is free");
     }
     drop(taken);
-    assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, Outcome::Pass);
+    assert_eq!(probe(at, &CheckKind::default(), LONG).await, Outcome::Pass);
 }
 
 #[tokio::test]
@@ -179,7 +182,7 @@ async fn a_server_that_accepts_and_says_nothing_times_out_in_the_answer_phase() 
     let outcome = probe(at, &http(), SHORT).await;
     assert_eq!(outcome, fail(FailReason::TimedOut(Phase::Answer)));
     assert_eq!(
-        probe(at, &CheckKind::Tcp, LONG).await,
+        probe(at, &CheckKind::default(), LONG).await,
         Outcome::Pass,
         "mute, but it listens"
     );

@@ -6,6 +6,7 @@ use std::{
     marker::PhantomData,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,8 +20,9 @@ use toml::Spanned;
 use super::{Reader, address};
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType, Expect, ExternalCheck,
-    FileCheck, GrpcCheck, HttpCheck, HttpVersion, IcmpCheck, LoginCheck, Need, PinDigest, Protocol,
-    ServiceKey, SmtpCheck, SmtpTls, StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
+    FileCheck, ForwardMethod, GrpcCheck, HttpCheck, HttpVersion, IcmpCheck, LoginCheck, Need,
+    PinDigest, Protocol, ServiceKey, SmtpCheck, SmtpTls, StatusRange, TcpCheck, TlsOptions,
+    UdpCheck, Verify, Via,
 };
 
 /// A certificate that ends within this is a warning where nobody says otherwise.
@@ -34,7 +36,20 @@ const MOST_ECHO: i64 = 1_232;
 
 /// One or several of a thing: `[virtual_service.check]`, or `[[virtual_service.check]]` for each.
 #[derive(Debug)]
-pub(super) struct OneOrMany<T>(Vec<T>);
+pub(super) enum OneOrMany<T> {
+    One(T),
+    Many(Vec<Spanned<T>>),
+}
+
+impl<T> OneOrMany<T> {
+    /// Each with its place.
+    fn each(this: &Spanned<Self>) -> Vec<(&T, Range<usize>)> {
+        match this.get_ref() {
+            Self::One(one) => vec![(one, this.span())],
+            Self::Many(many) => many.iter().map(|t| (t.get_ref(), t.span())).collect(),
+        }
+    }
+}
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -48,7 +63,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 let one = T::deserialize(value::MapAccessDeserializer::new(map))?;
-                Ok(OneOrMany(vec![one]))
+                Ok(OneOrMany::One(one))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -56,7 +71,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
                 while let Some(one) = seq.next_element()? {
                     many.push(one);
                 }
-                Ok(OneOrMany(many))
+                Ok(OneOrMany::Many(many))
             }
         }
         deserializer.deserialize_any(Of(PhantomData))
@@ -107,6 +122,7 @@ pub(super) struct RawCheck {
     interface: Option<Spanned<String>>,
     fwmark: Option<Spanned<i64>>,
     dscp: Option<Spanned<i64>>,
+    through: Option<Spanned<String>>,
     none: Option<RawEmpty>,
     tcp: Option<RawTcp>,
     http: Option<RawHttp>,
@@ -288,22 +304,23 @@ impl Reader {
     /// The checks of a service; one of TCP where none is named.
     pub(super) fn checks(
         &mut self,
-        raw: Option<&Spanned<OneOrMany<Spanned<RawCheck>>>>,
+        raw: Option<&Spanned<OneOrMany<RawCheck>>>,
         need: Option<&Spanned<RawNeed>>,
-        key: ServiceKey,
+        (key, forward): (ServiceKey, ForwardMethod),
         at: Range<usize>,
     ) -> Checks {
-        let many = raw.map_or(&[][..], |raw| &raw.get_ref().0);
+        let many = raw.map_or_else(Vec::new, OneOrMany::each);
         let mut all = Vec::new();
         let mut nobody = false;
-        for one in many {
-            match self.check(one, key) {
-                Some(spec) => all.push(spec),
+        for (one, span) in &many {
+            match self.check(one, span, (key, forward)) {
+                Some(spec) => all.push(Arc::new(spec)),
                 None => nobody = true,
             }
         }
         if many.is_empty() {
-            self.default_check(key, at, &mut all);
+            let usual = self.default_check(key, at);
+            all.push(Arc::new(usual));
         } else if nobody && many.len() > 1 {
             let span = raw.map_or(0..0, Spanned::span);
             let message = format!("{key} has a check and none: keep one of the two");
@@ -313,18 +330,18 @@ impl Reader {
         Checks { all, need }
     }
 
-    fn default_check(&mut self, key: ServiceKey, at: Range<usize>, all: &mut Vec<CheckSpec>) {
+    fn default_check(&mut self, key: ServiceKey, at: Range<usize>) -> CheckSpec {
         if let ServiceKey::Addr(Protocol::Udp | Protocol::Sctp, _) = key {
             let message = format!(
                 "{key} is not TCP: say which check tells its health, [virtual_service.check.udp] or [virtual_service.check.icmp] for example, or that it has none, [virtual_service.check.none]"
             );
             self.bad.push(at, message);
         }
-        all.push(CheckSpec {
-            kind: CheckKind::Tcp(TcpCheck::default()),
+        CheckSpec {
+            kind: CheckKind::default(),
             via: Via::default(),
             timing: CheckTiming::every(Duration::from_secs(1)),
-        });
+        }
     }
 
     fn need(&mut self, raw: &Spanned<RawNeed>, checks: usize) -> Need {
@@ -346,25 +363,32 @@ impl Reader {
     }
 
     /// One check; `None` where it says that nobody is asked, or what it says makes no sense.
-    fn check(&mut self, raw: &Spanned<RawCheck>, key: ServiceKey) -> Option<CheckSpec> {
-        let c = raw.get_ref();
+    fn check(
+        &mut self,
+        c: &RawCheck,
+        span: &Range<usize>,
+        service: (ServiceKey, ForwardMethod),
+    ) -> Option<CheckSpec> {
+        let (key, _) = service;
         let timing = self.timing(c);
-        let via = self.via(c);
+        let mut via = self.via(c);
+        if let Some(through) = &c.through {
+            via.through = true;
+            self.through(c, through, service, &mut via);
+        }
         let named = c.named();
         if named.len() > 1 {
             let message = format!(
                 "this check of {key} is {} at once: write [[virtual_service.check]] for each",
                 named.join(" and ")
             );
-            self.bad.push(raw.span(), message);
+            self.bad.push(span.clone(), message);
         }
         if c.none.is_some() {
             return None;
         }
         let Some(kind) = self.kind(c) else {
-            let mut all = Vec::new();
-            self.default_check(key, raw.span(), &mut all);
-            let spec = all.pop()?;
+            let spec = self.default_check(key, span.clone());
             return Some(CheckSpec {
                 via,
                 timing,
@@ -429,6 +453,64 @@ impl Reader {
                 .and_then(|t| self.value(t, interface_name)),
             mark,
             dscp: dscp.and_then(|n| u8::try_from(n).ok()),
+            through: false,
+        }
+    }
+
+    /// What a check through the virtual address needs besides.
+    fn through(
+        &mut self,
+        c: &RawCheck,
+        through: &Spanned<String>,
+        (key, forward): (ServiceKey, ForwardMethod),
+        via: &mut Via,
+    ) {
+        if through.get_ref() != "vip" {
+            let message = format!(
+                "{:?} is no way for a check: write \"vip\"",
+                through.get_ref()
+            );
+            self.bad.push(through.span(), message);
+        }
+        if !matches!(forward, ForwardMethod::Dr | ForwardMethod::Tun) {
+            let message = "through = \"vip\" is for forward = \"dr\" and \"tun\": with NAT a server never sees the virtual address";
+            self.bad.push(through.span(), message);
+        }
+        if let Some(mark) = &c.fwmark {
+            let message = "a check through the virtual address has a mark of its own, from [director] probe_marks: without fwmark";
+            self.bad.push(mark.span(), message);
+        }
+        for (kind, there) in [
+            ("icmp", c.icmp.is_some()),
+            ("file", c.file.is_some()),
+            ("external", c.external.is_some()),
+        ] {
+            if there {
+                let message = format!("{kind} does not go through IPVS: without through");
+                self.bad.push(through.span(), message);
+            }
+        }
+        let vip = match (key, via.address) {
+            (_, Some(address)) => address,
+            (ServiceKey::Addr(_, vip), None) => vip.ip(),
+            (ServiceKey::Fwmark(..), None) => {
+                let message = "a service by firewall mark names no virtual address: give the check one with connect_address";
+                self.bad.push(through.span(), message);
+                return;
+            }
+        };
+        // An answer to the virtual address itself would be taken for a packet of another's.
+        let own = via.source.or(self.own);
+        match own.filter(|own| own.is_ipv4() == vip.is_ipv4()) {
+            None => {
+                let message = "name this director's own address towards the servers with source: [director] address is of another family";
+                self.bad.push(through.span(), message);
+            }
+            Some(own) if own == vip => {
+                let message = "a check through the virtual address cannot come from it: name an own address of this director with source";
+                self.bad.push(through.span(), message);
+            }
+            Some(own) => via.source = Some(own),
         }
     }
 

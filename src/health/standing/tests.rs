@@ -7,7 +7,7 @@ use crate::model::{CheckKind, CheckSpec, CheckTiming, TcpCheck, Via};
 
 const DAMPING: Damping = Damping {
     half_life: Duration::from_secs(60),
-    suppress: 4,
+    suppress: 3,
     reuse: 2,
 };
 const REFUSED: Outcome = Outcome::Fail(FailReason::Refused);
@@ -23,7 +23,7 @@ fn checks(count: usize, need: Need) -> Checks {
         },
     };
     Checks {
-        all: vec![spec; count],
+        all: vec![spec.into(); count],
         need,
     }
 }
@@ -83,26 +83,26 @@ fn without_checks_it_is_up() {
 fn the_least_of_what_is_advised_counts_and_a_failed_probe_advises_nothing() {
     let checks = checks(2, Need::All);
     let mut standing = Standing::new(&checks, false, at(0));
-    let ten = Weight::from(10);
+    let ten = Weight::of(10);
     assert_eq!(standing.weight(ten), ten);
     let advise = |advice| Found {
         advice,
         ..found(Outcome::Pass)
     };
-    let mut say = |standing: &mut Standing, n, f: &Found| {
+    let say = |standing: &mut Standing, n, f: &Found| {
         standing
             .observe(n, f, &checks, &DAMPING, at(1), false)
             .advised
     };
     assert!(say(&mut standing, 0, &advise(Some(Advice::Percent(75)))));
-    assert_eq!(standing.weight(ten), Weight::from(8), "rounded up");
+    assert_eq!(standing.weight(ten), Weight::of(8), "rounded up");
     assert_eq!(
         standing.weight(Weight::ONE),
         Weight::ONE,
         "a part is not nothing"
     );
     assert!(say(&mut standing, 1, &advise(Some(Advice::Weight(3)))));
-    assert_eq!(standing.weight(ten), Weight::from(3));
+    assert_eq!(standing.weight(ten), Weight::of(3));
     assert!(!say(&mut standing, 1, &found(REFUSED)));
     assert!(say(&mut standing, 0, &advise(Some(Advice::Percent(0)))));
     assert_eq!(standing.weight(ten), Weight::QUIESCED);

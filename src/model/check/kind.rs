@@ -39,6 +39,13 @@ pub enum CheckKind {
     External(ExternalCheck),
 }
 
+impl Default for CheckKind {
+    /// A connection is accepted.
+    fn default() -> Self {
+        Self::Tcp(TcpCheck::default())
+    }
+}
+
 impl CheckKind {
     /// The word in the configuration, the log and `status`.
     #[must_use]

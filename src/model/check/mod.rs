@@ -73,6 +73,9 @@ pub struct Via {
     pub mark: Option<u32>,
     /// Differentiated services code point, 0 to 63 (RFC 2474).
     pub dscp: Option<u8>,
+    /// To the virtual address, through IPVS, as a client's packets travel: the mark says to which
+    /// server.
+    pub through: bool,
 }
 
 /// One check.
@@ -114,10 +117,10 @@ impl Need {
 }
 
 /// The checks of a virtual service. None: its servers count as up.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checks {
     /// Each, in the configuration's order.
-    pub all: Vec<CheckSpec>,
+    pub all: Vec<Arc<CheckSpec>>,
     /// How many have to be passed.
     pub need: Need,
 }
@@ -221,7 +224,7 @@ impl Default for Damping {
     fn default() -> Self {
         Self {
             half_life: Duration::from_secs(60),
-            suppress: 4,
+            suppress: 3,
             reuse: 2,
         }
     }
