@@ -12,6 +12,8 @@ mod kinds;
 mod net;
 mod pace;
 mod schedule;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

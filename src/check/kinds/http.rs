@@ -4,7 +4,10 @@
 mod one;
 pub(super) mod two;
 
-use std::{net::SocketAddr, pin::Pin, pin::pin};
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::{
@@ -54,9 +57,9 @@ pub(in crate::check) struct Http {
 }
 
 impl Kind for Http {
-    type Options = Box<HttpCheck>;
+    type Options = HttpCheck;
 
-    fn prepare(options: &Box<HttpCheck>) -> Result<Self, Unprepared> {
+    fn prepare(options: &HttpCheck) -> Result<Self, Unprepared> {
         let two = options.version == HttpVersion::Two;
         if let Some(host) = &options.host {
             match two {

@@ -45,7 +45,7 @@ impl Asker {
             CheckKind::Agent(o) => Self::Agent(Kind::prepare(o)?),
             CheckKind::File(o) => Self::File(Kind::prepare(o)?),
             CheckKind::External(o) => Self::External(Kind::prepare(o)?),
-            CheckKind::Http(o) => Self::Http(Box::new(Kind::prepare(o)?)),
+            CheckKind::Http(o) => Self::Http(Box::new(http::Http::prepare(o)?)),
             CheckKind::Tls(o) => Self::Tls(Kind::prepare(o)?),
             CheckKind::Smtp(o) => Self::Smtp(Kind::prepare(o)?),
             CheckKind::Grpc(o) => Self::Grpc(Kind::prepare(o)?),

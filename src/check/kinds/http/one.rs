@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Chunks, Driver, MAX_HEAD};
 use crate::{
-    check::{call::Call, errno},
+    check::{call::Call, errno, tls},
     model::{FailReason, Phase},
 };
 
@@ -108,6 +108,14 @@ where
 fn reason(error: &hyper::Error, at: SocketAddr, phase: Phase) -> FailReason {
     let cause = error.source();
     if let Some(io) = cause.and_then(|c| c.downcast_ref::<io::Error>()) {
+        // What hyper says of a body that is not cut into chunks as it should be.
+        let nonsense = matches!(
+            io.kind(),
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+        );
+        if nonsense && io.raw_os_error().is_none() && tls::fault(io).is_none() {
+            return FailReason::Garbled;
+        }
         return errno::reason(io, at, phase);
     }
     if let Some(inner) = cause.and_then(|c| c.downcast_ref::<hyper::Error>()) {
