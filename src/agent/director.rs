@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     core::{self, Inputs, Outputs, Shell},
+    hints,
     host::Host,
     link, lock, shutdown_signal,
     state_file::{self, StateFile},
@@ -96,7 +97,8 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let signal = shutdown_signal().map_err(Error::Signals)?;
     // Before it touches anything that another director could be using.
     let _lock = lock::take(&config).await.map_err(Error::Lock)?;
-    let (file, recall) = StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
+    let (mut file, recall) =
+        StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
     if let (Recall::Forgot(why), Some(_)) = (&recall, &config.provisioner) {
         warn!(reason = %why, "state file says nothing: destinations that the configuration does not name keep their place until the provisioner has answered");
     }
@@ -133,6 +135,10 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         marked,
     };
     let core = Core::new(Arc::clone(&config), start);
+    // Before the kernel has any of them: what is not remembered is not removed later.
+    if !core.made().is_empty() && core.may_write_memory() {
+        file.keep(core.memory()).map_err(Error::State)?;
+    }
 
     let (desired, desired_rx) = watch::channel(core::desired(&core, config.exclusive));
     let (targets, targets_rx) = watch::channel(core::targets(&core));
@@ -167,6 +173,10 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     });
     let every = config.resync;
     tasks.start("host", |stop| host.run(host_tx, every, stop));
+    let (files_rx, hints_rx) = (targets_rx.clone(), targets_rx.clone());
+    let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);
+    tasks.start("files", |stop| check::watch_files(files_rx, to_files, stop));
+    tasks.start("hints", |stop| hints::run(hints_rx, to_hints, stop));
     let observer = metrics.clone();
     let ways: Arc<dyn check::Ways> = Arc::new(KernelWays::default());
     tasks.start("checks", |stop| {

@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod director;
+mod hints;
 pub mod host;
 pub mod link;
 pub mod lock;

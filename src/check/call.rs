@@ -72,11 +72,19 @@ impl<'a> Call<'a> {
         };
         let begun = Instant::now();
         let result = self.deadline.hold(phase, work).await;
-        stages.push(Stage {
-            phase,
-            took: begun.elapsed(),
-            failed: result.as_ref().err().copied(),
-        });
+        let (took, failed) = (begun.elapsed(), result.as_ref().err().copied());
+        match stages.last_mut() {
+            // A login of many messages is one stage.
+            Some(last) if last.phase == phase && last.failed.is_none() => {
+                last.took += took;
+                last.failed = failed;
+            }
+            _ => stages.push(Stage {
+                phase,
+                took,
+                failed,
+            }),
+        }
         result
     }
 
@@ -109,4 +117,30 @@ pub(super) fn quoted(text: &[u8]) -> String {
         told.push('…');
     }
     format!("\"{told}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_of_one_phase_are_one_stage() {
+        let (at, via) = ("192.0.2.1:1".parse().unwrap(), Via::default());
+        let mut call = Call::begin(at, &via, Duration::from_secs(20), true);
+        for (phase, result) in [
+            (Phase::Greeting, Ok(())),
+            (Phase::Login, Ok(())),
+            (Phase::Login, Ok(())),
+            (Phase::Login, Err(FailReason::LoginRefused)),
+        ] {
+            assert_eq!(call.hold(phase, async { result }).await, result);
+        }
+        let stages = call.stages.unwrap();
+        let told: Vec<_> = stages.iter().map(|s| (s.phase, s.failed)).collect();
+        let expected = [
+            (Phase::Greeting, None),
+            (Phase::Login, Some(FailReason::LoginRefused)),
+        ];
+        assert_eq!(told, expected);
+    }
 }

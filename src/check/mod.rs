@@ -8,9 +8,11 @@ mod call;
 mod deadline;
 mod errno;
 mod expect;
+mod files;
 mod kinds;
 mod net;
 mod pace;
+mod random;
 mod schedule;
 #[cfg(test)]
 mod testing;
@@ -21,6 +23,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use call::Stage;
+pub use files::watch_files;
 pub use schedule::{
     Network, Nudge, Observer, Prober, Report, Target, Targets, Ways, run, run_with,
 };

@@ -3,10 +3,15 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
 };
 
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::{
+    io::Interest,
+    net::{TcpSocket, TcpStream, UdpSocket},
+};
 
 use super::errno;
 use crate::model::{FailReason, Phase, Via};
@@ -20,6 +25,9 @@ pub(super) async fn connect(at: SocketAddr, via: &Via) -> Result<TcpStream, Fail
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
         socket.set_zero_linger()?;
+        // A talk in short messages, under TLS for one, would wait out the other side's delayed
+        // acknowledgements (RFC 1122, section 4.2.3.2): 40 ms each.
+        socket.set_nodelay(true)?;
         leave(SockRef::from(&socket), at, via)?;
         if let Some(source) = via.source {
             socket.bind(SocketAddr::new(source, 0))?;
@@ -49,11 +57,32 @@ pub(super) async fn datagram(at: SocketAddr, via: &Via) -> Result<UdpSocket, Fai
         });
         let socket = UdpSocket::bind(SocketAddr::new(source, 0)).await?;
         leave(SockRef::from(&socket), at, via)?;
+        hear_errors(&socket, at)?;
         socket.connect(at).await?;
         Ok(socket)
     };
     made.await
         .map_err(|error: io::Error| errno::reason(&error, at, Phase::Connect))
+}
+
+/// Asks for every ICMP error that concerns a socket to `at` (`IP_RECVERR`). Unasked the kernel tells
+/// only of those that it takes for lasting: 'port unreachable', and not 'host unreachable'.
+pub(super) fn hear_errors(socket: &impl AsFd, at: SocketAddr) -> io::Result<()> {
+    let set = match at {
+        SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4RecvErr, &true),
+        SocketAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvErr, &true),
+    };
+    set.map_err(io::Error::from)
+}
+
+/// The next datagram, or the next ICMP error.
+///
+/// An error makes a socket neither readable nor writable (`EPOLLERR` alone): one that waits for a
+/// datagram only would sleep on.
+pub(super) async fn receive(socket: &UdpSocket, into: &mut [u8]) -> io::Result<usize> {
+    let either = Interest::READABLE | Interest::ERROR;
+    let mut read = || recv(socket.as_raw_fd(), into, MsgFlags::empty()).map_err(io::Error::from);
+    socket.async_io(either, &mut read).await
 }
 
 /// Interface, firewall mark and code point of a socket to `at`. `SO_MARK` asks for `CAP_NET_ADMIN`.

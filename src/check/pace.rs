@@ -48,6 +48,13 @@ pub(super) fn first(now: Instant, place: u64, count: usize, timing: &CheckTiming
     now + share(place, window.min(clamp(timing.interval)))
 }
 
+/// A probe of one of `count` targets that are asked before their time: at once, if they are few.
+pub(super) fn soon(now: Instant, place: u64, count: usize, timing: &CheckTiming) -> Instant {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let window = FIRST_GAP.saturating_mul(count);
+    now + share(place, window.min(clamp(timing.interval)))
+}
+
 /// The target's first regular time that is not before `not_before`: its place within the interval,
 /// counted from `epoch`.
 pub(super) fn regular(

@@ -11,7 +11,7 @@
 //! of that target supersedes it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     future::poll_fn,
     io,
@@ -86,8 +86,8 @@ pub struct Report {
 /// A reason to ask now rather than at the next interval. It blames nobody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Nudge {
-    /// Something happened on the way to a server.
-    Server(IpAddr),
+    /// Something happened on the way to these servers.
+    Servers(BTreeSet<IpAddr>),
     /// A file was written.
     File(PathBuf),
 }
@@ -360,17 +360,22 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
     /// Brings forward the probes that a nudge is about.
     fn hurry(&mut self, nudge: &Nudge) {
         let now = Instant::now();
+        // Not all at once, if they are many.
+        let count = match nudge {
+            Nudge::Servers(servers) => servers.len(),
+            Nudge::File(_) => 0,
+        };
         for (_, target) in &mut self.watched {
             let meant = match nudge {
-                Nudge::Server(addr) => target.at.ip() == *addr,
+                Nudge::Servers(servers) => servers.contains(&target.at.ip()),
                 Nudge::File(path) => match &target.spec.kind {
                     CheckKind::File(file) => file.path_for(target.at) == *path,
                     _ => false,
                 },
             };
             if meant {
-                debug!(server = %target.at, ?nudge, "asked at once");
-                hurry(&mut self.due, target, now);
+                let soon = pace::soon(now, target.place, count, &target.spec.timing);
+                hurry(&mut self.due, target, soon);
             }
         }
     }

@@ -4,6 +4,7 @@
 
 mod check;
 mod drift;
+mod host;
 mod ids;
 pub mod inventory;
 mod ipvs;
@@ -21,6 +22,7 @@ pub use check::{
     StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
 };
 pub use drift::{DriftPolicy, NotADriftPolicy};
+pub use host::HostAddress;
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
     DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, LONGEST_NAME,

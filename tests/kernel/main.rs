@@ -29,4 +29,6 @@ mod scene;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod through;
+#[cfg(test)]
 mod verbs;

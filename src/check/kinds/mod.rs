@@ -1,13 +1,23 @@
 //! One file a kind of probe.
 
 mod agent;
+mod dns;
 mod external;
 mod file;
 mod grpc;
 mod http;
+mod icmp;
+mod login;
+mod mysql;
+mod postgres;
+mod redis;
+#[cfg(test)]
+mod scripted;
 mod smtp;
+mod talk;
 mod tcp;
 mod tls;
+mod udp;
 mod words;
 
 use super::{Unprepared, call::Call};
@@ -29,6 +39,12 @@ pub(super) trait Kind: Sized {
 #[derive(Debug)]
 pub(super) enum Asker {
     Tcp(tcp::Tcp),
+    Dns(dns::Dns),
+    Udp(udp::Udp),
+    Icmp(icmp::Icmp),
+    Postgres(postgres::Postgres),
+    Mysql(mysql::Mysql),
+    Redis(redis::Redis),
     Agent(agent::Agent),
     File(file::File),
     External(external::External),
@@ -42,6 +58,12 @@ impl Asker {
     pub(super) fn prepare(kind: &CheckKind) -> Result<Self, Unprepared> {
         Ok(match kind {
             CheckKind::Tcp(o) => Self::Tcp(Kind::prepare(o)?),
+            CheckKind::Dns(o) => Self::Dns(Kind::prepare(o)?),
+            CheckKind::Udp(o) => Self::Udp(Kind::prepare(o)?),
+            CheckKind::Icmp(o) => Self::Icmp(Kind::prepare(o)?),
+            CheckKind::Postgres(o) => Self::Postgres(Kind::prepare(o)?),
+            CheckKind::Mysql(o) => Self::Mysql(Kind::prepare(o)?),
+            CheckKind::Redis(o) => Self::Redis(Kind::prepare(o)?),
             CheckKind::Agent(o) => Self::Agent(Kind::prepare(o)?),
             CheckKind::File(o) => Self::File(Kind::prepare(o)?),
             CheckKind::External(o) => Self::External(Kind::prepare(o)?),
@@ -49,7 +71,6 @@ impl Asker {
             CheckKind::Tls(o) => Self::Tls(Kind::prepare(o)?),
             CheckKind::Smtp(o) => Self::Smtp(Kind::prepare(o)?),
             CheckKind::Grpc(o) => Self::Grpc(Kind::prepare(o)?),
-            _ => todo!(),
         })
     }
 
@@ -58,6 +79,12 @@ impl Asker {
     pub(super) async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
         match self {
             Self::Tcp(kind) => kind.ask(call).await,
+            Self::Dns(kind) => Box::pin(kind.ask(call)).await,
+            Self::Udp(kind) => Box::pin(kind.ask(call)).await,
+            Self::Icmp(kind) => Box::pin(kind.ask(call)).await,
+            Self::Postgres(kind) => Box::pin(kind.ask(call)).await,
+            Self::Mysql(kind) => Box::pin(kind.ask(call)).await,
+            Self::Redis(kind) => Box::pin(kind.ask(call)).await,
             Self::Agent(kind) => Box::pin(kind.ask(call)).await,
             Self::File(kind) => Box::pin(kind.ask(call)).await,
             Self::External(kind) => Box::pin(kind.ask(call)).await,

@@ -397,7 +397,7 @@ async fn a_nudge_brings_a_probe_forward_and_no_verdict() {
     let nudged = Instant::now();
     bench
         .nudges
-        .send(Nudge::Server(dest(2).addr))
+        .send(Nudge::Servers([dest(2).addr].into()))
         .await
         .unwrap();
     let report = bench.report().await;

@@ -1,5 +1,7 @@
 //! A mail server's replies (RFC 5321, section 4.2). PURE.
 
+use tokio_util::bytes::BytesMut;
+
 use crate::model::FailReason;
 
 /// RFC 5321, section 4.5.3.1.5, allows a line 512 octets; servers take more.
@@ -14,14 +16,15 @@ pub(super) struct Reply {
     /// Its code, the same in each line.
     pub(super) code: u16,
     /// Its lines.
-    pub(super) text: Vec<u8>,
+    pub(super) text: BytesMut,
 }
 
 impl Reply {
     /// Whether an answer to `EHLO` names this extension: the first line is the greeting, each other
     /// begins with a keyword (RFC 5321, section 4.1.1.1).
     pub(super) fn offers(&self, keyword: &str) -> bool {
-        let lines = self.text.split(|byte| *byte == b'\n').skip(1);
+        let text: &[u8] = &self.text;
+        let lines = text.split(|byte| *byte == b'\n').skip(1);
         let mut words = lines.filter_map(|line| {
             let words = line.get(4..)?;
             words.split(u8::is_ascii_whitespace).next()
@@ -31,11 +34,11 @@ impl Reply {
 }
 
 /// Takes a reply off the front of what has come; `None` where its end has not.
-pub(super) fn take(seen: &mut Vec<u8>) -> Result<Option<Reply>, FailReason> {
+pub(super) fn take(seen: &mut BytesMut) -> Result<Option<Reply>, FailReason> {
     let Some((code, length)) = find(seen)? else {
         return Ok(None);
     };
-    let text = seen.drain(..length.min(seen.len())).collect();
+    let text = seen.split_to(length);
     Ok(Some(Reply { code, text }))
 }
 
@@ -99,9 +102,9 @@ mod tests {
     use super::*;
 
     fn taken(text: &str) -> Result<Option<(u16, String)>, FailReason> {
-        let mut seen = text.as_bytes().to_vec();
+        let mut seen = BytesMut::from(text);
         let reply = take(&mut seen)?;
-        Ok(reply.map(|reply| (reply.code, String::from_utf8(seen).unwrap())))
+        Ok(reply.map(|reply| (reply.code, String::from_utf8(seen.to_vec()).unwrap())))
     }
 
     #[test]
@@ -159,7 +162,7 @@ mod tests {
     #[test]
     fn an_extension_is_a_keyword_of_its_own_line() {
         let offers = |text: &str| {
-            let mut seen = text.as_bytes().to_vec();
+            let mut seen = BytesMut::from(text);
             take(&mut seen).unwrap().unwrap().offers("STARTTLS")
         };
         assert!(offers("250-mx\r\n250-SIZE 1\r\n250 STARTTLS\r\n"));
@@ -174,8 +177,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(mut seen in proptest::collection::vec(any::<u8>(), 0..64)) {
-            drop(take(&mut seen));
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            drop(take(&mut BytesMut::from(bytes.as_slice())));
         }
 
         /// A reply is the same however it is cut, and nothing after it is touched.
@@ -190,13 +193,13 @@ mod tests {
             let lines: String = texts.iter().enumerate()
                 .map(|(i, text)| format!("{code}{}{text}\r\n", if i == last { ' ' } else { '-' }))
                 .collect();
-            let mut part = lines.as_bytes()[..cut.min(lines.len() - 1)].to_vec();
+            let mut part = BytesMut::from(&lines[..cut.min(lines.len() - 1)]);
             prop_assert_eq!(take(&mut part), Ok(None));
-            let mut seen = format!("{lines}{after}").into_bytes();
+            let mut seen = BytesMut::from(format!("{lines}{after}").as_str());
             let reply = take(&mut seen).unwrap().unwrap();
             prop_assert_eq!(reply.code, code);
-            prop_assert_eq!(reply.text, lines.as_bytes());
-            prop_assert_eq!(seen, after.as_bytes());
+            prop_assert_eq!(&reply.text, lines.as_bytes());
+            prop_assert_eq!(&seen, after.as_bytes());
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::{
     model::{CertFault, CheckKind, Found, Outcome, TlsOptions, Verify},
 };
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::*;
 
 /// A server's side of a talk: line by line, what is waited for, and what is said to it.
