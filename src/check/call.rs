@@ -99,19 +99,24 @@ impl<'a> Call<'a> {
         self.detail = Some(what.to_string());
     }
 
-    /// Notes the beginning of a foreign text: printable, on one line.
+    /// Notes the beginning of a foreign text.
     pub(super) fn quote(&mut self, text: &[u8]) {
-        let mut told: String = text
-            .iter()
-            .take(TOLD)
-            .flat_map(|byte| byte.escape_ascii())
-            .map(char::from)
-            .collect();
-        if text.len() > TOLD {
-            told.push('…');
-        }
-        self.detail = Some(format!("\"{told}\""));
+        self.detail = Some(quoted(text));
     }
+}
+
+/// The beginning of a foreign text: printable, on one line, in quotation marks.
+pub(super) fn quoted(text: &[u8]) -> String {
+    let mut told: String = text
+        .iter()
+        .take(TOLD)
+        .flat_map(|byte| byte.escape_ascii())
+        .map(char::from)
+        .collect();
+    if text.len() > TOLD {
+        told.push('…');
+    }
+    format!("\"{told}\"")
 }
 
 #[cfg(test)]

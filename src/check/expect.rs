@@ -51,6 +51,16 @@ impl Matcher {
         (found || whole).then_some(found)
     }
 
+    /// The same before the end, for what comes in pieces: only the last `fresh` bytes are new. A text is
+    /// looked for in these alone, or ever smaller pieces would make a long answer ever dearer.
+    pub(super) fn judge_piece(&self, seen: &[u8], fresh: usize) -> Option<bool> {
+        let Self::Text(text) = self else {
+            return self.judge(seen, false);
+        };
+        let from = seen.len().saturating_sub(fresh.saturating_add(text.len()));
+        contains(seen.get(from..).unwrap_or_default(), text).then_some(true)
+    }
+
     /// For a talk in which the other side goes on waiting: a regular expression that matches what has
     /// come so far is enough.
     pub(super) fn judge_open(&self, seen: &[u8]) -> Option<bool> {
@@ -130,6 +140,19 @@ mod tests {
                 let last = m.judge(body.as_bytes(), true);
                 prop_assert!(early.is_none() || early == last);
             }
+        }
+
+        #[test]
+        fn pieces_are_judged_as_the_whole(text in "[ab]{1,3}", pieces in proptest::collection::vec("[ab]{0,4}", 0..6)) {
+            let m = matcher(&Expect::Text(text.clone()));
+            let mut seen = Vec::new();
+            let mut verdict = None;
+            for piece in &pieces {
+                seen.extend_from_slice(piece.as_bytes());
+                verdict = verdict.or(m.judge_piece(&seen, piece.len()));
+            }
+            prop_assert_eq!(verdict.or(m.judge(&seen, true)), m.judge(&seen, true));
+            prop_assert_eq!(verdict, m.judge(&seen, false));
         }
     }
 }

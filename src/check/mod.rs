@@ -14,6 +14,8 @@ mod net;
 mod pace;
 mod random;
 mod schedule;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

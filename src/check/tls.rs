@@ -1,7 +1,7 @@
 //! TLS as a probe speaks it: no session is resumed, so that every probe sees the certificate.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -80,15 +80,10 @@ impl Client {
         let mut why = None;
         let shaking = async {
             let shaken = connector.connect(name, stream).await;
-            shaken.map_err(
-                |error| match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
-                    Some(tls) => {
-                        why = Some(tls.to_string());
-                        reason(tls)
-                    }
-                    None => errno::reason(&error, at, Phase::Tls),
-                },
-            )
+            shaken.map_err(|error| {
+                why = fault(&error).map(Error::to_string);
+                errno::reason(&error, at, Phase::Tls)
+            })
         };
         let result = call.hold(Phase::Tls, shaking).await;
         if let Some(why) = why {
@@ -100,6 +95,11 @@ impl Client {
         call.certificate_ends = own.and_then(|der| ends(der));
         Ok(stream)
     }
+}
+
+/// The error of TLS that an error of its stream stands for.
+pub(super) fn fault(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// What an error of TLS says of the server.

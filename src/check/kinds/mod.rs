@@ -4,6 +4,8 @@ mod agent;
 mod dns;
 mod external;
 mod file;
+mod grpc;
+mod http;
 mod icmp;
 mod login;
 mod mysql;
@@ -11,8 +13,10 @@ mod postgres;
 mod redis;
 #[cfg(test)]
 mod scripted;
+mod smtp;
 mod talk;
 mod tcp;
+mod tls;
 mod udp;
 mod words;
 
@@ -44,6 +48,10 @@ pub(super) enum Asker {
     Agent(agent::Agent),
     File(file::File),
     External(external::External),
+    Http(Box<http::Http>),
+    Tls(tls::Tls),
+    Smtp(smtp::Smtp),
+    Grpc(grpc::Grpc),
 }
 
 impl Asker {
@@ -59,7 +67,10 @@ impl Asker {
             CheckKind::Agent(o) => Self::Agent(Kind::prepare(o)?),
             CheckKind::File(o) => Self::File(Kind::prepare(o)?),
             CheckKind::External(o) => Self::External(Kind::prepare(o)?),
-            _ => todo!(),
+            CheckKind::Http(o) => Self::Http(Box::new(http::Http::prepare(o)?)),
+            CheckKind::Tls(o) => Self::Tls(Kind::prepare(o)?),
+            CheckKind::Smtp(o) => Self::Smtp(Kind::prepare(o)?),
+            CheckKind::Grpc(o) => Self::Grpc(Kind::prepare(o)?),
         })
     }
 
@@ -77,6 +88,10 @@ impl Asker {
             Self::Agent(kind) => Box::pin(kind.ask(call)).await,
             Self::File(kind) => Box::pin(kind.ask(call)).await,
             Self::External(kind) => Box::pin(kind.ask(call)).await,
+            Self::Http(kind) => Box::pin(kind.ask(call)).await,
+            Self::Tls(kind) => Box::pin(kind.ask(call)).await,
+            Self::Smtp(kind) => Box::pin(kind.ask(call)).await,
+            Self::Grpc(kind) => Box::pin(kind.ask(call)).await,
         }
     }
 }

@@ -87,6 +87,11 @@ impl<'c, 'v> Talk<'c, 'v> {
         })
     }
 
+    /// This host's end of the connection.
+    pub(super) fn own(&self) -> io::Result<SocketAddr> {
+        self.stream.tcp().local_addr()
+    }
+
     /// Whether nobody listens in.
     pub(super) const fn is_encrypted(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
@@ -112,9 +117,9 @@ impl<'c, 'v> Talk<'c, 'v> {
                 // there although nothing could be sent.
                 match (wire.read_buf(seen).await, &sent) {
                     (Ok(0), Ok(())) => return Err(FailReason::Reset),
-                    (Err(error), Ok(())) => return Err(reason(&error, at, phase)),
+                    (Err(error), Ok(())) => return Err(errno::reason(&error, at, phase)),
                     (Ok(0) | Err(_), Err(error)) => {
-                        return Err(reason(error, at, phase));
+                        return Err(errno::reason(error, at, phase));
                     }
                     (Ok(_), _) => {}
                 }
@@ -159,14 +164,4 @@ async fn send(wire: &mut dyn Wire, message: &[u8]) -> io::Result<()> {
     }
     wire.write_all(message).await?;
     wire.flush().await
-}
-
-/// What an error of the connection says of the server. Under TLS the server's last word is an alert,
-/// and in TLS 1.3 that is where it refuses a client's certificate (RFC 8446, section 4.4.2.4).
-fn reason(error: &io::Error, at: SocketAddr, phase: Phase) -> FailReason {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref());
-    match inner {
-        Some(error) => tls::reason(error),
-        None => errno::reason(error, at, phase),
-    }
 }
