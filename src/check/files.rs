@@ -2,16 +2,17 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    future::poll_fn,
     io,
-    os::fd::{AsFd, AsRawFd, RawFd},
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use futures_core::Stream as _;
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::{
-    io::unix::AsyncFd,
     select,
     sync::{mpsc, watch},
     time::sleep,
@@ -54,11 +55,9 @@ pub async fn watch_files(
             () = sleep(AGAIN), if watched.lacks() => watched.look(),
             // Cancel-safe: events are taken where they are returned.
             written = watched.written() => match written {
-                Ok(files) => {
-                    for file in files {
-                        if nudges.try_send(Nudge::File(file)).is_err() {
-                            debug!("too many hints at a time: this file is read at its interval");
-                        }
+                Ok(file) => {
+                    if nudges.try_send(Nudge::File(file)).is_err() {
+                        debug!("too many hints at a time: this file is read at its interval");
                     }
                 }
                 Err(error) => {
@@ -78,26 +77,16 @@ fn files(targets: &Targets) -> BTreeSet<PathBuf> {
     targets.iter().filter_map(file).collect()
 }
 
-/// Inotify, for the reactor.
-struct Fd(Inotify);
-
-impl AsRawFd for Fd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 struct Watched {
-    inotify: AsyncFd<Fd>,
+    events: EventStream<[u8; 4096]>,
     files: BTreeSet<PathBuf>,
     folders: HashMap<WatchDescriptor, PathBuf>,
 }
 
 impl Watched {
     fn new() -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         Ok(Self {
-            inotify: AsyncFd::new(Fd(inotify))?,
+            events: Inotify::init()?.into_event_stream([0; 4096])?,
             files: BTreeSet::new(),
             folders: HashMap::new(),
         })
@@ -106,12 +95,11 @@ impl Watched {
     fn adopt(&mut self, files: BTreeSet<PathBuf>) {
         self.files = files;
         let wanted: BTreeSet<_> = self.files.iter().filter_map(|f| f.parent()).collect();
-        let inotify = &self.inotify.get_ref().0;
+        let mut watches = self.events.watches();
         self.folders.retain(|watch, folder| {
             let keep = wanted.contains(folder.as_path());
-            if !keep {
-                // The folder may be gone, and its watch with it.
-                drop(inotify.rm_watch(*watch));
+            if !keep && let Err(error) = watches.remove(watch.clone()) {
+                debug!(folder = %folder.display(), %error, "folder is gone, and its watch with it");
             }
             keep
         });
@@ -130,12 +118,12 @@ impl Watched {
     }
 
     fn look(&mut self) {
-        let events = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_MOVED_FROM;
+        let changes = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE;
         for folder in self.missing() {
-            match self.inotify.get_ref().0.add_watch(&folder, events) {
+            match self.events.watches().add(&folder, changes) {
                 Ok(watch) => drop(self.folders.insert(watch, folder)),
                 Err(error) => {
                     debug!(folder = %folder.display(), %error, "folder is not watched yet")
@@ -144,28 +132,22 @@ impl Watched {
         }
     }
 
-    async fn written(&mut self) -> io::Result<BTreeSet<PathBuf>> {
+    /// The next of the files that somebody wrote.
+    async fn written(&mut self) -> io::Result<PathBuf> {
         loop {
-            let mut ready = self.inotify.readable().await?;
-            let read = ready.try_io(|fd| fd.get_ref().0.read_events().map_err(io::Error::from));
-            let Ok(events) = read else { continue };
-            let mut written = BTreeSet::new();
-            for event in events? {
-                if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                    // The folder is gone.
-                    self.folders.remove(&event.wd);
-                    continue;
-                }
-                let folder = self.folders.get(&event.wd);
-                if let Some((folder, name)) = folder.zip(event.name) {
-                    let file = folder.join(name);
-                    if self.files.contains(&file) {
-                        written.insert(file);
-                    }
-                }
+            let event = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
+            let event = event.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
+            if event.mask.contains(EventMask::IGNORED) {
+                // The folder is gone.
+                self.folders.remove(&event.wd);
+                continue;
             }
-            if !written.is_empty() {
-                return Ok(written);
+            let folder = self.folders.get(&event.wd);
+            if let Some((folder, name)) = folder.zip(event.name) {
+                let file = folder.join(name);
+                if self.files.contains(&file) {
+                    return Ok(file);
+                }
             }
         }
     }
