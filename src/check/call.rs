@@ -88,6 +88,12 @@ impl<'a> Call<'a> {
         result
     }
 
+    /// What the whole probe found. A kind judges an answer once it has it, outside of [`Self::hold`]: but
+    /// a server may well have said "time-out" because this process was stopped.
+    pub(super) fn judge<T>(&self, found: Result<T, FailReason>) -> Result<T, FailReason> {
+        self.deadline.judge(found)
+    }
+
     /// Connects.
     pub(super) async fn connect(&mut self) -> Result<TcpStream, FailReason> {
         let connecting = net::connect(self.at, self.via);
@@ -122,6 +128,21 @@ pub(super) fn quoted(text: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_came_during_a_stop_blames_nobody() {
+        let (at, via) = ("192.0.2.1:1".parse().unwrap(), Via::default());
+        for (stop_ms, told) in [(20_000, FailReason::Local), (200, FailReason::Status(408))] {
+            let mut call = Call::begin(at, &via, Duration::from_secs(1), false);
+            let stopped = async {
+                tokio::time::advance(Duration::from_millis(stop_ms)).await;
+                Ok(408)
+            };
+            let status = call.hold(Phase::Answer, stopped).await.unwrap();
+            let judged: Result<(), _> = call.judge(Err(FailReason::Status(status)));
+            assert_eq!(judged, Err(told), "stopped for {stop_ms} ms");
+        }
+    }
 
     #[tokio::test]
     async fn messages_of_one_phase_are_one_stage() {

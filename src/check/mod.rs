@@ -108,7 +108,8 @@ impl Check {
             self.via.port.unwrap_or(at.port()),
         );
         let mut call = Call::begin(at, &self.via, self.timeout, explain);
-        let outcome = match self.asker.ask(&mut call).await {
+        let asked = self.asker.ask(&mut call).await;
+        let outcome = match call.judge(asked) {
             Ok(()) => Outcome::Pass,
             Err(reason) => Outcome::Fail(reason),
         };
