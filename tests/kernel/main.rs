@@ -19,6 +19,8 @@ mod ipvs;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod kinds;
+#[cfg(test)]
 mod lab_smoke;
 #[cfg(test)]
 mod memory;
