@@ -30,6 +30,9 @@ use crate::{
 /// The longest sleep: the watchdog wants a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// How often it is looked for certificates that end soon.
+const CERTIFICATES: Duration = Duration::from_secs(60);
+
 /// A turn that comes so late says that this process or host was stopped.
 const STOPPED: Duration = Duration::from_secs(5);
 
@@ -74,6 +77,8 @@ pub struct Shell {
     pub out: Outputs,
     /// Why the memory could not be kept, if it could not.
     pub not_kept: Option<String>,
+    /// Services of whose certificates was told that they end soon.
+    pub ending: BTreeSet<ServiceKey>,
 }
 
 impl Shell {
@@ -81,6 +86,7 @@ impl Shell {
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
         let mut last = clock::now();
         let mut tick = time::Instant::now();
+        let mut certificates = tick;
         loop {
             let now = clock::now();
             self.out.heartbeat.send_replace(now);
@@ -96,6 +102,10 @@ impl Shell {
             if time::Instant::now() >= tick {
                 self.take(Event::Tick);
                 tick = time::Instant::now() + BEAT;
+            }
+            if time::Instant::now() >= certificates {
+                self.look_at_certificates();
+                certificates = time::Instant::now() + CERTIFICATES;
             }
             let due = self.core.next_deadline(now).map_or(BEAT, |d| d.since(now));
             tick = tick.min(time::Instant::now() + due);
@@ -114,6 +124,8 @@ impl Shell {
                     let mut status = self.core.status(now);
                     status.warnings.extend(self.not_kept.clone());
                     status.warnings.extend(inputs.host.borrow().iter().cloned());
+                    let certificates = self.core.certificate_warnings(clock::wall());
+                    status.warnings.extend(certificates.into_values());
                     if answer.send(status).is_err() {
                         tracing::debug!("operator went away before the answer");
                     }
@@ -123,6 +135,18 @@ impl Shell {
             };
             self.take(event);
         }
+    }
+
+    /// Tells once of each service whose certificates end soon.
+    fn look_at_certificates(&mut self) {
+        let warnings = self.core.certificate_warnings(clock::wall());
+        for (service, warning) in &warnings {
+            if !self.ending.contains(service) {
+                // In the text too: whoever reads the journal sees no fields.
+                warn!(%service, "{warning}");
+            }
+        }
+        self.ending = warnings.into_keys().collect();
     }
 
     fn note_certificate(&self, report: &Report) {

@@ -221,6 +221,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         metrics,
         out,
         not_kept: None,
+        ending: BTreeSet::new(),
     };
     tasks.start("core", |stop| {
         shell.run(

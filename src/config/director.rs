@@ -568,7 +568,7 @@ impl Reader {
             ServiceKey::Addr(_, vip) => vip.port() == 0,
         };
         let asked = |c: &Arc<CheckSpec>| c.kind.needs_port() && c.via.port.is_none();
-        if at.port() == 0 && !(any_port && !checks.all.iter().any(asked)) {
+        if at.port() == 0 && (!any_port || checks.all.iter().any(asked)) {
             let message = "a real server needs its port: that is where it is checked";
             self.bad.push(raw.address.span(), message);
         }

@@ -4,6 +4,7 @@
 //! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
 //! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
 
+mod certificates;
 pub mod findings;
 mod guard;
 mod incident;

@@ -69,6 +69,27 @@ impl CheckKind {
         }
     }
 
+    /// How it speaks TLS, if it does.
+    #[must_use]
+    pub fn tls(&self) -> Option<&TlsOptions> {
+        match self {
+            Self::Http(http) => http.tls.as_ref(),
+            Self::Tls(tls) => Some(tls),
+            Self::Smtp(smtp) => match smtp.tls.as_ref()? {
+                SmtpTls::Implicit(tls) | SmtpTls::Starttls(tls) => Some(tls),
+            },
+            Self::Postgres(login) | Self::Mysql(login) | Self::Redis(login) => login.tls.as_ref(),
+            Self::Grpc(grpc) => grpc.tls.as_ref(),
+            Self::Tcp(_)
+            | Self::Dns(_)
+            | Self::Udp(_)
+            | Self::Icmp(_)
+            | Self::Agent(_)
+            | Self::File(_)
+            | Self::External(_) => None,
+        }
+    }
+
     /// Whether the server's port is asked: a check without it can stand in a service without ports.
     #[must_use]
     pub const fn needs_port(&self) -> bool {
