@@ -8,6 +8,7 @@
 //! Arguments name parts: `scale`, `loop`; none means all. `BENCH_SECONDS` is the window (10).
 
 #![expect(
+    clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a program for people: it prints, and fails loudly where it stands"
@@ -42,10 +43,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use understudy::{
     check::{self, Network, Observer, Target},
-    model::{
-        CheckKind, CheckSpec, CheckTiming, DestKey, HttpCheck, Outcome, Protocol, ServiceKey, Slot,
-        Via,
-    },
+    model::{CheckKind, CheckSpec, CheckTiming, DestKey, Outcome, Protocol, ServiceKey, Slot, Via},
 };
 
 /// The first probes are not as the later ones.
@@ -256,7 +254,7 @@ fn memory_kib() -> u64 {
 fn ours(kind: &str, port: u16, count: u32) {
     on_core(0);
     let kind = match kind {
-        "http" => CheckKind::Http(Box::new(HttpCheck::default())),
+        "http" => CheckKind::Http(Box::default()),
         _ => CheckKind::default(),
     };
     let spec = Arc::new(CheckSpec {

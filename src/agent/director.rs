@@ -7,7 +7,7 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     core::{self, Inputs, Outputs, Shell},
@@ -163,7 +163,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     };
 
     let mut tasks = Supervisor::default();
-    let observe = facts_to(metrics.clone());
+    let observe = facts_to(metrics.clone(), nudges_tx.clone());
     let timing = Timing {
         resync: config.resync,
         retry: RETRY,
@@ -242,7 +242,10 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     ended.map_err(Error::Ended)
 }
 
-fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
+fn facts_to(
+    metrics: DirectorMetrics,
+    nudges: mpsc::Sender<check::Nudge>,
+) -> impl Fn(Fact) + Send + Sync {
     let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     move |fact| match fact {
         Fact::Pass(end) => metrics.pass(match end {
@@ -255,6 +258,16 @@ fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
         Fact::Step(step, false, n) => metrics.steps(step, StepResult::Refused, n),
         Fact::Drift(policy, field, n) => metrics.drift(policy.label(), field.label(), n),
         Fact::Standing(n) => drop(metrics.drift_standing.set(number(n))),
+        Fact::Stalled(dests) => {
+            let servers: BTreeSet<_> = dests.iter().map(|d| d.addr).collect();
+            debug!(
+                ?dests,
+                "connections of these servers do not come to stand, they are asked at once"
+            );
+            if nudges.try_send(check::Nudge::Servers(servers)).is_err() {
+                debug!("too many hints at a time: these servers are asked at their interval");
+            }
+        }
         Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
     }
 }

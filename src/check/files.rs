@@ -71,7 +71,7 @@ pub async fn watch_files(
 
 fn files(targets: &Targets) -> BTreeSet<PathBuf> {
     let file = |target: &super::Target| match &target.spec.kind {
-        CheckKind::File(file) => Some(file.path_for(target.at)),
+        CheckKind::FromFile(file) => Some(file.path_for(target.at)),
         _ => None,
     };
     targets.iter().filter_map(file).collect()

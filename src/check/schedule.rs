@@ -369,7 +369,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             let meant = match nudge {
                 Nudge::Servers(servers) => servers.contains(&target.at.ip()),
                 Nudge::File(path) => match &target.spec.kind {
-                    CheckKind::File(file) => file.path_for(target.at) == *path,
+                    CheckKind::FromFile(file) => file.path_for(target.at) == *path,
                     _ => false,
                 },
             };

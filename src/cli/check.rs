@@ -17,20 +17,18 @@ use crate::{
 /// Whom to ask, and for which service.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit status is 0 where all checks of all servers passed, 1 where one did not or could not be made,
-2 where the configuration is wrong or names no such server. Sockets, firewall marks and interfaces are
-as in the director: run it as root there. IPVS is not touched.
+The exit status is 0 where all checks of all servers passed, 1 where one did not or could
+not be made, 2 where the configuration is wrong or names no such server. Sockets, firewall
+marks and interfaces are as in the director: run it as root there. IPVS is not changed.
 
 Examples:
   understudy check 10.77.1.11
   understudy check 10.77.1.11:80 --service tcp/192.0.2.1:80
   understudy check tcp/192.0.2.1:80")]
 pub(super) struct Arguments {
-    /// A real server, 10.77.1.11 or 10.77.1.11:80, or a virtual service for all of its servers,
-    /// tcp/192.0.2.1:80
+    /// A real server, ADDRESS or ADDRESS:PORT, or all of a service, tcp/192.0.2.1:80
     name: String,
-    /// Only as a server of this virtual service. With it the server need not be in the configuration,
-    /// as a stand-in is not
+    /// Only as a server of this service, whether it stands there or not, as a stand-in
     #[arg(long, value_name = "SERVICE")]
     service: Option<ServiceKey>,
     /// The director's configuration

@@ -47,7 +47,7 @@ enum Command {
     Provisioner(run::Arguments),
     /// Says what is wrong in configuration files and inventory folders, and where
     CheckConfig(check_config::Arguments),
-    /// Makes a real server's checks once, and says how long each stage took and what was found
+    /// Makes a real server's checks once, and explains each stage of them
     Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),

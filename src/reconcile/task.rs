@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 use super::{
     drift::{Difference, Field, merge},
     plan::{Applied, Desired, Want, plan},
+    stalled::Stalled,
     work::{Lines, Told, Wave, Work},
 };
 use crate::{
@@ -36,7 +37,7 @@ pub struct Timing {
 const PIECE: usize = 512;
 
 /// What a pass did, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
     /// A pass ended.
     Pass(PassEnd),
@@ -48,6 +49,8 @@ pub enum Fact {
     Standing(usize),
     /// A periodic reading found so many services that stand in no configuration.
     Foreign(usize),
+    /// Destinations that get connections of which none comes to stand, while their siblings' do.
+    Stalled(BTreeSet<DestKey>),
 }
 
 /// How a pass ended.
@@ -124,6 +127,7 @@ struct Reconciler<O> {
     drifted: bool,
     /// Foreign services that are to go, and that the kernel still has.
     intruders: BTreeSet<ServiceKey>,
+    stalled: Stalled,
     /// Whether the whole table could not be read when that was last tried.
     unread: bool,
     /// Whether steps of the running pass are left to the next one.
@@ -143,6 +147,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             moved: true,
             drifted: false,
             intruders: BTreeSet::new(),
+            stalled: Stalled::default(),
             unread: false,
             cut: false,
             piece: 0,
@@ -213,6 +218,10 @@ impl<O: Fn(Fact)> Reconciler<O> {
             match table {
                 Ok(table) => {
                     self.readable();
+                    let stalled = self.stalled.look(&table);
+                    if !stalled.is_empty() {
+                        (self.observe)(Fact::Stalled(stalled));
+                    }
                     return Some((self.whole_scope(want, &table), table));
                 }
                 Err(e) => self.unreadable(&e),

@@ -46,6 +46,7 @@ const SUBCOMMANDS: [&[&str]; 19] = [
     &[],
     &["director"],
     &["provisioner"],
+    &["check"],
     &["check-config"],
     &["status"],
     &["inventory"],

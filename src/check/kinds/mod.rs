@@ -11,11 +11,11 @@ mod login;
 mod mysql;
 mod postgres;
 mod redis;
-#[cfg(test)]
-mod scripted;
 mod smtp;
 mod talk;
 mod tcp;
+#[cfg(test)]
+mod testing;
 mod tls;
 mod udp;
 mod words;
@@ -65,7 +65,7 @@ impl Asker {
             CheckKind::Mysql(o) => Self::Mysql(Kind::prepare(o)?),
             CheckKind::Redis(o) => Self::Redis(Kind::prepare(o)?),
             CheckKind::Agent(o) => Self::Agent(Kind::prepare(o)?),
-            CheckKind::File(o) => Self::File(Kind::prepare(o)?),
+            CheckKind::FromFile(o) => Self::File(Kind::prepare(o)?),
             CheckKind::External(o) => Self::External(Kind::prepare(o)?),
             CheckKind::Http(o) => Self::Http(Box::new(http::Http::prepare(o)?)),
             CheckKind::Tls(o) => Self::Tls(Kind::prepare(o)?),

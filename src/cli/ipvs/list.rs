@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufWriter},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::Serialize;
@@ -44,16 +44,20 @@ pub(in crate::cli) struct Hidden {
     /// Also the hidden services of a director's checks through virtual addresses
     #[arg(long)]
     hidden: bool,
-    /// The lock of the director whose they are, beside its own socket
-    #[arg(long, value_name = "PATH", default_value = super::write::LOCK)]
-    lock: PathBuf,
+    /// The director's lock, beside its own socket
+    #[arg(long, value_name = "PATH")]
+    lock: Option<PathBuf>,
 }
 
 impl Hidden {
     /// Takes them out, unless they are asked for.
     pub(super) fn leave_out(&self, table: &mut KernelTable) {
         if !self.hidden
-            && let Some(owner) = lock::last_owner(&self.lock)
+            && let Some(owner) = lock::last_owner(
+                self.lock
+                    .as_deref()
+                    .unwrap_or(Path::new(super::write::LOCK)),
+            )
         {
             table.retain(|key, _| !owner.hides(key));
         }

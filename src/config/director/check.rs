@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use hyper::http;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, SeqAccess, Visitor, value},
@@ -592,7 +591,7 @@ impl Reader {
                 true => Ok(t.to_owned()),
                 false => Err(format!("{t:?} is no absolute path")),
             });
-            return Some(CheckKind::File(FileCheck {
+            return Some(CheckKind::FromFile(FileCheck {
                 path: path.unwrap_or_default(),
             }));
         }
@@ -845,7 +844,7 @@ impl Expecting<'_> {
 
 fn path_and_query(text: &str) -> Result<String, String> {
     let fits = text.starts_with('/')
-        && text.parse::<http::uri::PathAndQuery>().is_ok()
+        && text.parse::<hyper::http::uri::PathAndQuery>().is_ok()
         && !text.contains('#');
     match fits {
         true => Ok(text.to_owned()),
@@ -871,14 +870,14 @@ fn bare(host: &str) -> &str {
 }
 
 fn method(text: &str) -> Result<String, String> {
-    match text.parse::<http::Method>() {
-        Ok(method) if method != http::Method::CONNECT => Ok(text.to_owned()),
+    match text.parse::<hyper::http::Method>() {
+        Ok(method) if method != hyper::http::Method::CONNECT => Ok(text.to_owned()),
         _ => Err(format!("{text:?} is no method of HTTP")),
     }
 }
 
 fn header_name(text: &str) -> Result<String, String> {
-    let name = text.parse::<http::HeaderName>();
+    let name = text.parse::<hyper::http::HeaderName>();
     let name = name.map_err(|_e| format!("{text:?} is no name of a header"))?;
     match name.as_str() {
         "host" => Err("the Host header is named by host".to_owned()),
@@ -893,7 +892,7 @@ fn header_name(text: &str) -> Result<String, String> {
 }
 
 fn header_value(text: &str) -> Result<String, String> {
-    match text.parse::<http::HeaderValue>() {
+    match text.parse::<hyper::http::HeaderValue>() {
         Ok(value) if value.to_str().is_ok() => Ok(text.to_owned()),
         _ => Err(format!("{text:?} is no value of a header")),
     }

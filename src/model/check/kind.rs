@@ -34,7 +34,7 @@ pub enum CheckKind {
     /// The server says a word on itself, as `HAProxy`'s agent-check.
     Agent(TcpCheck),
     /// A file of this host says a word on the server, as keepalived's `FILE_CHECK`.
-    File(FileCheck),
+    FromFile(FileCheck),
     /// A helper of the operator's is asked over a Unix socket, the successor of `MISC_CHECK`.
     External(ExternalCheck),
 }
@@ -64,7 +64,7 @@ impl CheckKind {
             Self::Redis(_) => "redis",
             Self::Grpc(_) => "grpc",
             Self::Agent(_) => "agent",
-            Self::File(_) => "file",
+            Self::FromFile(_) => "file",
             Self::External(_) => "external",
         }
     }
@@ -85,7 +85,7 @@ impl CheckKind {
             | Self::Udp(_)
             | Self::Icmp(_)
             | Self::Agent(_)
-            | Self::File(_)
+            | Self::FromFile(_)
             | Self::External(_) => None,
         }
     }
@@ -93,7 +93,7 @@ impl CheckKind {
     /// Whether the server's port is asked: a check without it can stand in a service without ports.
     #[must_use]
     pub const fn needs_port(&self) -> bool {
-        !matches!(self, Self::Icmp(_) | Self::File(_) | Self::External(_))
+        !matches!(self, Self::Icmp(_) | Self::FromFile(_) | Self::External(_))
     }
 
     /// The same without what only this host has, for a provisioner: no credentials, no client
@@ -101,7 +101,7 @@ impl CheckKind {
     #[must_use]
     pub fn for_others(&self) -> Option<Self> {
         match self {
-            Self::File(_) | Self::External(_) => None,
+            Self::FromFile(_) | Self::External(_) => None,
             Self::Http(http) if http.credentials.is_some() => Some(Self::Tcp(TcpCheck::default())),
             Self::Http(http) => match &http.tls {
                 Some(tls) if tls.client.is_some() => Some(Self::Tcp(TcpCheck::default())),

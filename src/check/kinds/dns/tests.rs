@@ -3,9 +3,9 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use domain::{base::iana::Rcode, rdata::A};
 use proptest::prelude::*;
 
-use super::{super::scripted, *};
+use super::{super::testing, *};
 use crate::model::{CheckKind, Outcome};
-use scripted::failed;
+use testing::failed;
 
 fn options(answer: Option<&str>) -> DnsCheck {
     DnsCheck {
@@ -47,7 +47,7 @@ fn server(answers: impl FnOnce(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Socke
 }
 
 async fn asked(at: SocketAddr, options: DnsCheck) -> (Outcome, Option<String>) {
-    let found = scripted::found(at, CheckKind::Dns(options)).await;
+    let found = testing::found(at, CheckKind::Dns(options)).await;
     (found.outcome, found.detail.map(|detail| detail.to_string()))
 }
 

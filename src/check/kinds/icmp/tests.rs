@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::{super::scripted, *};
+use super::{super::testing, *};
 use crate::model::{CheckKind, Outcome};
 
 fn echo(v4: bool, raw: bool, size: usize) -> Echo {
@@ -77,7 +77,7 @@ async fn this_host_answers() {
     for at in ["127.0.0.1:0", "[::1]:7"] {
         for size in [0, 56, 9_000] {
             let kind = CheckKind::Icmp(IcmpCheck { size });
-            let found = scripted::found(at.parse().unwrap(), kind).await;
+            let found = testing::found(at.parse().unwrap(), kind).await;
             match found.outcome {
                 Outcome::Fail(FailReason::Local) => {
                     assert!(found.detail.unwrap().contains("ping_group_range"));

@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 use tokio_util::bytes::BytesMut;
 
-use super::{super::scripted, wire::*, *};
+use super::{super::testing, wire::*, *};
 use crate::model::{CheckKind, Outcome, TlsOptions, Verify};
-use scripted::{credentials, failed};
+use testing::{credentials, failed};
 
 /// `MariaDB` 10.11, as it greets.
 const GREETING: &[u8] = b"d\0\0\0\n5.5.5-10.11.19-MariaDB-0+deb12u1\0G\0\0\0]0w+mc,K\0\xfe\xff\x08\
@@ -46,7 +46,7 @@ fn nobody(method: &[u8]) -> Vec<u8> {
 }
 
 async fn greeted(script: &[(&[u8], &[u8])]) -> (Outcome, Option<String>, Vec<u8>) {
-    scripted::talk(script, CheckKind::Mysql(LoginCheck::default())).await
+    testing::talk(script, CheckKind::Mysql(LoginCheck::default())).await
 }
 
 async fn logged_in(script: &[(&[u8], &[u8])]) -> (Outcome, Option<String>, Vec<u8>) {
@@ -55,7 +55,7 @@ async fn logged_in(script: &[(&[u8], &[u8])]) -> (Outcome, Option<String>, Vec<u
         credentials: Some(file.path().to_owned()),
         ..LoginCheck::default()
     };
-    scripted::talk(script, CheckKind::Mysql(options)).await
+    testing::talk(script, CheckKind::Mysql(options)).await
 }
 
 #[tokio::test]
@@ -175,12 +175,12 @@ async fn a_server_without_tls_is_told_from_one_with() {
         }),
         ..LoginCheck::default()
     });
-    let told = scripted::talk(&[(b"", &greeting(NATIVE, false))], kind.clone()).await;
+    let told = testing::talk(&[(b"", &greeting(NATIVE, false))], kind.clone()).await;
     assert_eq!(told.0, failed(FailReason::NoTls));
     let request = framed(1, &ssl_request(false));
     let hello = greeting(NATIVE, true);
     let script: [(&[u8], &[u8]); 2] = [(b"", &hello), (&request, b"what is TLS, anyway?")];
-    let told = scripted::talk(&script, kind).await;
+    let told = testing::talk(&script, kind).await;
     assert_eq!(told.0, failed(FailReason::TlsFailed));
 }
 

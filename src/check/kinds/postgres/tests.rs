@@ -5,9 +5,9 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{super::scripted, *};
+use super::{super::testing, *};
 use crate::model::{CheckKind, Outcome, TlsOptions, Verify};
-use scripted::{credentials, failed};
+use testing::{credentials, failed};
 
 const NOBODYS_STARTUP: &[u8] =
     b"\0\0\0\x35\0\x03\0\0user\0understudy\0application_name\0understudy\0\0";
@@ -27,7 +27,7 @@ fn error(code: &str, text: &str) -> Vec<u8> {
 
 async fn greeted(says: &[u8]) -> (Outcome, Option<String>, Vec<u8>) {
     let kind = CheckKind::Postgres(LoginCheck::default());
-    scripted::talk(&[(NOBODYS_STARTUP, says)], kind).await
+    testing::talk(&[(NOBODYS_STARTUP, says)], kind).await
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn it_logs_in_and_asks_nothing() {
         (&password, &in_session),
         (b"Q\0\0\0\x05\0", b"I\0\0\0\x04Z\0\0\0\x05I"),
     ];
-    let told = scripted::talk(&script, CheckKind::Postgres(options.clone())).await;
+    let told = testing::talk(&script, CheckKind::Postgres(options.clone())).await;
     assert_eq!(told, (Outcome::Pass, None, TERMINATE.to_vec()));
 
     let refused = error("28P01", "password authentication failed for user \"md5u\"");
@@ -109,16 +109,16 @@ async fn it_logs_in_and_asks_nothing() {
         (startup, b"R\0\0\0\x0c\0\0\0\x05salt"),
         (&password, &refused),
     ];
-    let told = scripted::talk(&script, CheckKind::Postgres(options.clone())).await;
+    let told = testing::talk(&script, CheckKind::Postgres(options.clone())).await;
     assert_eq!(told.0, failed(FailReason::LoginRefused));
 
     let script: [(&[u8], &[u8]); 1] = [(startup, b"R\0\0\0\x08\0\0\0\x03")];
-    let told = scripted::talk(&script, CheckKind::Postgres(options.clone())).await;
+    let told = testing::talk(&script, CheckKind::Postgres(options.clone())).await;
     assert_eq!(told.0, failed(FailReason::LoginMethod));
     assert_eq!(told.2, b"", "no password goes over the wire in clear");
 
     let script: [(&[u8], &[u8]); 1] = [(startup, b"R\0\0\0\x08\0\0\0\x07")];
-    let told = scripted::talk(&script, CheckKind::Postgres(options)).await;
+    let told = testing::talk(&script, CheckKind::Postgres(options)).await;
     assert_eq!(told.0, failed(FailReason::LoginMethod));
 }
 
@@ -151,7 +151,7 @@ async fn a_server_that_does_not_know_the_password_is_not_believed() {
         credentials: Some(file.path().to_owned()),
         ..LoginCheck::default()
     };
-    let found = scripted::found(at, CheckKind::Postgres(options)).await;
+    let found = testing::found(at, CheckKind::Postgres(options)).await;
     assert_eq!(found.outcome, failed(FailReason::Garbled));
     let told = "the server does not know the password: SCRAM verification error";
     assert_eq!(found.detail.as_deref(), Some(told));
@@ -169,14 +169,14 @@ async fn tls_is_asked_for_first() {
             ..LoginCheck::default()
         })
     };
-    let (outcome, ..) = scripted::talk(&[(SSL_REQUEST, b"N")], kind()).await;
+    let (outcome, ..) = testing::talk(&[(SSL_REQUEST, b"N")], kind()).await;
     assert_eq!(outcome, failed(FailReason::NoTls));
     let full = error("53300", "sorry, too many clients already");
-    let (outcome, ..) = scripted::talk(&[(SSL_REQUEST, &full)], kind()).await;
+    let (outcome, ..) = testing::talk(&[(SSL_REQUEST, &full)], kind()).await;
     assert_eq!(outcome, failed(FailReason::Postgres(SqlState(*b"53300"))));
     // What somebody slipped in before TLS.
     let injected = [b"S", OK, READY].concat();
-    let (outcome, ..) = scripted::talk(&[(SSL_REQUEST, &injected)], kind()).await;
+    let (outcome, ..) = testing::talk(&[(SSL_REQUEST, &injected)], kind()).await;
     assert_eq!(outcome, failed(FailReason::Garbled));
 }
 

@@ -1,14 +1,14 @@
 use proptest::prelude::*;
 
-use super::{super::scripted, *};
+use super::{super::testing, *};
 use crate::model::{CheckKind, Outcome};
-use scripted::{credentials, failed};
+use testing::{credentials, failed};
 
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 async fn greeted(says: &[u8]) -> (Outcome, Option<String>) {
     let kind = CheckKind::Redis(LoginCheck::default());
-    let (outcome, detail, _) = scripted::talk(&[(PING, says)], kind).await;
+    let (outcome, detail, _) = testing::talk(&[(PING, says)], kind).await;
     (outcome, detail)
 }
 
@@ -69,7 +69,7 @@ async fn it_logs_in_by_user_or_by_password_alone() {
             (select, b"+OK\r\n"),
             (PING, b"+PONG\r\n"),
         ];
-        let told = scripted::talk(&script, CheckKind::Redis(options.clone())).await;
+        let told = testing::talk(&script, CheckKind::Redis(options.clone())).await;
         assert_eq!(told.0, Outcome::Pass);
         for (says, expected) in [
             (
@@ -80,14 +80,14 @@ async fn it_logs_in_by_user_or_by_password_alone() {
             (b"-ERR max number of clients reached\r\n", FailReason::Redis),
             (b"-NOAUTH\r\n", FailReason::Redis),
         ] {
-            let told = scripted::talk(&[(auth, says)], CheckKind::Redis(options.clone())).await;
+            let told = testing::talk(&[(auth, says)], CheckKind::Redis(options.clone())).await;
             assert_eq!(told.0, failed(expected));
         }
         let script: [(&[u8], &[u8]); 2] = [
             (auth, b"+OK\r\n"),
             (select, b"-ERR DB index is out of range\r\n"),
         ];
-        let told = scripted::talk(&script, CheckKind::Redis(options)).await;
+        let told = testing::talk(&script, CheckKind::Redis(options)).await;
         assert_eq!(told.0, failed(FailReason::Redis));
     }
 }
@@ -97,7 +97,7 @@ async fn it_logs_in_by_user_or_by_password_alone() {
 async fn a_last_word_counts_although_the_connection_is_closed() {
     let kind = CheckKind::Redis(LoginCheck::default());
     let no_room = b"-ERR max number of clients reached\r\n";
-    let (outcome, detail, _) = scripted::talk(&[(b"", no_room)], kind).await;
+    let (outcome, detail, _) = testing::talk(&[(b"", no_room)], kind).await;
     assert_eq!(outcome, failed(FailReason::Redis));
     assert_eq!(
         detail.as_deref(),
@@ -113,7 +113,7 @@ async fn silence_at_the_end_is_no_answer() {
     );
     let at = listener.local_addr().unwrap();
     let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
-    let found = scripted::found(at, kind).await;
+    let found = testing::found(at, kind).await;
     closing.join().unwrap();
     assert_eq!(found.outcome, failed(FailReason::Reset));
 }

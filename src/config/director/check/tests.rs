@@ -133,7 +133,7 @@ fn each_kind_has_its_options() {
     );
     assert_eq!(
         kind("file = { path = \"/run/weights/{address}\" }"),
-        CheckKind::File(FileCheck {
+        CheckKind::FromFile(FileCheck {
             path: "/run/weights/{address}".into(),
         })
     );
