@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,7 +11,8 @@ use super::{Failure, block_on, read, say, table};
 use crate::{
     check::{Check, Stage},
     config::{self, Director},
-    model::{CheckSpec, DestKey, Found, Outcome, ServiceKey},
+    ipvs::Ipvs,
+    model::{CheckSpec, DestKey, Found, Outcome, ServiceKey, ServiceState, Via},
     telemetry::Chain,
 };
 
@@ -28,7 +30,7 @@ Examples:
 pub(super) struct Arguments {
     /// A real server, ADDRESS or ADDRESS:PORT, or all of a service, tcp/192.0.2.1:80
     name: String,
-    /// Only as a server of this service, whether it stands there or not, as a stand-in
+    /// Only as a server of this service; it may be one that is not configured, a stand-in
     #[arg(long, value_name = "SERVICE")]
     service: Option<ServiceKey>,
     /// The director's configuration
@@ -123,7 +125,21 @@ async fn ask(config: &Director, key: ServiceKey, dest: DestKey) -> Result<u32, F
     let mut failed = 0;
     for spec in &service.checks.all {
         let at = SocketAddr::new(dest.addr, dest.port);
-        let (found, stages) = match Check::prepare(spec) {
+        let (at, spec) = match spec.via.through {
+            false => (at, Arc::clone(spec)),
+            true => match through(config, key, dest, spec).await? {
+                Some(way) => way,
+                None => {
+                    let kind = spec.kind.label();
+                    say(&format!(
+                        "  {kind} through the virtual address\n    could not be made: IPVS has no hidden service to this server; does the director run?\n"
+                    ))?;
+                    failed += 1;
+                    continue;
+                }
+            },
+        };
+        let (found, stages) = match Check::prepare(&spec) {
             Ok(check) => check.explain(at).await,
             Err(error) => {
                 let why = Chain(&error).to_string();
@@ -136,9 +152,56 @@ async fn ask(config: &Director, key: ServiceKey, dest: DestKey) -> Result<u32, F
             }
         };
         failed += u32::from(found.outcome != Outcome::Pass);
-        say(&tell(spec, at, &found, &stages))?;
+        say(&tell(&spec, at, &found, &stages))?;
     }
     Ok(failed)
+}
+
+/// A check through the virtual address on the hidden service that a running director has made.
+async fn through(
+    config: &Director,
+    key: ServiceKey,
+    dest: DestKey,
+    spec: &CheckSpec,
+) -> Result<Option<(SocketAddr, Arc<CheckSpec>)>, Failure> {
+    let ipvs = Ipvs::connect().await.map_err(|e| Failure::failed(&e))?;
+    let table = ipvs.without_counters().table().await;
+    let table = table.map_err(|e| Failure::failed(&e))?;
+    let forward = config.services.get(&key).map(|s| s.forward);
+    let leads_there = |(hidden, service): (&ServiceKey, &ServiceState)| {
+        let ServiceKey::Fwmark(family, mark) = *hidden else {
+            return None;
+        };
+        let mut dests = service.dests.iter();
+        let (only, state) = dests.next()?;
+        let fits = config.probe_marks.contains(mark)
+            && family == key.family()
+            && only.addr == dest.addr
+            && Some(state.attrs.forward) == forward
+            && dests.next().is_none();
+        fits.then_some(mark)
+    };
+    let mark = table.iter().find_map(leads_there);
+    let vip = match key {
+        ServiceKey::Addr(_, vip) => Some(vip.ip()),
+        ServiceKey::Fwmark(..) => None,
+    };
+    Ok(mark.zip(spec.via.address.or(vip)).map(|(mark, vip)| {
+        let at = SocketAddr::new(vip, spec.via.port.unwrap_or(dest.port));
+        let via = Via {
+            address: None,
+            port: None,
+            mark: Some(mark),
+            ..spec.via.clone()
+        };
+        (
+            at,
+            Arc::new(CheckSpec {
+                via,
+                ..spec.clone()
+            }),
+        )
+    }))
 }
 
 fn tell(spec: &CheckSpec, at: SocketAddr, found: &Found, stages: &[Stage]) -> String {
@@ -147,7 +210,9 @@ fn tell(spec: &CheckSpec, at: SocketAddr, found: &Found, stages: &[Stage]) -> St
         spec.via.port.unwrap_or(at.port()),
     );
     let mut text = format!("  {}", spec.kind.label());
-    if to != at {
+    if spec.via.through {
+        text.push_str(&format!(" through the virtual address {to}"));
+    } else if to != at {
         text.push_str(&format!(" at {to}"));
     }
     text.push('\n');

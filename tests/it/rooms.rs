@@ -384,6 +384,7 @@ fn only_the_reconciler_writes_to_ipvs() {
         "ipvs",
         "agent/director.rs",
         "agent/ways.rs",
+        "cli/check.rs",
         "cli/ipvs/mod.rs",
         "cli/live.rs",
     ];

@@ -111,6 +111,15 @@ fn a_direct_server_without_the_virtual_address_is_taken_out_though_it_answers() 
     );
     wait_for_table(&lab, "all servers", SOON, |t| t.len() == 4);
 
+    let config = lab.dir().join("director.toml");
+    let args = ["check", "10.77.1.11", "--config", config.to_str().unwrap()];
+    let by_hand = understudy(&lab, &args);
+    assert!(
+        by_hand.contains("tcp through the virtual address 192.0.2.1:80"),
+        "{by_hand}"
+    );
+    assert_eq!(by_hand.matches("passed after").count(), 2, "{by_hand}");
+
     // Hidden services are ours alone to see.
     let witness = lab.ipvsadm("-Sn");
     assert_eq!(witness.matches("-A -f ").count(), 4, "{witness}");
