@@ -30,7 +30,7 @@ Examples:
 pub(super) struct Arguments {
     /// A real server, ADDRESS or ADDRESS:PORT, or all of a service, tcp/192.0.2.1:80
     name: String,
-    /// Only as a server of this service; it may be one that is not configured, a stand-in
+    /// Only in this service, where it need not be configured: a stand-in
     #[arg(long, value_name = "SERVICE")]
     service: Option<ServiceKey>,
     /// The director's configuration
