@@ -5,7 +5,8 @@
 //! is an address under 127/8 of one listener. CPU time is user and system time of the measured
 //! process over a window after its start; of the work of the loopback device it has its half.
 //!
-//! Arguments name parts: `scale`, `loop`; none means all. `BENCH_SECONDS` is the window (10).
+//! Arguments name parts: `scale`, `loop`; none means both. `BENCH_SECONDS` is the window (10). `calm`
+//! by itself lasts five minutes (`BENCH_SECONDS` too): 1,000 healthy servers while both cores spin.
 
 #![expect(
     clippy::panic,
@@ -14,11 +15,12 @@
     reason = "a program for people: it prints, and fails loudly where it stands"
 )]
 
+mod bare;
+
 use std::{
     env,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    os::fd::AsFd as _,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
         Arc,
@@ -29,30 +31,23 @@ use std::{
 
 use nix::{
     sched::{CpuSet, sched_setaffinity},
-    sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        resource::{UsageWho, getrusage},
-        socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, connect, getsockopt, setsockopt, socket,
-            sockopt,
-        },
-    },
     unistd::Pid,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use understudy::{
     check::{self, Network, Observer, Target},
-    model::{CheckKind, CheckSpec, CheckTiming, DestKey, Outcome, Protocol, ServiceKey, Slot, Via},
+    health::{Standing, Transition},
+    model::{
+        CheckKind, CheckSpec, CheckTiming, Checks, Damping, DestKey, FailReason, MonoTime, Need,
+        Outcome, Protocol, ServiceKey, Slot, Via,
+    },
 };
 
 /// The first probes are not as the later ones.
 const WARM_UP: Duration = Duration::from_secs(2);
 const LATE: Duration = Duration::from_millis(100);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-const REQUEST: &[u8] =
-    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: loop\r\nConnection: close\r\n\r\n";
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -64,6 +59,9 @@ fn main() -> ExitCode {
         ["--loop", kind, port, count] => {
             bare(kind, port.parse().unwrap(), count.parse().unwrap());
         }
+        ["--spin"] => spin(),
+        ["--calm", port] => calm_child(port.parse().unwrap()),
+        ["calm"] => calm(),
         parts => {
             let any = |part| parts.is_empty() || parts.contains(&part);
             if any("scale") {
@@ -78,7 +76,11 @@ fn main() -> ExitCode {
 }
 
 fn window() -> Duration {
-    let seconds = env::var("BENCH_SECONDS").map_or(10, |text| text.parse().unwrap());
+    seconds(10)
+}
+
+fn seconds(usual: u64) -> Duration {
+    let seconds = env::var("BENCH_SECONDS").map_or(usual, |text| text.parse().unwrap());
     Duration::from_secs(seconds)
 }
 
@@ -131,6 +133,94 @@ fn beside_a_loop() {
         let ratio = ours / bare;
         println!("  {kind:<5}  {ours:>13.1}  {bare:>13.1}  {ratio:>5.2}  1.50");
     }
+}
+
+/// Nothing fails falsely.
+fn calm() {
+    println!(
+        "\n1,000 healthy servers, checked every second with a time-out of 1 s, while both cores spin"
+    );
+    let server = Server::start("tcp");
+    let mut spinners: Vec<Child> = (0..2).map(|_| spinner()).collect();
+    let line = child(&["--calm", &server.port]);
+    for spinner in &mut spinners {
+        spinner.kill().unwrap();
+        spinner.wait().unwrap();
+    }
+    let [probes, failed, late, latest_us, out, local] = numbers(&line);
+    println!(
+        "  {probes} probes, {late} begun more than 100 ms late, at most {:.0} ms",
+        latest_us / 1e3
+    );
+    println!("  {failed} did not pass, {local} of them for reasons of this host's own");
+    println!("  servers taken out: {out} (goal 0)");
+}
+
+fn spinner() -> Child {
+    Command::new(env::current_exe().unwrap())
+        .arg("--spin")
+        .spawn()
+        .unwrap()
+}
+
+fn spin() {
+    let mut n = 0_u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
+    }
+}
+
+/// The check room with a verdict for each server, as the director's core has.
+fn calm_child(port: u16) {
+    let spec = spec("tcp");
+    let checks = Checks {
+        all: vec![Arc::clone(&spec)],
+        need: Need::All,
+    };
+    let targets = targets(&spec, port, 1_000);
+    let counted = Counted::default();
+    let (mut out, mut local) = (0, 0);
+    let runtime = runtime();
+    runtime.block_on(async {
+        let (_targets, targets) = watch::channel(Arc::new(targets));
+        let (_nudges, nudges) = mpsc::channel(1);
+        let (reports, mut read) = mpsc::channel(1024);
+        let observer = counted.clone();
+        let mut room = tokio::task::JoinSet::new();
+        let stop = CancellationToken::new();
+        room.spawn(check::run_with(
+            Network::default(),
+            targets,
+            nudges,
+            reports,
+            observer,
+            stop,
+        ));
+        let mut standings: std::collections::HashMap<DestKey, Standing> = Default::default();
+        let begun = Instant::now();
+        let until = tokio::time::Instant::now() + seconds(300);
+        while let Ok(Some(report)) = tokio::time::timeout_at(until, read.recv()).await {
+            let now = MonoTime::from_boot(begun.elapsed());
+            local += u64::from(report.found.outcome == Outcome::Fail(FailReason::Local));
+            for slot in &*report.slots {
+                let standing = standings
+                    .entry(slot.dest)
+                    .or_insert_with(|| Standing::new(&checks, false, now));
+                let damping = Damping::default();
+                let change = standing.observe(0, &report.found, &checks, &damping, now, false);
+                out += u64::from(matches!(change.transition, Some(Transition::WentDown(_))));
+            }
+        }
+    });
+    let Counts {
+        probes,
+        failed,
+        late,
+        latest_us,
+    } = &*counted.0;
+    let [probes, failed, late, latest_us] =
+        [probes, failed, late, latest_us].map(|n| n.load(Ordering::Relaxed));
+    println!("{probes} {failed} {late} {latest_us} {out} {local}");
 }
 
 fn numbers(line: &str) -> [f64; 6] {
@@ -238,30 +328,30 @@ impl Observer for Counted {
     fn in_flight(&self, _probes: usize, _targets: usize) {}
 }
 
-fn cpu_us() -> i64 {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-    let us = |t: nix::sys::time::TimeVal| t.tv_sec() * 1_000_000 + t.tv_usec();
-    us(usage.user_time()) + us(usage.system_time())
-}
-
 fn memory_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The check room as the director runs it.
-fn ours(kind: &str, port: u16, count: u32) {
-    on_core(0);
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build().unwrap()
+}
+
+fn spec(kind: &str) -> Arc<CheckSpec> {
     let kind = match kind {
         "http" => CheckKind::Http(Box::default()),
         _ => CheckKind::default(),
     };
-    let spec = Arc::new(CheckSpec {
+    Arc::new(CheckSpec {
         kind,
         via: Via::default(),
         timing: CheckTiming::every(Duration::from_secs(1)),
-    });
+    })
+}
+
+fn targets(spec: &Arc<CheckSpec>, port: u16, count: u32) -> Vec<Target> {
     let service = ServiceKey::Addr(Protocol::Tcp, "192.0.2.1:80".parse().unwrap());
     let target = |n| {
         let dest = DestKey {
@@ -275,17 +365,20 @@ fn ours(kind: &str, port: u16, count: u32) {
         };
         Target {
             at: SocketAddr::new(dest.addr, port),
-            spec: Arc::clone(&spec),
+            spec: Arc::clone(spec),
             slots: [slot].into(),
             fast: false,
         }
     };
-    let targets: Vec<Target> = (0..count).map(target).collect();
+    (0..count).map(target).collect()
+}
+
+/// The check room as the director runs it.
+fn ours(kind: &str, port: u16, count: u32) {
+    on_core(0);
+    let targets = targets(&spec(kind), port, count);
     let counted = Counted::default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         let (_targets, targets) = watch::channel(Arc::new(targets));
         let (_nudges, nudges) = mpsc::channel(1);
@@ -310,9 +403,9 @@ fn ours(kind: &str, port: u16, count: u32) {
         for count in [probes, failed, late, latest_us] {
             count.store(0, Ordering::Relaxed);
         }
-        let before = cpu_us();
+        let before = bare::cpu_time();
         tokio::time::sleep(window()).await;
-        let cpu = cpu_us() - before;
+        let cpu = (bare::cpu_time() - before).as_micros();
         let [probes, failed, late, latest_us] =
             [probes, failed, late, latest_us].map(|n| n.load(Ordering::Relaxed));
         println!(
@@ -322,71 +415,16 @@ fn ours(kind: &str, port: u16, count: u32) {
     });
 }
 
-/// Connects, asks, reads, closes, as few system calls as there can be, spread over each second.
+/// The bare loop.
 fn bare(kind: &str, port: u16, count: u32) {
     on_core(0);
-    let http = kind == "http";
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-    let mut open = std::collections::HashMap::new();
-    let (mut done, mut next) = (0_u64, 0_u32);
-    let mut began = Instant::now();
-    let mut before = cpu_us();
-    let mut warm = false;
-    let gap = Duration::from_secs(1) / count;
-    let mut due = Instant::now();
-    let mut events = [EpollEvent::empty(); 64];
-    loop {
-        let now = Instant::now();
-        if !warm && now - began >= WARM_UP {
-            (warm, began, before, done) = (true, now, cpu_us(), 0);
-        } else if warm && now - began >= window() {
-            break;
-        }
-        while due <= now {
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
-            let linger = nix::libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            };
-            setsockopt(&fd, sockopt::Linger, &linger).unwrap();
-            let at = SocketAddr::new(address(next % count).into(), port);
-            let SocketAddr::V4(at) = at else {
-                unreachable!()
-            };
-            match connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(at)) {
-                Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
-                Err(error) => panic!("{error}"),
-            }
-            let id = u64::from(next);
-            let writable = EpollEvent::new(EpollFlags::EPOLLOUT, id);
-            epoll.add(fd.as_fd(), writable).unwrap();
-            open.insert(id, fd);
-            next += 1;
-            due += gap;
-        }
-        let left = due.saturating_duration_since(Instant::now());
-        let wait = EpollTimeout::try_from(left.max(Duration::from_millis(1))).unwrap();
-        let ready = epoll.wait(&mut events, wait).unwrap();
-        for event in events.iter().take(ready) {
-            let id = event.data();
-            let fd = open.get(&id).unwrap();
-            if event.events().contains(EpollFlags::EPOLLOUT) {
-                assert_eq!(getsockopt(fd, sockopt::SocketError).unwrap(), 0);
-                if http {
-                    nix::unistd::write(fd, REQUEST).unwrap();
-                    let mut readable = EpollEvent::new(EpollFlags::EPOLLIN, id);
-                    epoll.modify(fd.as_fd(), &mut readable).unwrap();
-                    continue;
-                }
-            } else {
-                let mut answer = [0; 1024];
-                let length = nix::unistd::read(fd, &mut answer).unwrap();
-                assert!(answer.get(..length).unwrap().starts_with(b"HTTP/1.1 200"));
-            }
-            open.remove(&id);
-            done += 1;
-        }
-    }
-    println!("{done} 0 0 0 {} {}", cpu_us() - before, memory_kib());
+    let (done, cpu) = bare::run(&bare::Work {
+        address: &address,
+        port,
+        count,
+        http: kind == "http",
+        warm_up: WARM_UP,
+        window: window(),
+    });
+    println!("{done} 0 0 0 {} {}", cpu.as_micros(), memory_kib());
 }
