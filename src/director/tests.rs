@@ -824,3 +824,35 @@ proptest! {
         drop(recall(Some(&bytes), &"lb1".parse().unwrap()));
     }
 }
+
+#[test]
+fn fifty_services_on_ten_servers_cost_ten_probes() {
+    let servers: Vec<String> = (1..=10)
+        .map(|n| format!("{{ address = \"10.0.0.{n}:80\" }}"))
+        .collect();
+    let mut text = "[director]\nname = \"lb1\"\naddress = \"10.77.0.1\"\n".to_owned();
+    for n in 1..=50 {
+        text.push_str(&format!(
+            "[[virtual_service]]\naddress = \"192.0.2.{n}:80\"\nscheduler = \"rr\"\nforward = \"nat\"\ncheck.http.path = \"/\"\nreal_server = [{}]\n",
+            servers.join(", ")
+        ));
+    }
+    let config = config::director::parse(Path::new("d.toml"), &text).unwrap();
+    let start = Start {
+        now: at(0),
+        wall: WallMillis(0),
+        boot_id: "boot".into(),
+        recall: Recall::Forgot("there is no state file".into()),
+        kernel: BTreeMap::new(),
+        marked: BTreeSet::new(),
+    };
+    let mut core = Core::new(Arc::new(config), start);
+    let targets = core.targets();
+    assert_eq!(targets.len(), 10);
+    assert!(targets.values().all(|slots| slots.len() == 50));
+    // One report is each service's.
+    let slots: Arc<[Slot]> = targets.into_values().next().unwrap().into();
+    let found = Found::of(Outcome::Pass, Duration::ZERO);
+    let fx = core.handle(Event::Probe { slots, found }, at(1));
+    assert_eq!((fx.dirty.len(), fx.notes.len()), (50, 50));
+}

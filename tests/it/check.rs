@@ -3,7 +3,9 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener as StdListener},
+    pin::Pin,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,8 +23,8 @@ use tokio::{
     time::sleep,
 };
 use understudy::{
-    check::probe,
-    model::{CheckKind, FailReason, HttpCheck, Outcome, Phase},
+    check::{Network, Prober as _, Ways, probe},
+    model::{CheckKind, CheckSpec, CheckTiming, FailReason, HttpCheck, Outcome, Phase, Via},
 };
 
 use crate::support::in_new_namespace;
@@ -458,5 +460,49 @@ fn a_process_that_was_stopped_blames_no_server() {
             "answered {answer:?} during the stop"
         );
         drop(kept);
+    }
+}
+
+#[test]
+fn a_probe_without_its_hidden_service_blames_nobody() {
+    in_new_namespace("ip link set lo up", "check::blames_nobody_without_its_way");
+}
+
+/// Says of every mark whether its hidden service is there.
+struct Said(bool);
+
+impl Ways for Said {
+    fn stands(
+        &self,
+        _at: SocketAddr,
+        _mark: u32,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(std::future::ready(self.0))
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by the test above, for it sets a firewall mark"]
+async fn blames_nobody_without_its_way() {
+    // Bound, so that nobody else listens there.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = socket.local_addr().unwrap();
+    let spec = CheckSpec {
+        kind: CheckKind::default(),
+        via: Via {
+            through: true,
+            mark: Some(7),
+            ..Via::default()
+        },
+        timing: CheckTiming::every(LONG),
+    };
+    for (there, wanted) in [(true, FailReason::Refused), (false, FailReason::Local)] {
+        let network = Network {
+            ways: Some(Arc::new(Said(there))),
+        };
+        let check = network.prepare(&spec).unwrap();
+        let (found, _) = Network::probe(&check, at).await;
+        assert_eq!(found.outcome, fail(wanted));
     }
 }
