@@ -32,6 +32,14 @@ pub(super) fn clamp(interval: Duration) -> Duration {
     interval.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }
 
+/// A target that passed before and is silent for this long is asked once more beside: two probes that
+/// each had their whole time are two failures, and a server that died without a word is out after five
+/// quarters of its time-out instead of two. `None` where one failure is enough.
+pub(super) fn patience(timing: &CheckTiming) -> Option<Duration> {
+    let quarter = timing.timeout / 4;
+    (timing.fall > 1).then(|| quarter.max(timing.fast_interval))
+}
+
 /// A target's place among all others: the same in every run and on every host (FNV-1a).
 pub(super) fn place(id: &impl Display) -> u64 {
     id.to_string()
@@ -115,6 +123,11 @@ impl Pace {
     /// Whether the target passed until it failed, and has not failed often enough to be out.
     pub(super) const fn suspected(self) -> bool {
         self.passing && self.failures > 0
+    }
+
+    /// Whether the target passed when it was asked last.
+    pub(super) const fn passing(self) -> bool {
+        self.passing && self.failures == 0
     }
 
     /// Whether the target has failed often enough to be out, and not passed since.

@@ -6,8 +6,8 @@
 //!                              └──── next time ◄────────┘
 //! ```
 //!
-//! A target has at most one probe in flight, whoever asks for it: all services that ask the same of
-//! the same server have one target. A full output queue loses a report and counts it: the next probe
+//! A target has at most one probe in flight, and a second one while the first is silent, whoever asks
+//! for it: all services that ask the same of the same server have one target. A full output queue loses a report and counts it: the next probe
 //! of that target supersedes it.
 
 use std::{
@@ -18,7 +18,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     panic::resume_unwind,
     path::PathBuf,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -30,7 +30,7 @@ use tokio::{
     select,
     sync::{mpsc, watch},
     task::{AbortHandle, JoinError, JoinSet},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -280,6 +280,8 @@ struct Ended {
     serial: u64,
     begun: Instant,
     found: Found,
+    /// What a second probe found that was begun while the first one was silent, and failed too.
+    second: Option<Found>,
     kept: Option<TcpStream>,
 }
 
@@ -427,14 +429,22 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         };
         self.serial += 1;
         let (serial, at) = (self.serial, target.at);
+        let patience = pace::patience(&target.spec.timing).filter(|_| target.pace.passing());
         let task = self.probes.spawn(async move {
             let begun = Instant::now();
-            let (found, kept) = P::probe(&check, at).await;
+            let (found, second, kept) = match patience {
+                None => {
+                    let (found, kept) = P::probe(&check, at).await;
+                    (found, None, kept)
+                }
+                Some(patience) => patiently::<P>(&check, at, patience).await,
+            };
             Ended {
                 target: id,
                 serial,
                 begun,
                 found,
+                second,
                 kept,
             }
         });
@@ -463,6 +473,12 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             Turn::Waits { .. } | Turn::Runs { .. } | Turn::Holds { .. } => return Ok(()),
         }
         let Some(stream) = end.kept else {
+            if let Some(second) = end.second {
+                let timing = &target.spec.timing;
+                target.pace.note(end.found.outcome, timing);
+                self.report(id, end.found)?;
+                return self.settle(id, end.begun, second);
+            }
             return self.settle(id, end.begun, end.found);
         };
         self.serial += 1;
@@ -475,6 +491,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 serial,
                 begun,
                 found: Found::of(Outcome::Fail(reason), begun.elapsed()),
+                second: None,
                 kept: None,
             }
         });
@@ -539,6 +556,39 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Unread),
         }
     }
+}
+
+/// A probe, and a second one beside it once the first has been silent for `patience`. Where the first
+/// passes after all the second is dropped; where it fails the second is waited for.
+async fn patiently<P: Prober>(
+    check: &P::Check,
+    at: SocketAddr,
+    patience: Duration,
+) -> (Found, Option<Found>, Option<TcpStream>) {
+    let mut first = pin!(P::probe(check, at));
+    select! {
+        biased;
+        (found, kept) = &mut first => return (found, None, kept),
+        () = sleep(patience) => {}
+    }
+    // On the heap: it is rarely there.
+    let mut second = Box::pin(P::probe(check, at));
+    let mut early = None;
+    let (found, kept) = loop {
+        select! {
+            biased;
+            end = &mut first => break end,
+            (found, _) = &mut second, if early.is_none() => early = Some(found),
+        }
+    };
+    if found.outcome == Outcome::Pass {
+        return (found, None, kept);
+    }
+    let second = match early {
+        Some(second) => second,
+        None => second.await.0,
+    };
+    (found, Some(second), None)
 }
 
 /// Brings a waiting target's probe forward to `soon`.

@@ -17,6 +17,8 @@ mod forwarding;
 #[cfg(test)]
 mod generated;
 #[cfg(test)]
+mod hints;
+#[cfg(test)]
 mod ipvs;
 #[cfg(test)]
 mod kills;

@@ -290,7 +290,7 @@ async fn a_failure_of_this_host_hurries_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_server_is_asked_again_at_once_and_never_twice_at_a_time() {
+async fn a_silent_server_is_asked_once_more_beside_and_then_at_once() {
     let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
     assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     let silent = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
@@ -298,11 +298,38 @@ async fn a_silent_server_is_asked_again_at_once_and_never_twice_at_a_time() {
     for _ in 0..5 {
         assert_eq!(bench.report().await.found.outcome, silent);
     }
-    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 2);
     let gaps = gaps(&bench.world.starts_of(1));
-    for gap in &gaps[1..3] {
-        assert!(gap.abs_diff(SECOND) <= Duration::from_millis(5), "{gaps:?}");
+    let near = |gap: Duration, wanted| gap.abs_diff(wanted) <= Duration::from_millis(5);
+    assert!(near(gaps[1], SECOND / 4), "the second beside: {gaps:?}");
+    assert!(
+        near(gaps[2], SECOND),
+        "the third when both have failed: {gaps:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_that_answers_has_one_report_and_no_failure() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 2)], 64);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    bench.world.find(1, Outcome::Pass, SECOND / 2);
+    let begun = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     }
+    assert!(begun.elapsed() >= 9 * SECOND, "one report an interval");
+    let running = bench.world.running.load(Ordering::SeqCst);
+    assert_eq!(running, 0, "the second probe is dropped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_one_failure_is_enough_nobody_is_asked_beside() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 1)], 16);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    let silent = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
+    bench.world.find(1, silent, SECOND);
+    assert_eq!(bench.report().await.found.outcome, silent);
+    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
