@@ -206,9 +206,7 @@ impl Shell {
             differs
         });
         if fx.targets {
-            let watched = self.core.targets();
-            let slots = watched.values().flatten();
-            let ids: BTreeSet<_> = slots.map(|slot| (slot.service, slot.dest)).collect();
+            let ids: BTreeSet<_> = self.core.watched_servers().collect();
             self.metrics.keep_servers(|id| ids.contains(id));
             self.out.targets.send_replace(targets(&self.core));
         }
@@ -252,6 +250,10 @@ impl Shell {
             Note::HeldOut(service, dest, left) => {
                 warn!(%service, server = %dest, seconds = left.as_secs(), "real server passes its checks again, and is held out because it came and went; another fall lengthens that");
                 m.held_out.inc();
+            }
+            Note::Blind(service, dest, check, detail) => {
+                let detail = detail.as_deref().unwrap_or_default();
+                warn!(%service, server = %dest, check, detail, "a check cannot be made on this host: nobody knows how the real server is, it stays as it is");
             }
             Note::Advised(service, dest, Some(advice)) => {
                 info!(%service, server = %dest, %advice, "a check wants another weight for the real server");
@@ -330,8 +332,8 @@ pub fn targets(core: &Core) -> Arc<Targets> {
     let target = |((at, spec), slots): ((_, _), Vec<_>)| Target {
         at,
         spec,
+        fast: slots.iter().any(|slot| core.is_awaited(slot)),
         slots: slots.into(),
-        fast: false,
     };
     Arc::new(core.targets().into_iter().map(target).collect())
 }

@@ -1,21 +1,25 @@
 //! Reasons to ask servers now: a link that went down, a neighbour that stopped answering.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     select,
     sync::{mpsc, watch},
     task,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    check::{Nudge, Targets},
+    check::{Nudge, Target, Targets},
     model::HostAddress,
     rtnl::{self, Change, Changes},
     telemetry::Chain,
 };
+
+/// Addresses are read again no sooner than this.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tells the checks until `stop`. A kernel that cannot be listened to costs quickness, nothing else.
 pub(super) async fn run(
@@ -32,6 +36,7 @@ pub(super) async fn run(
     };
     // As they were before the change: a link that is removed takes its addresses with it.
     let mut here = addresses().await;
+    let mut read_at = Instant::now();
     loop {
         let news = select! {
             () = stop.cancelled() => return,
@@ -45,19 +50,44 @@ pub(super) async fn run(
                 return stop.cancelled().await;
             }
         };
-        let servers: BTreeSet<IpAddr> = targets.borrow().iter().map(|t| t.at.ip()).collect();
+        let servers = servers(&targets.borrow());
         for change in news {
             let behind = behind(change, &here, &servers);
             if behind.is_empty() {
                 continue;
             }
-            info!(?change, servers = behind.len(), "servers are asked at once");
+            if let Change::LinkDown(_) = change {
+                info!(
+                    ?change,
+                    servers = behind.len(),
+                    "a link went down: the servers behind it are asked at once"
+                );
+            } else {
+                debug!(
+                    ?change,
+                    servers = behind.len(),
+                    "a neighbour fails: servers are asked at once"
+                );
+            }
             if nudges.try_send(Nudge::Servers(behind)).is_err() {
                 debug!("too many hints at a time: these servers are asked at their interval");
             }
         }
-        here = addresses().await;
+        // Not for each of many: a scan makes a failed neighbour of every address.
+        if read_at.elapsed() > AGAIN {
+            here = addresses().await;
+            read_at = Instant::now();
+        }
     }
+}
+
+/// Everybody who is asked, wherever the check goes.
+fn servers(targets: &Targets) -> BTreeSet<IpAddr> {
+    let of = |t: &Target| {
+        let slots = Arc::clone(&t.slots);
+        (0..slots.len()).filter_map(move |n| Some(slots.get(n)?.dest.addr))
+    };
+    targets.iter().flat_map(of).collect()
 }
 
 async fn addresses() -> Vec<HostAddress> {

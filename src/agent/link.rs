@@ -16,7 +16,7 @@ use crate::{
     config::{Director, ProvisionerLink},
     director::{Event, Outbox},
     model::{
-        CheckSpec, IncidentKey, ReplacementId, Via,
+        CheckSpec, IncidentKey, Need, ReplacementId, Via,
         wire::{
             Confirmation, Members, RegisteredServer, RegisteredService, Registration,
             RegistrationAnswer, Replacement, ReplacementRequest, Want,
@@ -108,6 +108,10 @@ fn silent(e: &Error) -> Event {
 
 /// A check as the provisioner can make it on a spare.
 fn for_others(check: &Arc<CheckSpec>) -> Option<CheckSpec> {
+    // On its own address a server behind DR may well refuse what it serves for the virtual one.
+    if check.via.through {
+        return None;
+    }
     Some(CheckSpec {
         kind: check.kind.for_others()?,
         // This host's interfaces and marks mean nothing there.
@@ -124,7 +128,11 @@ fn registration(config: &Director) -> Registration {
         key: *key,
         scheduler: s.attrs.scheduler.clone(),
         forward: s.forward,
-        checks: s.checks.all.iter().filter_map(for_others).collect(),
+        checks: match s.checks.need {
+            Need::All => s.checks.all.iter().filter_map(for_others).collect(),
+            // Which of them a spare passes is for the director to see.
+            Need::AtLeast(_) => Vec::new(),
+        },
         servers: s
             .servers
             .iter()

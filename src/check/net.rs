@@ -1,13 +1,15 @@
 //! Sockets of probes, as `via` says.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
+    sync::{Mutex, PoisonError},
 };
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
     io::Interest,
     net::{TcpSocket, TcpStream, UdpSocket},
@@ -15,6 +17,15 @@ use tokio::{
 
 use super::errno;
 use crate::model::{FailReason, Phase, Via};
+
+/// Linux's own range of ports for outgoing connections (`ip_local_port_range`), first and last.
+const PORTS: (u16, u16) = (32_768, 60_999);
+
+/// Ports in a row that may be in use.
+const TRIES: u32 = 64;
+
+/// The next port towards each virtual address.
+static TURNS: Mutex<BTreeMap<SocketAddr, u16>> = Mutex::new(BTreeMap::new());
 
 /// Connects. The socket is closed by a reset (`SO_LINGER` of zero): thousands of probes a second
 /// would otherwise fill this host's ports with `TIME_WAIT`, and no probe has data to lose.
@@ -30,7 +41,13 @@ pub(super) async fn connect(at: SocketAddr, via: &Via) -> Result<TcpStream, Fail
         socket.set_nodelay(true)?;
         leave(SockRef::from(&socket), at, via)?;
         if let Some(source) = via.source {
-            socket.bind(SocketAddr::new(source, 0))?;
+            if via.through {
+                bind_in_turn(&socket, source, at)?;
+            } else {
+                // The port is chosen when it connects, apart for each destination (ip(7)).
+                setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+                socket.bind(SocketAddr::new(source, 0))?;
+            }
         }
         let stream = socket.connect(at).await?;
         // A host that probes an unused port of its own may be given that port as its source, and
@@ -48,6 +65,27 @@ pub(super) async fn connect(at: SocketAddr, via: &Via) -> Result<TcpStream, Fail
     })
 }
 
+/// IPVS knows a connection by its addresses and ports and not by its mark, and keeps one that was never
+/// answered for a minute (`tcp_timeouts` in net/netfilter/ipvs/ip_vs_proto_tcp.c): a probe from the same
+/// port would go to the server of the probe before. So ports are taken in turn for each virtual address
+/// and port, not at random: thousands lie between two uses of one.
+fn bind_in_turn(socket: &TcpSocket, source: IpAddr, at: SocketAddr) -> io::Result<()> {
+    for _ in 0..TRIES {
+        let port = {
+            let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = turns.entry(at).or_insert(PORTS.0);
+            let port = *turn;
+            *turn = if port >= PORTS.1 { PORTS.0 } else { port + 1 };
+            port
+        };
+        match socket.bind(SocketAddr::new(source, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            done => return done,
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
+}
+
 /// A datagram socket to `at`, that the kernel tells of ICMP errors.
 pub(super) async fn datagram(at: SocketAddr, via: &Via) -> Result<UdpSocket, FailReason> {
     let made = async {
@@ -55,8 +93,11 @@ pub(super) async fn datagram(at: SocketAddr, via: &Via) -> Result<UdpSocket, Fai
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         });
-        let socket = UdpSocket::bind(SocketAddr::new(source, 0)).await?;
+        let socket = Socket::new(Domain::for_address(at), Type::DGRAM.nonblocking(), None)?;
+        // Before the address: it may be one of that interface alone.
         leave(SockRef::from(&socket), at, via)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        let socket = UdpSocket::from_std(socket.into())?;
         hear_errors(&socket, at)?;
         socket.connect(at).await?;
         Ok(socket)

@@ -11,21 +11,20 @@
 //! of that target supersedes it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     future::poll_fn,
-    io,
     net::{IpAddr, SocketAddr},
-    panic::resume_unwind,
     path::PathBuf,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::AsyncReadExt as _,
     net::TcpStream,
     select,
     sync::{mpsc, watch},
@@ -36,7 +35,7 @@ use tokio_util::{
     sync::CancellationToken,
     time::{DelayQueue, delay_queue},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     Check, Unprepared, errno,
@@ -54,6 +53,12 @@ const MAX_IN_FLIGHT: usize = 8_192;
 /// A probe begun later than this (and than its interval) was held up by a stop of this process:
 /// the start of all overdue probes is then spread anew.
 const STOPPED: Duration = Duration::from_secs(1);
+
+/// What a check names on this host is read again after this.
+const REREAD: Duration = Duration::from_secs(60);
+
+/// A hint does not have anybody asked again sooner than this.
+const HINT_GAP: Duration = Duration::from_millis(500);
 
 /// A connection that was kept and ended is replaced at once, but no more often than this.
 const RECONNECT: Duration = Duration::from_millis(50);
@@ -130,8 +135,8 @@ pub trait Ways: Send + Sync + 'static {
 /// The real prober.
 #[derive(Clone, Default)]
 pub struct Network {
-    /// Asked after each failure on the way through IPVS: without its hidden service a probe reaches
-    /// this host itself, and says nothing of the server.
+    /// Asked after each probe through IPVS: without its hidden service a probe reaches this host itself
+    /// or another server, and says nothing of the one that is meant.
     pub ways: Option<Arc<dyn Ways>>,
 }
 
@@ -153,7 +158,8 @@ impl Prober for Network {
     async fn probe(check: &Self::Check, at: SocketAddr) -> (Found, Option<TcpStream>) {
         let (check, way) = check;
         let (mut found, call) = check.ask(at, false).await;
-        if let (Outcome::Fail(_), Some((mark, ways))) = (found.outcome, way)
+        // After a pass as well: another server may have answered.
+        if let Some((mark, ways)) = way
             && !ways.stands(at, *mark).await
         {
             found.outcome = Outcome::Fail(FailReason::Local);
@@ -192,6 +198,7 @@ pub async fn run_with(
         epoch: Instant::now(),
         watched: Slab::new(),
         known: HashMap::new(),
+        prepared: HashMap::new(),
         due: DelayQueue::new(),
         probes: JoinSet::new(),
         running: 0,
@@ -247,13 +254,50 @@ type Known = (SocketAddr, Arc<CheckSpec>);
 struct Watched<C> {
     at: SocketAddr,
     spec: Arc<CheckSpec>,
-    /// None as long as something of this host is missing.
-    check: Option<Arc<C>>,
+    /// Shared with all targets of the same check.
+    prepared: Shared<C>,
     slots: Arc<[Slot]>,
     fast: bool,
     place: u64,
     pace: Pace,
+    /// When it was asked last.
+    begun: Option<Instant>,
     turn: Turn,
+}
+
+/// One for all targets of a check.
+type Shared<C> = Arc<Mutex<Prepared<C>>>;
+
+/// A check ready to be made; none as long as something of this host is missing.
+#[derive(Debug)]
+struct Prepared<C> {
+    check: Option<Arc<C>>,
+    /// When what it names is to be read again.
+    stale: Instant,
+}
+
+impl<C> Prepared<C> {
+    /// The check, read anew where it is time: certificates and passwords change on disk. One that cannot
+    /// be read again stays as it was.
+    fn get(
+        &mut self,
+        now: Instant,
+        prepare: impl FnOnce() -> Result<C, Unprepared>,
+    ) -> Result<Arc<C>, Unprepared> {
+        match &self.check {
+            Some(check) if now < self.stale => return Ok(Arc::clone(check)),
+            Some(_) | None => {}
+        }
+        self.stale = now + REREAD;
+        match (prepare(), &self.check) {
+            (Ok(check), _) => Ok(Arc::clone(self.check.insert(Arc::new(check)))),
+            (Err(error), Some(check)) => {
+                warn!(error = %Chain(&error), "what a check names cannot be read again: it goes on with what was there");
+                Ok(Arc::clone(check))
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -267,10 +311,11 @@ enum Turn {
         task: AbortHandle,
         serial: u64,
     },
-    /// Its connection is kept open, and watched.
+    /// Its connection is kept open, and watched; at each interval that is told as a pass.
     Holds {
         task: AbortHandle,
         serial: u64,
+        timer: delay_queue::Key,
     },
 }
 
@@ -293,6 +338,7 @@ struct Schedule<P: Prober, O> {
     epoch: Instant,
     watched: Slab<Watched<P::Check>>,
     known: HashMap<Known, usize>,
+    prepared: HashMap<Arc<CheckSpec>, Shared<P::Check>>,
     due: DelayQueue<usize>,
     probes: JoinSet<Ended>,
     /// Probes in flight: the tasks without those that watch a kept connection.
@@ -312,14 +358,19 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let gone = self.known.extract_if(|key, _| !wanted.contains_key(key));
         for (_, target) in gone {
             match self.watched.remove(target).turn {
-                Turn::Waits { timer, .. } => drop(self.due.try_remove(&timer)),
+                Turn::Waits { timer, .. } => cancel(&mut self.due, &timer),
                 Turn::Runs { task, .. } => {
                     self.running -= 1;
                     task.abort();
                 }
-                Turn::Holds { task, .. } => task.abort(),
+                Turn::Holds { task, timer, .. } => {
+                    cancel(&mut self.due, &timer);
+                    task.abort();
+                }
             }
         }
+        let specs: HashSet<&Arc<CheckSpec>> = targets.iter().map(|t| &t.spec).collect();
+        self.prepared.retain(|spec, _| specs.contains(spec));
         let now = Instant::now();
         let beginners = wanted.len().saturating_sub(self.known.len());
         for (key, target) in wanted {
@@ -339,17 +390,26 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             let kind = target.spec.kind.label();
             let place = pace::place(&format_args!("{} {kind} {check}", target.at));
             let at = pace::first(now, place, beginners, &target.spec.timing);
+            let fresh = || {
+                Arc::new(Mutex::new(Prepared {
+                    check: None,
+                    stale: now,
+                }))
+            };
+            let prepared = self.prepared.entry(Arc::clone(&target.spec));
+            let prepared = Arc::clone(prepared.or_insert_with(fresh));
             let entry = self.watched.vacant_entry();
             self.known.insert(key, entry.key());
             let timer = self.due.insert_at(entry.key(), at);
             entry.insert(Watched {
                 at: target.at,
                 spec: Arc::clone(&target.spec),
-                check: None,
+                prepared,
                 slots: Arc::clone(&target.slots),
                 fast: target.fast,
                 place,
                 pace: Pace::default(),
+                begun: None,
                 turn: Turn::Waits {
                     timer,
                     respread: false,
@@ -369,14 +429,23 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         };
         for (_, target) in &mut self.watched {
             let meant = match nudge {
-                Nudge::Servers(servers) => servers.contains(&target.at.ip()),
+                Nudge::Servers(servers) => {
+                    // A check may go elsewhere, above all to the virtual address.
+                    let slots = target.slots.iter().map(|slot| slot.dest.addr);
+                    servers.contains(&target.at.ip())
+                        || slots.into_iter().any(|a| servers.contains(&a))
+                }
                 Nudge::File(path) => match &target.spec.kind {
                     CheckKind::FromFile(file) => file.path_for(target.at) == *path,
                     _ => false,
                 },
             };
             if meant {
-                let soon = pace::soon(now, target.place, count, &target.spec.timing);
+                let mut soon = pace::soon(now, target.place, count, &target.spec.timing);
+                // However many hints there are.
+                if let Some(begun) = target.begun {
+                    soon = soon.max(begun + target.spec.timing.fast_interval.min(HINT_GAP));
+                }
                 hurry(&mut self.due, target, soon);
             }
         }
@@ -390,6 +459,14 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             return Ok(());
         };
         let now = Instant::now();
+        if let Turn::Holds { timer, .. } = &mut target.turn {
+            let interval = pace::clamp(target.spec.timing.interval);
+            let not_before = now + interval / 2;
+            let at = pace::regular(self.epoch, not_before, target.place, interval);
+            *timer = self.due.insert_at(id, at);
+            target.pace.note(Outcome::Pass, &target.spec.timing);
+            return self.report(id, Found::of(Outcome::Pass, Duration::ZERO));
+        }
         let late = now.saturating_duration_since(deadline);
         self.observer.begun_late(late);
         if let Some(behind) = self.punctuality.note(late, now) {
@@ -414,20 +491,25 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             };
             return Ok(());
         }
-        let check = match &target.check {
-            Some(check) => Arc::clone(check),
-            None => match self.prober.prepare(&target.spec) {
-                Ok(check) => Arc::clone(target.check.insert(Arc::new(check))),
-                Err(error) => {
-                    let found = Found {
-                        detail: Some(Chain(&error).to_string().into()),
-                        ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
-                    };
-                    return self.settle(id, now, found);
-                }
-            },
+        let check = {
+            let mut prepared = target
+                .prepared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            prepared.get(now, || self.prober.prepare(&target.spec))
+        };
+        let check = match check {
+            Ok(check) => check,
+            Err(error) => {
+                let found = Found {
+                    detail: Some(Chain(&error).to_string().into()),
+                    ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
+                };
+                return self.settle(id, now, found);
+            }
         };
         self.serial += 1;
+        target.begun = Some(now);
         let (serial, at) = (self.serial, target.at);
         let patience = pace::patience(&target.spec.timing).filter(|_| target.pace.passing());
         let task = self.probes.spawn(async move {
@@ -458,7 +540,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
     fn ended(&mut self, end: Result<Ended, JoinError>) -> Result<(), Unread> {
         let end = match end {
             Ok(end) => end,
-            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(error) if error.is_panic() => return self.panicked(&error),
             // Its target was dropped.
             Err(_aborted) => return Ok(()),
         };
@@ -467,8 +549,13 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             return Ok(());
         };
         match target.turn {
-            Turn::Runs { serial, .. } if serial == end.serial => self.running -= 1,
-            Turn::Holds { serial, .. } if serial == end.serial => {}
+            Turn::Runs { serial, .. } if serial == end.serial => {
+                self.running -= 1;
+                self.observer.in_flight(self.running, self.known.len());
+            }
+            Turn::Holds { serial, timer, .. } if serial == end.serial => {
+                cancel(&mut self.due, &timer);
+            }
             // Of a target that was here before.
             Turn::Waits { .. } | Turn::Runs { .. } | Turn::Holds { .. } => return Ok(()),
         }
@@ -484,8 +571,12 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         self.serial += 1;
         let (serial, at, begun) = (self.serial, target.at, end.begun);
         let timing = target.spec.timing;
+        let interval = pace::clamp(timing.interval);
+        let not_before = Instant::now() + interval / 2;
+        let next = pace::regular(self.epoch, not_before, target.place, interval);
+        let timer = self.due.insert_at(id, next);
         let task = self.probes.spawn(async move {
-            let reason = kept(&stream, at, &timing).await;
+            let reason = kept(stream, at, &timing).await;
             Ended {
                 target: id,
                 serial,
@@ -495,9 +586,38 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 kept: None,
             }
         });
-        target.turn = Turn::Holds { task, serial };
+        target.turn = Turn::Holds {
+            task,
+            serial,
+            timer,
+        };
         target.pace.note(end.found.outcome, &timing);
         self.report(id, end.found)
+    }
+
+    /// A probe ran into a mistake of this program's: that is no server's fault, and no reason to leave all
+    /// the others unasked.
+    fn panicked(&mut self, error: &JoinError) -> Result<(), Unread> {
+        error!(%error, "a probe panicked: please report this, with what the server says to it");
+        let now = Instant::now();
+        let mut running = self.watched.iter();
+        let ours = running.find_map(|(id, target)| match &target.turn {
+            Turn::Runs { task, .. } | Turn::Holds { task, .. } if task.id() == error.id() => {
+                Some(id)
+            }
+            Turn::Waits { .. } | Turn::Runs { .. } | Turn::Holds { .. } => None,
+        });
+        let Some(id) = ours else { return Ok(()) };
+        match self.watched.get(id).map(|target| &target.turn) {
+            Some(Turn::Runs { .. }) => self.running -= 1,
+            Some(Turn::Holds { timer, .. }) => cancel(&mut self.due, timer),
+            Some(Turn::Waits { .. }) | None => {}
+        }
+        let found = Found {
+            detail: Some("the probe panicked: see the log".into()),
+            ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
+        };
+        self.settle(id, now, found)
     }
 
     /// Reports what was found and sets the target's next time.
@@ -508,6 +628,14 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let timing = &target.spec.timing;
         target.pace.note(found.outcome, timing);
         let now = Instant::now();
+        if is_ours_to_mend(found.outcome) && target.pace.suspected() {
+            // Before this counts for a verdict: perhaps what was read of this host is old.
+            let mut prepared = target
+                .prepared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            prepared.stale = prepared.stale.min(now);
+        }
         // Hurry does not help where this host is short of something.
         let local = found.outcome == Outcome::Fail(FailReason::Local);
         let dropped = found.outcome == Outcome::Fail(FailReason::Dropped);
@@ -591,6 +719,21 @@ async fn patiently<P: Prober>(
     (found, Some(second), None)
 }
 
+/// Takes a target's time back. One that has come already is not there any more.
+fn cancel(due: &mut DelayQueue<usize>, timer: &delay_queue::Key) {
+    let _gone: Option<delay_queue::Expired<usize>> = due.try_remove(timer);
+}
+
+/// Whether a failure may come from a certificate, key or password of this host's.
+const fn is_ours_to_mend(outcome: Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Fail(
+            FailReason::Certificate(_) | FailReason::TlsAlert(_) | FailReason::LoginRefused
+        )
+    )
+}
+
 /// Brings a waiting target's probe forward to `soon`.
 fn hurry<C>(due: &mut DelayQueue<usize>, target: &Watched<C>, soon: Instant) {
     if let Turn::Waits { timer, .. } = &target.turn
@@ -601,26 +744,21 @@ fn hurry<C>(due: &mut DelayQueue<usize>, target: &Watched<C>, soon: Instant) {
 }
 
 /// Waits for the end of a connection. A host that vanished without a word is found by TCP's keepalive.
-async fn kept(stream: &TcpStream, at: SocketAddr, timing: &CheckTiming) -> FailReason {
+async fn kept(mut stream: TcpStream, at: SocketAddr, timing: &CheckTiming) -> FailReason {
     // Whole seconds are what the kernel counts in.
     let second = Duration::from_secs(1);
     let keepalive = TcpKeepalive::new()
         .with_time(timing.interval.max(second))
         .with_interval(timing.interval.max(second))
         .with_retries(timing.fall.max(1));
-    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&keepalive) {
+    if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive) {
         return errno::reason(&error, at, Phase::Answer);
     }
     let mut chatter = [0; 512];
     loop {
-        let read = match stream.readable().await {
-            Ok(()) => stream.try_read(&mut chatter),
-            Err(error) => Err(error),
-        };
-        match read {
+        match stream.read(&mut chatter).await {
             Ok(0) => return FailReason::Dropped,
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 return match errno::reason(&error, at, Phase::Answer) {
                     FailReason::Reset => FailReason::Dropped,

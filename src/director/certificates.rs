@@ -19,7 +19,7 @@ impl Core {
             let when = match left {
                 ..0 => "has ended".to_owned(),
                 0..DAY => "ends within a day".to_owned(),
-                _ => format!("ends in {} days", left / DAY),
+                _ => format!("ends in {} days", left / DAY + 1),
             };
             let more = match ends.len() - 1 {
                 0 => String::new(),
@@ -94,7 +94,7 @@ real_server = [{ address = "10.0.0.1:443" }, { address = "10.0.0.2:443" }]
         let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let mut core = Core::new(Arc::new(config), start);
         let service: ServiceKey = "tcp/192.0.2.1:443".parse().unwrap();
-        for (n, ends) in [(1, 20 * DAY), (2, 30 * DAY)] {
+        for (n, ends) in [(1, 20 * DAY - 9), (2, 30 * DAY)] {
             let dest = DestKey {
                 addr: [10, 0, 0, n].into(),
                 port: 443,
@@ -122,7 +122,7 @@ real_server = [{ address = "10.0.0.1:443" }, { address = "10.0.0.2:443" }]
         };
         told(
             12,
-            "10.0.0.1:443 in tcp/192.0.2.1:443 ends in 7 days: renew it",
+            "10.0.0.1:443 in tcp/192.0.2.1:443 ends in 8 days: renew it",
         );
         told(19, "ends within a day");
         told(21, "has ended, and those of 1 more servers soon");

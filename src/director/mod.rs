@@ -29,7 +29,7 @@ use crate::{
     health::{Health, Standing, Transition},
     model::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, ReplacementId,
-        ServiceKey, Slot, WallMillis,
+        ServiceKey, Slot, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -78,6 +78,8 @@ pub enum Note {
     WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>),
     /// A server passes, and stays out for its falls: for how long if it does not fall again.
     HeldOut(ServiceKey, DestKey, Duration),
+    /// A check of this kind could not be made several times in a row, and why.
+    Blind(ServiceKey, DestKey, &'static str, Option<Arc<str>>),
     /// A check wants another weight of a server than before; none is the configured one.
     Advised(ServiceKey, DestKey, Option<Advice>),
     /// A failed server is to be replaced.
@@ -194,8 +196,9 @@ impl Core {
     pub fn new(config: Arc<config::Director>, start: Start) -> Self {
         let numbers_from = u64::try_from(start.wall.0).unwrap_or(0);
         let made = match &start.recall {
-            Recall::Known(memory) => memory.made.clone(),
-            Recall::Forgot(_) => BTreeSet::new(),
+            // A boot empties IPVS: what is there now is somebody's who was quicker.
+            Recall::Known(memory) if memory.boot_id == start.boot_id => memory.made.clone(),
+            Recall::Known(_) | Recall::Forgot(_) => BTreeSet::new(),
         };
         let ways = Ways::new(config.probe_marks, made, &start.marked);
         let mut core = Self {
@@ -309,20 +312,25 @@ impl Core {
         let Some(dests) = self.health.get_mut(&service) else {
             return;
         };
-        let Some(standing) = dests.get_mut(&dest) else {
+        let Some(standing) = dests.get(&dest) else {
             return;
         };
         let (checks, damping) = (&config.checks, &config.damping);
         // Asked for only where the server would have to stay out for its falls.
-        let change = if standing.penalty().held(damping, now).is_some() {
-            let alone = !dests.iter().any(|(d, s)| *d != dest && s.verdict().is_up());
-            let Some(standing) = dests.get_mut(&dest) else {
-                return;
+        let needed = standing.penalty().held(damping, now).is_some() && {
+            let useful = |(d, s): &(&DestKey, &Standing)| {
+                let attrs = config
+                    .servers
+                    .get(*d)
+                    .map_or(Weight::ONE, |attrs| attrs.weight);
+                s.verdict().is_up() && s.weight(attrs) != Weight::QUIESCED && **d != dest
             };
-            standing.observe(check, found, checks, damping, now, alone)
-        } else {
-            standing.observe(check, found, checks, damping, now, false)
+            dests.iter().filter(useful).count() * 2 < dests.len()
         };
+        let Some(standing) = dests.get_mut(&dest) else {
+            return;
+        };
+        let change = standing.observe(check, found, checks, damping, now, needed);
         let Some(standing) = dests.get(&dest) else {
             return;
         };
@@ -335,10 +343,12 @@ impl Core {
         if change.matters {
             fx.dirty.insert(service);
         }
+        // A stand-in that entered, or fell out, is asked at another pace.
+        fx.targets |= change.transition.is_some() && !config.servers.contains_key(&dest);
         match change.transition {
             Some(Transition::WentUp) => fx.notes.push(Note::WentUp(service, dest)),
             Some(Transition::WentDown(why)) => {
-                let mut detail = found.detail.clone();
+                let mut detail = standing.detail();
                 if let Some(words) = diagnosis(config, standing) {
                     let found = detail.map_or_else(String::new, |d| format!("{d}; "));
                     detail = Some(format!("{found}{words}").into());
@@ -353,8 +363,13 @@ impl Core {
             fx.notes.push(Note::HeldOut(service, dest, left));
         }
         if change.advised {
-            let advice = standing.checks().get(check).and_then(|c| c.advice);
+            let advice = standing.advice(Weight::ONE).map(|(_, advice)| advice);
             fx.notes.push(Note::Advised(service, dest, advice));
+        }
+        if change.blind {
+            let kind = checks.all.get(check).map_or("", |spec| spec.kind.label());
+            fx.notes
+                .push(Note::Blind(service, dest, kind, found.detail.clone()));
         }
     }
 

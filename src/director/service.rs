@@ -11,7 +11,7 @@ use super::{Arrival, Core};
 use crate::{
     health::{Health, Standing},
     model::{
-        CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot,
+        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -166,6 +166,29 @@ impl Core {
         true
     }
 
+    /// All destinations that are checked.
+    pub fn watched_servers(&self) -> impl Iterator<Item = (ServiceKey, DestKey)> {
+        let of = |(key, dests): (&ServiceKey, &BTreeMap<DestKey, Standing>)| {
+            let key = *key;
+            dests
+                .keys()
+                .map(move |dest| (key, *dest))
+                .collect::<Vec<_>>()
+        };
+        self.checked().flat_map(of)
+    }
+
+    /// Whether somebody waits for the verdict on a server: a stand-in that is to enter.
+    #[must_use]
+    pub fn is_awaited(&self, slot: &Slot) -> bool {
+        let config = self.config.services.get(&slot.service);
+        let configured = config.is_some_and(|c| c.servers.contains_key(&slot.dest));
+        !configured
+            && self
+                .verdict(slot.service, slot.dest)
+                .is_some_and(|h| !h.is_up())
+    }
+
     /// All services that are ours, hidden ones included.
     pub fn services(&self) -> impl Iterator<Item = ServiceKey> {
         self.config
@@ -195,11 +218,13 @@ impl Core {
                     let target = if spec.via.through {
                         self.through(*service, *dest, spec)
                     } else {
-                        let at = SocketAddr::new(
-                            spec.via.address.unwrap_or(dest.addr),
-                            spec.via.port.unwrap_or(dest.port),
-                        );
-                        Some((at, Arc::clone(spec)))
+                        // An echo has no port: one for all services on whatever ports.
+                        let port = match spec.kind {
+                            CheckKind::Icmp(_) => 0,
+                            _ => spec.via.port.unwrap_or(dest.port),
+                        };
+                        let addr = spec.via.address.unwrap_or(dest.addr);
+                        Some((SocketAddr::new(addr, port), Arc::clone(spec)))
                     };
                     let Some(target) = target else { continue };
                     let slot = Slot {

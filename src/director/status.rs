@@ -1,16 +1,20 @@
 //! What `understudy status` shows, as a value.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Core, Link, Stage, ways::diagnosis};
 use crate::{
     config::VirtualService,
-    health::{CheckState, Health, Standing},
+    health::{BLIND, CheckState, Health, Standing},
     model::{
         CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, ServiceKey,
-        wire::Want,
+        Weight, wire::Want,
     },
     reconcile::drift::Difference,
 };
@@ -307,6 +311,7 @@ impl Core {
                 ));
             }
         }
+        all.extend(self.blind());
         match self.lacking_ways() {
             0 => {}
             n => all.push(format!(
@@ -338,6 +343,39 @@ impl Core {
             ));
         }
         all
+    }
+
+    /// Checks that cannot be made here, by service and kind.
+    fn blind(&self) -> Vec<String> {
+        let mut found: BTreeMap<(ServiceKey, &str), (usize, String)> = BTreeMap::new();
+        for (key, dests) in self.checked() {
+            let Some(config) = self.config.services.get(key) else {
+                continue;
+            };
+            for (dest, standing) in dests {
+                for (spec, state) in config.checks.all.iter().zip(standing.checks()) {
+                    if state.blind >= BLIND {
+                        let why = state
+                            .detail
+                            .as_deref()
+                            .unwrap_or("no socket, port or memory");
+                        let first = || (0, format!("{dest}: {why}"));
+                        let known = found.entry((*key, spec.kind.label())).or_insert_with(first);
+                        known.0 += 1;
+                    }
+                }
+            }
+        }
+        let text = |((key, kind), (count, first)): ((ServiceKey, &str), (usize, String))| {
+            let more = match count {
+                1 => String::new(),
+                n => format!(", and {} more", n - 1),
+            };
+            format!(
+                "the {kind} check of {key} cannot be made on this host, so that nobody knows how its servers are: {first}{more}"
+            )
+        };
+        found.into_iter().map(text).collect()
     }
 
     /// Failed servers by stage, and held requests by guard: for metrics.
@@ -381,13 +419,7 @@ fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<St
                     left.as_secs() + 1
                 ));
             }
-            let failed =
-                |c: &&CheckState| matches!(c.health, Health::Down { reason: r, .. } if r == reason);
-            let detail = standing
-                .checks()
-                .iter()
-                .find(failed)
-                .and_then(|c| c.detail.clone());
+            let detail = standing.detail();
             let mut text = match detail {
                 Some(detail) => format!("{reason}: {detail}"),
                 None => reason.to_string(),
@@ -399,9 +431,9 @@ fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<St
             Some(text)
         }
         Health::Up { .. } => {
-            let mut advised = standing.checks().iter().zip(&config.checks.all);
-            let (state, check) = advised.find(|(state, _)| state.advice.is_some())?;
-            Some(format!("{} wants {}", check.kind.label(), state.advice?))
+            let (check, advice) = standing.advice(Weight::ONE)?;
+            let check = config.checks.all.get(check)?;
+            Some(format!("{} wants {advice}", check.kind.label()))
         }
         Health::Unknown { .. } => None,
     }

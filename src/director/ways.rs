@@ -22,6 +22,9 @@ use crate::{
     reconcile::plan,
 };
 
+/// Of the only destination of a hidden service.
+const WEIGHT: u16 = 10_000;
+
 /// What tells one way from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
@@ -39,7 +42,8 @@ impl Way {
             port: 0,
         };
         let attrs = DestAttrs {
-            weight: Weight::ONE,
+            // Far from any overflow scheduler's limit, whatever its service has.
+            weight: Weight::of(WEIGHT),
             forward: self.forward,
             upper: 0,
             lower: 0,
@@ -125,7 +129,9 @@ impl Ways {
             service: Service {
                 attrs: ServiceAttrs {
                     scheduler: scheduler.clone(),
-                    flags: ServiceFlags(0),
+                    // For UDP each packet is scheduled alone: an entry of five minutes would send a later
+                    // probe from the same port to this server.
+                    flags: ServiceFlags(ServiceFlags::ONE_PACKET),
                     persistence: None,
                 },
                 dests: [way.dest()].into(),

@@ -6,7 +6,7 @@ mod damping;
 mod standing;
 
 pub use damping::Penalty;
-pub use standing::{Change, CheckState, Standing};
+pub use standing::{BLIND, Change, CheckState, Standing};
 
 use crate::model::{CheckTiming, FailReason, MonoTime, Outcome};
 
@@ -79,6 +79,28 @@ impl Health {
         );
         match (self, outcome) {
             (state, Outcome::Fail(FailReason::Local)) => (state, None),
+            // Whoever announced maintenance may now stop what is asked: that is no failure until it
+            // says so, as in HAProxy.
+            (
+                Self::Down {
+                    since,
+                    reason: FailReason::SaidMaintenance,
+                    ..
+                },
+                Outcome::Fail(reason),
+            ) if !matches!(reason, FailReason::SaidDown) => (
+                Self::Down {
+                    since,
+                    passes: 0,
+                    reason: FailReason::SaidMaintenance,
+                },
+                None,
+            ),
+            // A word of the operator's is no probe that may have gone wrong.
+            (
+                Self::Unknown { .. } | Self::Up { .. },
+                Outcome::Fail(FailReason::SaidMaintenance),
+            ) => Self::down(FailReason::SaidMaintenance, now),
             (Self::Unknown { passes, need, .. }, Outcome::Pass) => {
                 if passes + 1 >= need {
                     return up;

@@ -7,6 +7,12 @@ use crate::model::{
     Advice, CheckSpec, Checks, Damping, FailReason, Found, MonoTime, Need, Outcome, Weight,
 };
 
+/// A check that could not be made so often in a row is told of.
+pub const BLIND: u32 = 3;
+
+/// Some weight, large enough that any advice shows in it.
+const WEIGHT: u16 = 10_000;
+
 /// What one check has found so far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckState {
@@ -18,6 +24,8 @@ pub struct CheckState {
     pub detail: Option<Arc<str>>,
     /// What the last probe that passed said of the weight.
     pub advice: Option<Advice>,
+    /// How often in a row it could not be made, for a reason of this host's own.
+    pub blind: u32,
     /// When the certificate ends that it saw last, in seconds since 1970.
     pub certificate_ends: Option<i64>,
 }
@@ -43,6 +51,8 @@ pub struct Change {
     pub held_out: bool,
     /// Somebody wants another weight than before.
     pub advised: bool,
+    /// The check could not be made several times in a row: nobody knows how the server is.
+    pub blind: bool,
 }
 
 impl Standing {
@@ -55,6 +65,7 @@ impl Standing {
             last: None,
             detail: None,
             advice: None,
+            blind: 0,
             certificate_ends: None,
         };
         Self {
@@ -104,19 +115,36 @@ impl Standing {
         }
     }
 
-    /// What its checks want of its weight: the least of what they say.
+    /// What its checks want of its weight, and which of them: the least of what they say. A check that
+    /// is down has no say.
     #[must_use]
-    pub fn weight(&self, configured: Weight) -> Weight {
-        let advised = self.checks.iter().filter_map(|c| c.advice);
-        let weights = advised.map(|advice| match advice {
-            Advice::Percent(p) => configured.percent(p),
-            Advice::Weight(w) => Weight::of(w),
-        });
-        weights.min().unwrap_or(configured)
+    pub fn advice(&self, configured: Weight) -> Option<(usize, Advice)> {
+        let advised = self.checks.iter().enumerate();
+        let advised = advised.filter(|(_, c)| c.health.down_since().is_none());
+        let advised = advised.filter_map(|(n, c)| Some((n, c.advice?)));
+        advised.min_by_key(|(_, advice)| weight(*advice, configured))
     }
 
-    /// Takes what a probe of the `check`th check found. `alone` says whether no other server of the
-    /// service is up: then nobody is held out.
+    /// Its weight as its checks want it.
+    #[must_use]
+    pub fn weight(&self, configured: Weight) -> Weight {
+        let advised = self.advice(configured);
+        advised.map_or(configured, |(_, advice)| weight(advice, configured))
+    }
+
+    /// What the check found that the verdict is about.
+    #[must_use]
+    pub fn detail(&self) -> Option<Arc<str>> {
+        let Health::Down { reason, .. } = self.verdict else {
+            return None;
+        };
+        let about =
+            |c: &&CheckState| matches!(c.health, Health::Down { reason: r, .. } if r == reason);
+        self.checks.iter().find(about)?.detail.clone()
+    }
+
+    /// Takes what a probe of the `check`th check found. `needed` says that less than half of the
+    /// service's servers can take its place: then nobody is held out.
     pub fn observe(
         &mut self,
         check: usize,
@@ -124,12 +152,13 @@ impl Standing {
         checks: &Checks,
         damping: &Damping,
         now: MonoTime,
-        alone: bool,
+        needed: bool,
     ) -> Change {
+        // Of any weight: advice is told where it changes.
+        let weight_before = self.weight(Weight::of(WEIGHT));
         let (Some(state), Some(spec)) = (self.checks.get_mut(check), checks.all.get(check)) else {
             return Change::default();
         };
-        let weight_before = state.advice;
         state.last = Some(found.outcome);
         state.detail.clone_from(&found.detail);
         if found.certificate_ends.is_some() {
@@ -138,16 +167,22 @@ impl Standing {
         if found.outcome == Outcome::Pass {
             state.advice = found.advice;
         }
-        let advised = state.advice != weight_before;
+        state.blind = match found.outcome {
+            Outcome::Fail(FailReason::Local) => state.blind.saturating_add(1),
+            Outcome::Pass | Outcome::Fail(_) => 0,
+        };
+        let blind = state.blind == BLIND;
         state.health = state.health.observe(found.outcome, spec.timing, now).0;
+        let advised = self.weight(Weight::of(WEIGHT)) != weight_before;
         let before = self.verdict;
         let mut change = Change {
             advised,
+            blind,
             ..Change::default()
         };
         match together(&self.checks, checks.need) {
             Together::Up if before.is_up() => {}
-            Together::Up if self.penalty.held(damping, now).is_some() && !alone => {
+            Together::Up if self.penalty.held(damping, now).is_some() && !needed => {
                 change.held_out = !self.held_out;
                 self.held_out = true;
             }
@@ -164,11 +199,20 @@ impl Standing {
                 if before.is_up() || before.is_unknown() {
                     change.transition = Some(Transition::WentDown(reason));
                 }
-                if before.is_up() || self.held_out {
+                let quiet = reason == FailReason::SaidMaintenance;
+                if (before.is_up() || self.held_out) && !quiet {
                     self.penalty.fell(damping, now);
                 }
+                // Neither the time in which it passed and was held out counts, nor maintenance.
+                let since = match before {
+                    Health::Down {
+                        reason: FailReason::SaidMaintenance,
+                        ..
+                    } if !quiet => now,
+                    Health::Down { since, .. } if !self.held_out => since,
+                    Health::Down { .. } | Health::Up { .. } | Health::Unknown { .. } => now,
+                };
                 self.held_out = false;
-                let since = before.down_since().unwrap_or(now);
                 self.verdict = Health::Down {
                     since,
                     passes: 0,
@@ -184,6 +228,13 @@ impl Standing {
     }
 }
 
+fn weight(advice: Advice, configured: Weight) -> Weight {
+    match advice {
+        Advice::Percent(p) => configured.percent(p),
+        Advice::Weight(w) => Weight::of(w),
+    }
+}
+
 enum Together {
     Up,
     Down(FailReason),
@@ -192,6 +243,14 @@ enum Together {
 
 /// The checks' verdicts as one.
 fn together(checks: &[CheckState], need: Need) -> Together {
+    let maintained = |c: &CheckState| {
+        let reason = FailReason::SaidMaintenance;
+        matches!(c.health, Health::Down { reason: r, .. } if r == reason)
+    };
+    // Whatever the others say, and however many are needed.
+    if checks.iter().any(maintained) {
+        return Together::Down(FailReason::SaidMaintenance);
+    }
     let need = need.of(checks.len());
     let up = checks.iter().filter(|c| c.health.is_up()).count();
     let mut down = checks.iter().filter_map(|c| match c.health {

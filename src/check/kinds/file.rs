@@ -28,12 +28,16 @@ impl Kind for File {
         })
     }
 
-    /// A file that is not there says nothing, and takes nobody out: `Local`.
+    /// A file that is not there says nothing against the server: it is up, with its own weight.
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
         let path = self.options.path_for(call.at);
         let mut why = None;
         let reading = async {
-            read(path.clone()).await.map_err(|error| {
+            let read = match read(path.clone()).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(b"up".to_vec()),
+                read => read,
+            };
+            read.map_err(|error| {
                 why = Some(error.to_string());
                 FailReason::Local
             })

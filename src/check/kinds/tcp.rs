@@ -3,15 +3,13 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    super::{
-        Unprepared,
-        call::Call,
-        errno,
-        expect::{LONGEST, Matcher},
-    },
+    super::{Unprepared, call::Call, errno, expect::Matcher},
     Kind,
 };
 use crate::model::{FailReason, Phase, TcpCheck};
+
+/// A greeting or answer has said what it has to say by then.
+const LONGEST_TALK: usize = 64 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -75,12 +73,17 @@ async fn read(
         let verdict = match more {
             0 if seen.is_empty() => return Err(FailReason::Reset),
             0 => expect.judge(seen, true),
-            _ => expect.judge_open(seen),
+            fresh => match expect {
+                Matcher::Text(_) => expect.judge_piece(seen, fresh),
+                Matcher::Regex(_) | Matcher::Bytes(_) | Matcher::Sha256(_) => {
+                    expect.judge_open(seen)
+                }
+            },
         };
         match verdict {
             Some(true) => return Ok(()),
             Some(false) => return Err(FailReason::Mismatch),
-            None if seen.len() >= LONGEST => return Err(FailReason::TooLong),
+            None if seen.len() >= LONGEST_TALK => return Err(FailReason::TooLong),
             None => {}
         }
     }

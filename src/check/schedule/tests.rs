@@ -421,6 +421,7 @@ async fn a_nudge_brings_a_probe_forward_and_no_verdict() {
     let mut bench = Bench::start(targets, 16);
     bench.report().await;
     bench.report().await;
+    sleep(SECOND).await;
     let nudged = Instant::now();
     bench
         .nudges
@@ -457,6 +458,23 @@ async fn a_check_that_lacks_something_blames_nobody_and_is_tried_again() {
         4,
         "once it is ready it stays so"
     );
+}
+
+#[tokio::test]
+async fn a_kept_connection_passes_at_each_interval_without_another_probe() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (_far, _) = listener.accept().await.unwrap();
+    let fake = Fake::default();
+    *fake.0.kept.lock().unwrap() = Some(near);
+    // A full queue loses some: the next one supersedes them.
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND / 10, 2)], 1);
+    for _ in 0..5 {
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    }
+    assert_eq!(bench.world.starts_of(1).len(), 1);
 }
 
 #[tokio::test]
@@ -594,7 +612,7 @@ async fn probes_in_flight_are_bounded_and_all_targets_get_their_turn() {
         bench.world.most_running.load(Ordering::SeqCst),
         MAX_IN_FLIGHT
     );
-    let asked: std::collections::HashSet<_> = {
+    let asked: HashSet<_> = {
         let starts = bench.world.starts.lock().unwrap();
         starts.iter().map(|(_, at)| *at).collect()
     };

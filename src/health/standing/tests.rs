@@ -103,7 +103,8 @@ fn the_least_of_what_is_advised_counts_and_a_failed_probe_advises_nothing() {
     );
     assert!(say(&mut standing, 1, &advise(Some(Advice::Weight(3)))));
     assert_eq!(standing.weight(ten), Weight::of(3));
-    assert!(!say(&mut standing, 1, &found(REFUSED)));
+    let local = Outcome::Fail(FailReason::Local);
+    assert!(!say(&mut standing, 1, &found(local)), "that says nothing");
     assert!(say(&mut standing, 0, &advise(Some(Advice::Percent(0)))));
     assert_eq!(standing.weight(ten), Weight::QUIESCED);
 }
@@ -146,6 +147,76 @@ fn the_only_server_left_is_not_held_out() {
     let pass = found(Outcome::Pass);
     let change = standing.observe(0, &pass, &checks, &DAMPING, at(now), true);
     assert_eq!(change.transition, Some(Transition::WentUp));
+}
+
+#[test]
+fn the_time_in_which_it_was_held_out_is_no_failure() {
+    let checks = checks(1, Need::All);
+    let (mut standing, now) = flapping(&checks, false);
+    for second in now..now + 30 {
+        let pass = found(Outcome::Pass);
+        standing.observe(0, &pass, &checks, &DAMPING, at(second), false);
+    }
+    assert_eq!(standing.failing_since(), None);
+    standing.observe(0, &found(REFUSED), &checks, &DAMPING, at(now + 30), false);
+    assert_eq!(
+        standing.failing_since(),
+        Some(at(now + 30)),
+        "not since the fall before"
+    );
+}
+
+#[test]
+fn maintenance_stays_whatever_else_fails_and_ends_by_its_own_word() {
+    for need in [Need::All, Need::AtLeast(1)] {
+        let checks = checks(2, need);
+        let mut standing = Standing::new(&checks, false, at(0));
+        let maint = Outcome::Fail(FailReason::SaidMaintenance);
+        let mut say = |n, outcome, second| {
+            let change = standing.observe(n, &found(outcome), &checks, &DAMPING, at(second), false);
+            (
+                change.transition,
+                standing.verdict(),
+                standing.failing_since(),
+            )
+        };
+        say(0, Outcome::Pass, 1);
+        say(1, Outcome::Pass, 1);
+        let (_, verdict, since) = say(1, maint, 2);
+        assert!(!verdict.is_up() && since.is_none(), "{need:?}");
+        // What is asked is stopped, and then the agent itself.
+        assert_eq!(say(0, REFUSED, 3).2, None);
+        assert_eq!(say(1, REFUSED, 4).2, None);
+        // The agent says that it is over, and the other still fails.
+        let (_, verdict, since) = say(1, Outcome::Pass, 100);
+        match need {
+            Need::All => assert_eq!(since, Some(at(100)), "from now on"),
+            Need::AtLeast(_) => assert!(verdict.is_up()),
+        }
+    }
+}
+
+#[test]
+fn a_check_that_is_down_has_no_say_and_one_that_cannot_be_made_is_told_of_once() {
+    let checks = checks(2, Need::AtLeast(1));
+    let mut standing = Standing::new(&checks, false, at(0));
+    let drain = Found {
+        advice: Some(Advice::Percent(0)),
+        ..found(Outcome::Pass)
+    };
+    let say = |standing: &mut Standing, n, f: &Found| {
+        standing.observe(n, f, &checks, &DAMPING, at(1), false)
+    };
+    say(&mut standing, 0, &drain);
+    say(&mut standing, 1, &found(Outcome::Pass));
+    assert_eq!(standing.weight(Weight::of(9)), Weight::QUIESCED);
+    assert!(say(&mut standing, 0, &found(REFUSED)).advised);
+    assert_eq!(standing.weight(Weight::of(9)), Weight::of(9));
+    let local = found(Outcome::Fail(FailReason::Local));
+    let told: Vec<_> = (0..5)
+        .map(|_| say(&mut standing, 1, &local).blind)
+        .collect();
+    assert_eq!(told, [false, false, true, false, false]);
 }
 
 #[test]

@@ -102,6 +102,8 @@ impl CheckKind {
     pub fn for_others(&self) -> Option<Self> {
         match self {
             Self::FromFile(_) | Self::External(_) => None,
+            // An echo asks for a privilege that a provisioner does not have.
+            Self::Icmp(_) => None,
             Self::Http(http) if http.credentials.is_some() => Some(Self::Tcp(TcpCheck::default())),
             Self::Http(http) => match &http.tls {
                 Some(tls) if tls.client.is_some() => Some(Self::Tcp(TcpCheck::default())),
@@ -122,7 +124,6 @@ impl CheckKind {
             | Self::Smtp(_)
             | Self::Dns(_)
             | Self::Udp(_)
-            | Self::Icmp(_)
             | Self::Grpc(_)
             | Self::Agent(_) => Some(self.clone()),
         }
