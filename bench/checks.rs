@@ -9,7 +9,6 @@
 //! by itself lasts five minutes (`BENCH_SECONDS` too): 1,000 healthy servers while both cores spin.
 
 #![expect(
-    clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a program for people: it prints, and fails loudly where it stands"
