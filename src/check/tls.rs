@@ -262,6 +262,15 @@ pub(super) fn credentials(path: &Path) -> Result<(String, String), Unprepared> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Unprepared> {
+    if path
+        .parent()
+        .is_some_and(|folder| folder.as_os_str().is_empty())
+    {
+        return Err(Unprepared::Content {
+            path: path.to_owned(),
+            what: "no credential of this name is loaded: add LoadCredential= to the unit, or write a path".to_owned(),
+        });
+    }
     let unread = |source| Unprepared::File {
         path: path.to_owned(),
         source,

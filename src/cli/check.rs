@@ -11,6 +11,7 @@ use super::{Failure, block_on, read, say, table};
 use crate::{
     check::{Check, Stage},
     config::{self, Director},
+    director::ways,
     ipvs::Ipvs,
     model::{CheckSpec, DestKey, Found, Outcome, ServiceKey, ServiceState, Via},
     telemetry::Chain,
@@ -123,6 +124,7 @@ async fn ask(config: &Director, key: ServiceKey, dest: DestKey) -> Result<u32, F
         say("  nobody is asked: it counts as up\n")?;
     }
     let mut failed = 0;
+    let (mut direct, mut lost) = (false, false);
     for spec in &service.checks.all {
         let at = SocketAddr::new(dest.addr, dest.port);
         let (at, spec) = match spec.via.through {
@@ -151,8 +153,14 @@ async fn ask(config: &Director, key: ServiceKey, dest: DestKey) -> Result<u32, F
                 continue;
             }
         };
-        failed += u32::from(found.outcome != Outcome::Pass);
+        let passed = found.outcome == Outcome::Pass;
+        failed += u32::from(!passed);
+        direct |= passed && !spec.via.through;
+        lost |= !passed && spec.via.through;
         say(&tell(&spec, at, &found, &stages))?;
+    }
+    if direct && lost {
+        say(&format!("  {}\n", ways::words(service.forward)))?;
     }
     Ok(failed)
 }

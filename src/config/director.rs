@@ -209,6 +209,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     let mut r = Reader {
         bad: Diagnostics::new(path, source),
         own: None,
+        marks: Marks::default(),
     };
     let unspecified = IpAddr::from([0, 0, 0, 0]);
     let name = r.value(&raw.director.name, |t| t.parse::<DirectorName>());
@@ -217,6 +218,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     let marks = raw.director.probe_marks.as_ref();
     let probe_marks = marks.and_then(|m| r.value(m, str::parse::<Marks>));
     let probe_marks = probe_marks.unwrap_or_default();
+    r.marks = probe_marks;
     let resync = r.duration(raw.director.resync.as_ref(), Duration::from_secs(10));
     r.at_least(
         raw.director.resync.as_ref(),
@@ -310,6 +312,8 @@ struct Reader {
     bad: Diagnostics,
     /// The director's own address.
     own: Option<IpAddr>,
+    /// Firewall marks for probes.
+    marks: Marks,
 }
 
 impl Reader {

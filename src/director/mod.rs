@@ -12,7 +12,7 @@ mod memory;
 mod service;
 pub mod settings;
 pub mod status;
-mod ways;
+pub mod ways;
 
 #[cfg(test)]
 mod tests;

@@ -245,14 +245,20 @@ pub(super) fn diagnosis(config: &VirtualService, standing: &Standing) -> Option<
     if !(through && direct) {
         return None;
     }
-    Some(match config.forward {
+    Some(words(config.forward))
+}
+
+/// What to look at on a server that answers on its own address, and not for the virtual one.
+#[must_use]
+pub const fn words(forward: ForwardMethod) -> &'static str {
+    match forward {
         ForwardMethod::Tun => {
             "it answers on its own address, not for the virtual one: is the virtual address missing on its lo or tunnel interface, does it unpack the tunnel, is rp_filter strict there?"
         }
         _ => {
             "it answers on its own address, not for the virtual one: is the virtual address missing on its lo, or does another host answer ARP for it?"
         }
-    })
+    }
 }
 
 #[cfg(test)]

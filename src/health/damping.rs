@@ -5,10 +5,6 @@ use std::time::Duration;
 
 use crate::model::{Damping, MonoTime};
 
-/// The penalty grows no further than so many times the limit under which a server comes back: three
-/// half-lives bring it there.
-const MOST: f64 = 8.0;
-
 /// What a server's falls have added up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Penalty {
@@ -20,7 +16,8 @@ pub struct Penalty {
 impl Penalty {
     /// The server fell.
     pub(super) fn fell(&mut self, damping: &Damping, now: MonoTime) {
-        self.points = (self.points(damping, now) + 1.0).min(MOST * f64::from(damping.reuse));
+        self.points = (self.points(damping, now) + 1.0)
+            .min(f64::from(Damping::MOST) * f64::from(damping.reuse));
         self.at = now;
         self.held |= damping.is_on() && self.points >= f64::from(damping.suppress);
     }

@@ -19,8 +19,8 @@ use toml::Spanned;
 use super::{Reader, address};
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType, Expect, ExternalCheck,
-    FileCheck, ForwardMethod, GrpcCheck, HttpCheck, HttpVersion, IcmpCheck, LoginCheck, Need,
-    PinDigest, Protocol, ServiceKey, SmtpCheck, SmtpTls, StatusRange, TcpCheck, TlsOptions,
+    Family, FileCheck, ForwardMethod, GrpcCheck, HttpCheck, HttpVersion, IcmpCheck, LoginCheck,
+    Need, PinDigest, Protocol, ServiceKey, SmtpCheck, SmtpTls, StatusRange, TcpCheck, TlsOptions,
     UdpCheck, Verify, Via,
 };
 
@@ -297,6 +297,15 @@ impl Reader {
             let message = "reuse is above suppress: a server would be let in where it is held out";
             self.bad.push(at.span(), message);
         }
+        if let Some(at) = &raw.suppress
+            && damping.suppress > damping.reuse.saturating_mul(Damping::MOST)
+        {
+            let message = format!(
+                "suppress is never reached: the penalty ends at {} times reuse",
+                Damping::MOST
+            );
+            self.bad.push(at.span(), message);
+        }
         damping
     }
 
@@ -375,6 +384,7 @@ impl Reader {
             via.through = true;
             self.through(c, through, service, &mut via);
         }
+        self.ways_out(c, &via, service);
         let named = c.named();
         if named.len() > 1 {
             let message = format!(
@@ -456,6 +466,31 @@ impl Reader {
         }
     }
 
+    /// What cannot be together on the way out of this host.
+    fn ways_out(&mut self, c: &RawCheck, via: &Via, (key, forward): (ServiceKey, ForwardMethod)) {
+        if let (Some(raw), Some(mark), false) = (&c.fwmark, via.mark, via.through)
+            && self.marks.contains(mark)
+        {
+            let message = format!(
+                "mark {mark} lies in probe_marks, {}: packets with it go where a check through a virtual address goes",
+                self.marks
+            );
+            self.bad.push(raw.span(), message);
+        }
+        // A tunnel's servers may be of another family than their service.
+        let towards = match via.address {
+            Some(address) => Some(Family::of(address)),
+            None if forward == ForwardMethod::Tun => None,
+            None => Some(key.family()),
+        };
+        if let (Some(raw), Some(source), Some(towards)) = (&c.source, via.source, towards)
+            && Family::of(source) != towards
+        {
+            self.bad
+                .push(raw.span(), "source is of another family than what is asked");
+        }
+    }
+
     /// What a check through the virtual address needs besides.
     fn through(
         &mut self,
@@ -524,6 +559,11 @@ impl Reader {
                     "an agent is asked anew each time: without hold",
                 );
             }
+            let expected = [&raw.expect, &raw.expect_regex, &raw.expect_hex];
+            if let Some(expect) = expected.into_iter().flatten().next() {
+                let message = "an agent's words are known: without expect";
+                self.bad.push(expect.span(), message);
+            }
             return Some(CheckKind::Agent(self.talk(raw)));
         }
         if let Some(raw) = &c.http {
@@ -535,7 +575,7 @@ impl Reader {
         }
         if let Some(raw) = &c.https {
             let none = RawTls::default();
-            let host = raw.host.as_ref().map(|h| bare(h.get_ref()).to_owned());
+            let host = raw.host.as_ref().and_then(|h| sni_of(h.get_ref()));
             let tls = self.tls(raw.tls.as_ref().map_or(&none, Spanned::get_ref), host);
             return Some(CheckKind::Http(Box::new(self.http(raw, Some(tls)))));
         }
@@ -576,7 +616,7 @@ impl Reader {
         }
         if let Some(raw) = &c.grpc {
             let host = raw.host.as_ref().and_then(|h| self.value(h, host));
-            let sni = host.as_deref().map(|h| bare(h).to_owned());
+            let sni = host.as_deref().and_then(sni_of);
             return Some(CheckKind::Grpc(GrpcCheck {
                 service: raw
                     .service
@@ -711,7 +751,7 @@ impl Reader {
 
     /// `sni` is what the check's host name says, if it has one.
     fn tls(&mut self, raw: &RawTls, sni: Option<String>) -> TlsOptions {
-        let named = raw.sni.as_ref().and_then(|s| self.value(s, host));
+        let named = raw.sni.as_ref().and_then(|s| self.value(s, server_name));
         let verify = match (&raw.verify, &raw.ca, &raw.pin_sha256) {
             (None, None, None) => Verify::System,
             (Some(verify), None, None) if *verify.get_ref() => Verify::System,
@@ -763,7 +803,7 @@ impl Reader {
             }
         };
         SmtpCheck {
-            ehlo: raw.ehlo.as_ref().and_then(|h| self.value(h, host)),
+            ehlo: raw.ehlo.as_ref().and_then(|h| self.value(h, ehlo)),
             tls,
         }
     }
@@ -854,19 +894,43 @@ fn path_and_query(text: &str) -> Result<String, String> {
     }
 }
 
+/// A host as requests name it, with or without a port.
 fn host(text: &str) -> Result<String, String> {
-    match !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic()) {
-        true => Ok(text.to_owned()),
-        false => Err(format!("{text:?} is no host name")),
+    match text.parse::<hyper::http::uri::Authority>() {
+        Ok(host) if !host.as_str().contains('@') => Ok(text.to_owned()),
+        _ => Err(format!(
+            "{text:?} is no host name: write \"shop.example\", \"shop.example:8443\" or \"[2001:db8::1]:8443\""
+        )),
     }
 }
 
-/// A host name without its port.
-fn bare(host: &str) -> &str {
-    match host.rsplit_once(':') {
+/// What `EHLO` says: a name or an address in brackets (RFC 5321, section 4.1.3).
+fn ehlo(text: &str) -> Result<String, String> {
+    match !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name for EHLO")),
+    }
+}
+
+/// A name as TLS sends it: no address, no port (RFC 6066, section 3).
+fn server_name(text: &str) -> Result<String, String> {
+    sni_of(text)
+        .filter(|name| name == text)
+        .ok_or_else(|| format!("{text:?} is no server name: write \"shop.example\""))
+}
+
+/// The name that TLS sends to a host; none to one that is an address.
+fn sni_of(host: &str) -> Option<String> {
+    let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
-    }
+    };
+    let label = |label: &str| {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        !label.is_empty() && label.len() < 64 && label.bytes().all(fits)
+    };
+    let is_name = name.split('.').all(label) && name.parse::<std::net::IpAddr>().is_err();
+    (is_name && name.len() < 254).then(|| name.to_owned())
 }
 
 fn method(text: &str) -> Result<String, String> {

@@ -212,6 +212,9 @@ pub struct Damping {
 }
 
 impl Damping {
+    /// The penalty grows to so many times `reuse`, and no further: three half-lives bring it there.
+    pub const MOST: u32 = 8;
+
     /// Whether anybody can be held out.
     #[must_use]
     pub const fn is_on(&self) -> bool {

@@ -214,6 +214,8 @@ fn damping_is_on_unless_it_is_switched_off() {
     assert_eq!(service("").damping, Damping::default());
     let off = service("damping = { half_life = \"0s\" }").damping;
     assert!(!off.is_on());
+    let found = errors("damping = { suppress = 17, reuse = 2 }");
+    assert!(found.contains("ends at 8 times reuse"), "{found}");
     let found = errors("damping = { suppress = 2, reuse = 3 }");
     assert!(found.contains("reuse is above suppress"), "{found}");
 }
@@ -350,6 +352,11 @@ fn every_mistake_names_its_place_and_the_remedy() {
             "neither an absolute path nor the name of a systemd credential",
         ),
         ("file = { path = \"x\" }", "8:27", "is no absolute path"),
+        (
+            "agent = { expect = \"up\" }",
+            "8:30",
+            "an agent's words are known",
+        ),
         ("agent = { hold = true }", "8:28", "without hold"),
         (
             "tcp = {}, interface = \"a/b\"",
@@ -369,4 +376,31 @@ fn every_mistake_names_its_place_and_the_remedy() {
     }
     let found = errors("[[virtual_service.check]]\ntcp = {}\n[[virtual_service.check]]\nnone = {}");
     assert!(found.contains("has a check and none"), "{found}");
+}
+
+#[test]
+fn a_host_is_one_and_only_names_are_sent_by_tls() {
+    let sni = |host: &str| match kind(&format!("https = {{ host = {host:?} }}")) {
+        CheckKind::Http(http) => http.tls.unwrap().sni,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(sni("shop.example:8443").as_deref(), Some("shop.example"));
+    assert_eq!(sni("192.0.2.1:8443"), None);
+    assert_eq!(sni("[2001:db8::1]:8443"), None);
+    for host in ["a/b", "a b", "user@a", "2001:db8::1"] {
+        let found = errors(&format!("check = {{ http = {{ host = {host:?} }} }}"));
+        assert!(found.contains("is no host name"), "{host}: {found}");
+    }
+    for name in ["192.0.2.1", "a:443", "a/b"] {
+        let found = errors(&format!("check = {{ tls = {{ sni = {name:?} }} }}"));
+        assert!(found.contains("is no server name"), "{name}: {found}");
+    }
+}
+
+#[test]
+fn what_cannot_be_together_on_the_way_out_is_told() {
+    let found = errors("check = { tcp = {}, source = \"fd77::1\" }");
+    assert!(found.contains("source is of another family"), "{found}");
+    let found = errors("check = { tcp = {}, fwmark = 0x7e000005 }");
+    assert!(found.contains("lies in probe_marks"), "{found}");
 }
