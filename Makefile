@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills bench fuzz compiler prepare lint unit doc deny kernel units
+.PHONY: test demo mutants kills bench bench-checks fuzz compiler prepare lint unit doc deny kernel units
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -12,7 +12,7 @@ KILLS ?= 20
 fuzzer := target/tools/bin/cargo-fuzz
 fuzzer_version := 0.13.2
 fuzz_build = target/fuzz/$(FUZZ_SANITIZER)
-FUZZ_TARGETS ?= ipvs_message ipvs_datagram ipvsadm_saved
+FUZZ_TARGETS ?= ipvs_message ipvs_datagram ipvsadm_saved check_answer
 FUZZ_SECONDS ?= 60
 # The address sanitizer where its library came with the compiler (rustup's have it, distributions' do not).
 FUZZ_SANITIZER ?= $(if $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/lib/*_rt.asan.a),address,none)
@@ -82,6 +82,12 @@ bench: prepare
 	@rm -f target/vm/results/ipvs.json
 	@VM_ENV=BENCH_ROUNDS cargo bench --quiet --locked $(in_vm) --bench ipvs -- $(ARGS); status=$$?; \
 	if [ -e target/vm/results/ipvs.json ]; then mv target/vm/results/ipvs.json target/bench/ipvs.json; fi; exit $$status
+
+# Checks on the machine itself: how they grow, what they cost beside a bare loop. ARGS=calm: five minutes of 1,000
+# healthy servers while both cores spin.
+bench-checks: compiler
+	$(call say,waiting for the release build and the checks)
+	@cargo bench --quiet --locked --bench checks -- $(ARGS)
 
 # Breaks each invariant on purpose, in a copy, and expects its test to fail. ARGS names mutants: make mutants ARGS='08 12'
 mutants: compiler

@@ -13,6 +13,8 @@
     reason = "a program for people: it prints, and fails loudly where it stands"
 )]
 
+mod bare;
+mod beside;
 mod floor;
 mod measures;
 mod report;
@@ -33,6 +35,12 @@ fn main() -> Result<ExitCode> {
     let names: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
     if names == ["--dump"] {
         measures::dump()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let [word, kind] = names.as_slice()
+        && word == "--loop"
+    {
+        beside::run_loop(kind);
         return Ok(ExitCode::SUCCESS);
     }
     let rounds = match env::var("BENCH_ROUNDS") {

@@ -21,13 +21,29 @@ use understudy::{
 };
 
 use crate::{
+    beside,
     floor::Floor,
     report::{Goal, Outcome, Peak},
     run::{Daemon, LIMIT, Programs, Side, in_namespace, rounds, start_to_exit, wait_for_table},
     table,
 };
 
-pub(crate) const ALL: [&str; 6] = ["apply", "restore", "start", "pass", "list", "memory"];
+pub(crate) const ALL: [&str; 11] = [
+    "apply",
+    "restore",
+    "start",
+    "pass",
+    "list",
+    "memory",
+    "refused",
+    "dropped",
+    "cost-tcp",
+    "cost-http",
+    "resident",
+];
+
+/// Windows of 20 s that the cost of checks is measured over.
+const COST_WINDOWS: usize = 3;
 
 /// Where the director under test answers, in its own namespace.
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 9711);
@@ -42,6 +58,11 @@ pub(crate) fn measure(name: &str, programs: &Programs, count: usize) -> Result<O
         "pass" => pass(count),
         "list" => list(programs, count),
         "memory" => memory(programs),
+        "refused" => beside::detect(programs, false),
+        "dropped" => beside::detect(programs, true),
+        "cost-tcp" => beside::cost(programs, "tcp", COST_WINDOWS),
+        "cost-http" => beside::cost(programs, "http", COST_WINDOWS),
+        "resident" => beside::resident(programs),
         _ => bail!("no such measure: write {}", ALL.join(", ")),
     }
 }

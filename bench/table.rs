@@ -101,6 +101,7 @@ pub(crate) fn desired() -> Desired {
         generation: 1,
         services: wanted().into_iter().map(part).collect(),
         exclusive: false,
+        made: Arc::default(),
     }
 }
 

@@ -2,9 +2,15 @@
 //! minutes to build with coverage, and no byte gets further than here unread.
 #![allow(dead_code, unused_imports, reason = "who calls them is not here")]
 
+pub mod check;
 pub mod config;
 #[path = "../../src/import/mod.rs"]
 pub mod import;
 pub mod ipvs;
 #[path = "../../src/model/mod.rs"]
 pub mod model;
+
+/// As in the package.
+mod talk {
+    pub(crate) const LONGEST: usize = 64 * 1024;
+}

@@ -1,7 +1,11 @@
 //! The core's shell: turns what happens into events, and what the core wants into calls. One task,
 //! in which the core lives.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -25,6 +29,9 @@ use crate::{
 
 /// The longest sleep: the watchdog wants a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How often it is looked for certificates that end soon.
+const CERTIFICATES: Duration = Duration::from_secs(60);
 
 /// A turn that comes so late says that this process or host was stopped.
 const STOPPED: Duration = Duration::from_secs(5);
@@ -70,6 +77,8 @@ pub struct Shell {
     pub out: Outputs,
     /// Why the memory could not be kept, if it could not.
     pub not_kept: Option<String>,
+    /// Services of whose certificates was told that they end soon.
+    pub ending: BTreeSet<ServiceKey>,
 }
 
 impl Shell {
@@ -77,6 +86,7 @@ impl Shell {
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
         let mut last = clock::now();
         let mut tick = time::Instant::now();
+        let mut certificates = tick;
         loop {
             let now = clock::now();
             self.out.heartbeat.send_replace(now);
@@ -93,13 +103,18 @@ impl Shell {
                 self.take(Event::Tick);
                 tick = time::Instant::now() + BEAT;
             }
+            if time::Instant::now() >= certificates {
+                self.look_at_certificates();
+                certificates = time::Instant::now() + CERTIFICATES;
+            }
             let due = self.core.next_deadline(now).map_or(BEAT, |d| d.since(now));
             tick = tick.min(time::Instant::now() + due);
             let event = tokio::select! {
                 () = stop.cancelled() => return,
                 // Cancel-safe, all of them: nothing is taken unless the branch wins.
                 Some(r) = inputs.reports.recv() => {
-                    Event::Probe { service: r.service, dest: r.dest, outcome: r.outcome }
+                    self.note_certificate(&r);
+                    Event::Probe { slots: r.slots, found: r.found }
                 }
                 Some(event) = inputs.events.recv() => event,
                 Ok(()) = inputs.applied.changed() => {
@@ -109,6 +124,8 @@ impl Shell {
                     let mut status = self.core.status(now);
                     status.warnings.extend(self.not_kept.clone());
                     status.warnings.extend(inputs.host.borrow().iter().cloned());
+                    let certificates = self.core.certificate_warnings(clock::wall());
+                    status.warnings.extend(certificates.into_values());
                     if answer.send(status).is_err() {
                         tracing::debug!("operator went away before the answer");
                     }
@@ -117,6 +134,27 @@ impl Shell {
                 () = time::sleep_until(tick) => continue,
             };
             self.take(event);
+        }
+    }
+
+    /// Tells once of each service whose certificates end soon.
+    fn look_at_certificates(&mut self) {
+        let warnings = self.core.certificate_warnings(clock::wall());
+        for (service, warning) in &warnings {
+            if !self.ending.contains(service) {
+                // In the text too: whoever reads the journal sees no fields.
+                warn!(%service, "{warning}");
+            }
+        }
+        self.ending = warnings.into_keys().collect();
+    }
+
+    fn note_certificate(&self, report: &Report) {
+        if let Some(ends) = report.found.certificate_ends {
+            for slot in &*report.slots {
+                self.metrics
+                    .set_certificate_ends(slot.service, slot.dest, ends);
+            }
         }
     }
 
@@ -155,6 +193,9 @@ impl Shell {
                 for key in &fx.dirty {
                     changed |= renew(d, *key, &self.core);
                 }
+                if *d.made != *self.core.made() {
+                    d.made = Arc::new(self.core.made().clone());
+                }
                 d.generation += u64::from(changed);
             });
         }
@@ -165,8 +206,8 @@ impl Shell {
             differs
         });
         if fx.targets {
-            let watched = self.core.targets();
-            self.metrics.keep_servers(|id| watched.contains_key(id));
+            let ids: BTreeSet<_> = self.core.watched_servers().collect();
+            self.metrics.keep_servers(|id| ids.contains(id));
             self.out.targets.send_replace(targets(&self.core));
         }
         self.count(now);
@@ -200,10 +241,25 @@ impl Shell {
                 m.transition(To::Up, "passed");
                 m.set_server_up(*service, *dest, true);
             }
-            Note::WentDown(service, dest, why) => {
-                warn!(%service, server = %dest, reason = %why, "real server failed its checks, it is taken out");
+            Note::WentDown(service, dest, why, detail) => {
+                let detail = detail.as_deref().unwrap_or_default();
+                warn!(%service, server = %dest, reason = %why, detail, "real server failed its checks, it is taken out");
                 m.transition(To::Down, why.label());
                 m.set_server_up(*service, *dest, false);
+            }
+            Note::HeldOut(service, dest, left) => {
+                warn!(%service, server = %dest, seconds = left.as_secs(), "real server passes its checks again, and is held out because it came and went; another fall lengthens that");
+                m.held_out.inc();
+            }
+            Note::Blind(service, dest, check, detail) => {
+                let detail = detail.as_deref().unwrap_or_default();
+                warn!(%service, server = %dest, check, detail, "a check cannot be made on this host: nobody knows how the real server is, it stays as it is");
+            }
+            Note::Advised(service, dest, Some(advice)) => {
+                info!(%service, server = %dest, %advice, "a check wants another weight for the real server");
+            }
+            Note::Advised(service, dest, None) => {
+                info!(%service, server = %dest, "the real server has its configured weight again");
             }
             Note::Requested(key) => {
                 warn!(server = %key.failed, incident = %key, "replacement of a failed server was requested");
@@ -257,17 +313,14 @@ fn renew(desired: &mut Desired, key: ServiceKey, core: &Core) -> bool {
 
 /// Everything the core wants of the kernel, at the start.
 #[must_use]
-pub fn desired(
-    core: &Core,
-    services: impl Iterator<Item = ServiceKey>,
-    exclusive: bool,
-) -> Desired {
+pub fn desired(core: &Core, exclusive: bool) -> Desired {
     let mut desired = Desired {
         generation: 1,
         services: BTreeMap::new(),
         exclusive,
+        made: Arc::new(core.made().clone()),
     };
-    for key in services {
+    for key in core.services() {
         renew(&mut desired, key, core);
     }
     desired
@@ -276,10 +329,11 @@ pub fn desired(
 /// Everybody whom the core wants checked.
 #[must_use]
 pub fn targets(core: &Core) -> Arc<Targets> {
-    let target = |(id, spec)| Target {
-        id,
+    let target = |((at, spec), slots): ((_, _), Vec<_>)| Target {
+        at,
         spec,
-        fast: false,
+        fast: slots.iter().any(|slot| core.is_awaited(slot)),
+        slots: slots.into(),
     };
     Arc::new(core.targets().into_iter().map(target).collect())
 }
@@ -310,16 +364,16 @@ real_server = [{ address = "10.0.0.1:80" }]
     fn a_service_that_did_not_change_keeps_its_shared_part() {
         let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let key = "tcp/192.0.2.1:80".parse().unwrap();
-        let stranger = "tcp/192.0.2.1:81".parse().unwrap();
         let start = Start {
             now: MonoTime::ZERO,
             wall: WallMillis(0),
             boot_id: "boot".into(),
             recall: Recall::Forgot("there is no state file".into()),
             kernel: BTreeMap::new(),
+            marked: BTreeSet::new(),
         };
         let core = Core::new(Arc::new(config), start);
-        let mut all = desired(&core, [key, stranger].into_iter(), false);
+        let mut all = desired(&core, false);
         assert_eq!(all.services.len(), 1);
         let part = Arc::clone(&all.services[&key]);
         assert!(!renew(&mut all, key, &core));

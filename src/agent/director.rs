@@ -1,19 +1,21 @@
 //! Puts the director's tasks and channels together.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     core::{self, Inputs, Outputs, Shell},
+    hints,
     host::Host,
     link, lock, shutdown_signal,
     state_file::{self, StateFile},
+    ways::KernelWays,
 };
 use crate::{
     api::operator,
@@ -36,6 +38,9 @@ use crate::{
 
 /// Reports of checks that wait for the core: some milliseconds' worth at ten thousand a second.
 const REPORTS: usize = 1024;
+
+/// Hints to the checks that wait: what finds no room is asked at its regular time.
+const NUDGES: usize = 256;
 
 /// Answers of the provisioner that wait for the core.
 const EVENTS: usize = 64;
@@ -92,7 +97,8 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let signal = shutdown_signal().map_err(Error::Signals)?;
     // Before it touches anything that another director could be using.
     let _lock = lock::take(&config).await.map_err(Error::Lock)?;
-    let (file, recall) = StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
+    let (mut file, recall) =
+        StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
     if let (Recall::Forgot(why), Some(_)) = (&recall, &config.provisioner) {
         warn!(reason = %why, "state file says nothing: destinations that the configuration does not name keep their place until the provisioner has answered");
     }
@@ -110,6 +116,8 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let keys: Vec<ServiceKey> = config.services.keys().copied().collect();
     // At once, however many services there are; those that are not ours are dropped.
     let mut found = kernel.table().await.map_err(Error::Kernel)?;
+    let marked = |key: &&ServiceKey| matches!(key, ServiceKey::Fwmark(_, m) if config.probe_marks.contains(*m));
+    let marked: BTreeSet<ServiceKey> = found.keys().filter(marked).copied().collect();
     found.retain(|key, _| config.services.contains_key(key));
     // After IPVS was looked up, which loads it and brings its settings; before the first change.
     let mut host = Host::new(Arc::clone(&config), metrics.clone());
@@ -124,16 +132,21 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         boot_id: clock::boot_id().map_err(Error::Boot)?,
         recall,
         kernel: adopted,
+        marked,
     };
     let core = Core::new(Arc::clone(&config), start);
+    // Before the kernel has any of them: what is not remembered is not removed later.
+    if !core.made().is_empty() && core.may_write_memory() {
+        file.keep(core.memory()).map_err(Error::State)?;
+    }
 
-    let (desired, desired_rx) =
-        watch::channel(core::desired(&core, keys.iter().copied(), config.exclusive));
+    let (desired, desired_rx) = watch::channel(core::desired(&core, config.exclusive));
     let (targets, targets_rx) = watch::channel(core::targets(&core));
     let (outbox, outbox_rx) = watch::channel(core.outbox());
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
     let (applied_tx, applied) = watch::channel(Applied::default());
     let (reports_tx, reports) = mpsc::channel(REPORTS);
+    let (nudges_tx, nudges_rx) = mpsc::channel(NUDGES);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let (questions_tx, questions) = mpsc::channel(16);
 
@@ -150,7 +163,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     };
 
     let mut tasks = Supervisor::default();
-    let observe = facts_to(metrics.clone());
+    let observe = facts_to(metrics.clone(), nudges_tx.clone());
     let timing = Timing {
         resync: config.resync,
         retry: RETRY,
@@ -160,9 +173,14 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     });
     let every = config.resync;
     tasks.start("host", |stop| host.run(host_tx, every, stop));
+    let (files_rx, hints_rx) = (targets_rx.clone(), targets_rx.clone());
+    let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);
+    tasks.start("files", |stop| check::watch_files(files_rx, to_files, stop));
+    tasks.start("hints", |stop| hints::run(hints_rx, to_hints, stop));
     let observer = metrics.clone();
+    let ways: Arc<dyn check::Ways> = Arc::new(KernelWays::default());
     tasks.start("checks", |stop| {
-        check::run(targets_rx, reports_tx, observer, stop)
+        check::run(ways, targets_rx, nudges_rx, reports_tx, observer, stop)
     });
     if let Some(to) = config.provisioner.clone() {
         let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());
@@ -203,6 +221,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         metrics,
         out,
         not_kept: None,
+        ending: BTreeSet::new(),
     };
     tasks.start("core", |stop| {
         shell.run(
@@ -223,7 +242,10 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     ended.map_err(Error::Ended)
 }
 
-fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
+fn facts_to(
+    metrics: DirectorMetrics,
+    nudges: mpsc::Sender<check::Nudge>,
+) -> impl Fn(Fact) + Send + Sync {
     let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     move |fact| match fact {
         Fact::Pass(end) => metrics.pass(match end {
@@ -236,6 +258,16 @@ fn facts_to(metrics: DirectorMetrics) -> impl Fn(Fact) + Send + Sync {
         Fact::Step(step, false, n) => metrics.steps(step, StepResult::Refused, n),
         Fact::Drift(policy, field, n) => metrics.drift(policy.label(), field.label(), n),
         Fact::Standing(n) => drop(metrics.drift_standing.set(number(n))),
+        Fact::Stalled(dests) => {
+            let servers: BTreeSet<_> = dests.iter().map(|d| d.addr).collect();
+            debug!(
+                ?dests,
+                "connections of these servers do not come to stand, they are asked at once"
+            );
+            if nudges.try_send(check::Nudge::Servers(servers)).is_err() {
+                debug!("too many hints at a time: these servers are asked at their interval");
+            }
+        }
         Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
     }
 }

@@ -32,13 +32,21 @@ pub fn facts() -> Facts {
     let sys = ProcSys::default();
     let asked = findings::ASKED.iter().filter_map(|n| n.parse().ok());
     let interfaces = sys.interfaces();
-    let forwarding = interfaces.iter().map(|i| SysctlName::ipv4_forwarding(i));
+    let all = ["all".to_owned()];
+    let of_interface = |i: &String| {
+        [
+            SysctlName::ipv4_forwarding(i),
+            SysctlName::of_interface(i, "accept_local"),
+            SysctlName::of_interface(i, "rp_filter"),
+        ]
+    };
+    let per_interface = interfaces.iter().chain(&all).flat_map(of_interface);
     let read = |name: SysctlName| Some((name.clone(), sys.read(&name).ok()?));
-    let addresses = rtnl::local_addresses();
+    let addresses = rtnl::host_addresses();
     let addresses = addresses
         .inspect_err(|e| warn!(error = %Chain(e), "addresses of this host could not be read"));
     Facts {
-        settings: asked.chain(forwarding).filter_map(read).collect(),
+        settings: asked.chain(per_interface).filter_map(read).collect(),
         addresses: addresses.ok(),
         ..Facts::default()
     }

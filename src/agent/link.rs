@@ -16,7 +16,7 @@ use crate::{
     config::{Director, ProvisionerLink},
     director::{Event, Outbox},
     model::{
-        IncidentKey, ReplacementId,
+        CheckSpec, IncidentKey, Need, ReplacementId, Via,
         wire::{
             Confirmation, Members, RegisteredServer, RegisteredService, Registration,
             RegistrationAnswer, Replacement, ReplacementRequest, Want,
@@ -106,12 +106,33 @@ fn silent(e: &Error) -> Event {
     Event::ProvisionerSilent(Chain(e).to_string())
 }
 
+/// A check as the provisioner can make it on a spare.
+fn for_others(check: &Arc<CheckSpec>) -> Option<CheckSpec> {
+    // On its own address a server behind DR may well refuse what it serves for the virtual one.
+    if check.via.through {
+        return None;
+    }
+    Some(CheckSpec {
+        kind: check.kind.for_others()?,
+        // This host's interfaces and marks mean nothing there.
+        via: Via {
+            port: check.via.port,
+            ..Via::default()
+        },
+        timing: check.timing,
+    })
+}
+
 fn registration(config: &Director) -> Registration {
     let services = config.services.iter().map(|(key, s)| RegisteredService {
         key: *key,
         scheduler: s.attrs.scheduler.clone(),
         forward: s.forward,
-        check: s.check.clone(),
+        checks: match s.checks.need {
+            Need::All => s.checks.all.iter().filter_map(for_others).collect(),
+            // Which of them a spare passes is for the director to see.
+            Need::AtLeast(_) => Vec::new(),
+        },
         servers: s
             .servers
             .iter()

@@ -123,6 +123,7 @@ pub async fn take(config: &config::Director) -> Result<Lock, Error> {
         exclusive: config.exclusive,
         resync_ms: u64::try_from(config.resync.as_millis()).unwrap_or(u64::MAX),
         services: config.services.keys().copied().collect(),
+        hidden: config.has_hidden_services().then_some(config.probe_marks),
     };
     wait(&path, &owned).await
 }
@@ -261,6 +262,14 @@ pub fn look(path: &Path) -> Result<Found, Error> {
     })
 }
 
+/// What the director of a lock owns, or owned when it ran last, in this network namespace.
+#[must_use]
+pub fn last_owner(path: &Path) -> Option<Ownership> {
+    let text = fs::read(path).ok()?;
+    let owned: Ownership = serde_json::from_slice(&text).ok()?;
+    (namespace().ok()? == owned.namespace).then_some(owned)
+}
+
 fn namespace() -> io::Result<(u64, u64)> {
     let ns = fs::metadata("/proc/self/ns/net")?;
     Ok((ns.dev(), ns.ino()))
@@ -283,6 +292,7 @@ mod tests {
             pid: 7,
             namespace: namespace().unwrap(),
             exclusive: false,
+            hidden: None,
             resync_ms: 5000,
             services: ["tcp/192.0.2.1:80".parse().unwrap()].into(),
         }

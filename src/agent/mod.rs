@@ -2,11 +2,13 @@
 
 pub mod core;
 pub mod director;
+mod hints;
 pub mod host;
 pub mod link;
 pub mod lock;
 pub mod provisioner;
 pub mod state_file;
+mod ways;
 
 use std::io;
 

@@ -123,6 +123,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn name() -> DirectorName {
@@ -134,7 +136,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut file, found) = StateFile::open(dir.path(), &name()).unwrap();
         assert!(matches!(found, Recall::Forgot(_)));
-        let memory = Memory::new("b".into(), name(), 7, vec![], vec![]);
+        let memory = Memory::new("b".into(), name(), 7, vec![], vec![], BTreeSet::new());
         assert!(file.keep(memory.clone()).unwrap());
         assert!(!file.keep(memory.clone()).unwrap());
         let (_, found) = StateFile::open(dir.path(), &name()).unwrap();
@@ -150,8 +152,15 @@ mod tests {
             panic!("{found:?}")
         };
         assert!(why.contains("version 9"), "{why}");
-        file.keep(Memory::new("b".into(), name(), 1, vec![], vec![]))
-            .unwrap();
+        file.keep(Memory::new(
+            "b".into(),
+            name(),
+            1,
+            vec![],
+            vec![],
+            BTreeSet::new(),
+        ))
+        .unwrap();
         let aside = fs::read(dir.path().join("state.json.unreadable")).unwrap();
         assert_eq!(aside, b"{\"version\":9}");
     }
@@ -160,7 +169,7 @@ mod tests {
     fn a_memory_that_cannot_be_kept_leaves_no_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
-        let memory = |n| Memory::new("b".into(), name(), n, vec![], vec![]);
+        let memory = |n| Memory::new("b".into(), name(), n, vec![], vec![], BTreeSet::new());
         file.keep(memory(1)).unwrap();
         fs::create_dir(dir.path().join("state.json.new")).unwrap();
         file.keep(memory(2)).unwrap_err();
@@ -176,7 +185,14 @@ mod tests {
         fs::write(dir.path().join("state.json"), b"garbage").unwrap();
         let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
         fs::remove_file(dir.path().join("state.json")).unwrap();
-        file.keep(Memory::new("b".into(), name(), 1, vec![], vec![]))
-            .unwrap();
+        file.keep(Memory::new(
+            "b".into(),
+            name(),
+            1,
+            vec![],
+            vec![],
+            BTreeSet::new(),
+        ))
+        .unwrap();
     }
 }

@@ -47,6 +47,11 @@ impl Deadline {
         deadline
     }
 
+    /// The whole of it.
+    pub(super) const fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// Runs `phase_work` within what is left of the limit.
     pub(super) async fn hold<T>(
         &mut self,
@@ -88,7 +93,7 @@ impl Deadline {
 
     /// A failure is the server's only where this process ran: a server may well close a connection
     /// on which it heard nothing for a minute.
-    fn judge<T>(&self, result: Result<T, FailReason>) -> Result<T, FailReason> {
+    pub(super) fn judge<T>(&self, result: Result<T, FailReason>) -> Result<T, FailReason> {
         let lost = self.lost + Instant::now().saturating_duration_since(self.tick);
         match result {
             Err(_) if lost >= self.limit / 2 => Err(FailReason::Local),

@@ -1,55 +1,144 @@
-//! Asks real servers whether they serve. One file a kind of probe; [`run`] says when each is asked.
+//! Asks real servers whether they serve. `kinds/` has one file a kind of probe; [`run`] says when each
+//! is asked.
 //!
-//! A probe never blames a server for what this host could not do: a missing port or descriptor, or
-//! a process that was stopped while the probe ran, is [`FailReason::Local`].
+//! A probe never blames a server for what this host could not do: a missing port, descriptor or file,
+//! or a process that was stopped while the probe ran, is [`FailReason::Local`].
 
+mod call;
 mod deadline;
 mod errno;
-mod http;
+mod expect;
+mod files;
+mod kinds;
+mod net;
 mod pace;
+mod random;
 mod schedule;
-mod tcp;
+#[cfg(test)]
+mod testing;
+mod tls;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use schedule::{Network, Observer, Prober, Report, Target, TargetId, Targets, run, run_with};
+use tokio::time::Instant;
 
-use crate::model::{CheckKind, FailReason, Outcome, Phase};
-use deadline::Deadline;
+pub use call::Stage;
+pub use files::watch_files;
+pub use schedule::{
+    Network, Nudge, Observer, Prober, Report, Target, Targets, Ways, run, run_with,
+};
 
-/// Asks the server at `at` once. One deadline, `timeout` from now, covers the whole probe.
-///
-/// Dropping the future ends the probe and closes its socket.
-pub async fn probe(at: SocketAddr, kind: &CheckKind, timeout: Duration) -> Outcome {
-    match ask(at, kind, timeout).await {
-        Ok(()) => Outcome::Pass,
-        Err(reason) => Outcome::Fail(reason),
+use crate::model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Via};
+use call::Call;
+use kinds::Asker;
+
+/// Why a check cannot be made at all: what it names on this host is not as it has to be.
+#[derive(Debug, thiserror::Error)]
+pub enum Unprepared {
+    /// A file.
+    #[error("{path} cannot be read: check the path and its owner")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its content.
+    #[error("{path}: {what}")]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and what it should be.
+        what: String,
+    },
+    /// This host's certificate authorities.
+    #[error(
+        "this host has no certificate authorities: install ca-certificates, or name some with `ca`"
+    )]
+    NoAuthorities,
+    /// TLS of these options.
+    #[error("TLS cannot be set up")]
+    Tls(#[source] rustls::Error),
+    /// An option that the configuration should not have let in.
+    #[error("{0}")]
+    Option(String),
+}
+
+/// A check ready to be made: what its options name has been read.
+#[derive(Debug)]
+pub struct Check {
+    asker: Asker,
+    via: Via,
+    timeout: Duration,
+}
+
+impl Check {
+    /// Reads what the options name. Blocks where they name files.
+    ///
+    /// # Errors
+    ///
+    /// See [`Unprepared`].
+    pub fn prepare(spec: &CheckSpec) -> Result<Self, Unprepared> {
+        Ok(Self {
+            asker: Asker::prepare(&spec.kind)?,
+            via: spec.via.clone(),
+            timeout: spec.timing.timeout,
+        })
+    }
+
+    /// Asks the server at `at` once. One deadline covers the whole probe.
+    ///
+    /// Dropping the future ends the probe and closes its socket.
+    pub async fn probe(&self, at: SocketAddr) -> Found {
+        self.ask(at, false).await.0
+    }
+
+    /// The same, with each stage of the way.
+    pub async fn explain(&self, at: SocketAddr) -> (Found, Vec<Stage>) {
+        let (found, call) = self.ask(at, true).await;
+        (found, call.stages.unwrap_or_default())
+    }
+
+    /// The same; the call holds what the probe left open.
+    async fn ask(&self, at: SocketAddr, explain: bool) -> (Found, Call<'_>) {
+        let begun = Instant::now();
+        let at = SocketAddr::new(
+            self.via.address.unwrap_or(at.ip()),
+            self.via.port.unwrap_or(at.port()),
+        );
+        let mut call = Call::begin(at, &self.via, self.timeout, explain);
+        let asked = self.asker.ask(&mut call).await;
+        let outcome = match call.judge(asked) {
+            Ok(()) => Outcome::Pass,
+            Err(reason) => Outcome::Fail(reason),
+        };
+        let found = Found {
+            outcome,
+            advice: call.advice,
+            detail: call.detail.take().map(Arc::from),
+            certificate_ends: call.certificate_ends,
+            elapsed: begun.elapsed(),
+        };
+        (found, call)
     }
 }
 
-async fn ask(at: SocketAddr, kind: &CheckKind, timeout: Duration) -> Result<(), FailReason> {
-    if *kind == CheckKind::None {
-        return Ok(());
-    }
-    let mut deadline = Deadline::after(timeout);
-    let stream = deadline.hold(Phase::Connect, tcp::connect(at)).await?;
-    match kind {
-        CheckKind::None | CheckKind::Tcp => Ok(()),
-        CheckKind::Http {
-            path,
-            host,
-            status_from,
-            status_to,
-        } => {
-            let request = http::Request {
-                at,
-                path,
-                host: host.as_deref(),
-                wanted: *status_from..=*status_to,
-            };
-            deadline
-                .hold(Phase::Answer, http::get(stream, request))
-                .await
+/// Asks the server at `at` once, with nothing kept.
+pub async fn probe(at: SocketAddr, kind: &CheckKind, timeout: Duration) -> Outcome {
+    let spec = CheckSpec {
+        kind: kind.clone(),
+        via: Via::default(),
+        timing: CheckTiming {
+            timeout,
+            ..CheckTiming::every(timeout)
+        },
+    };
+    match Check::prepare(&spec) {
+        Ok(check) => check.probe(at).await.outcome,
+        Err(error) => {
+            tracing::warn!(error = %crate::telemetry::Chain(&error), server = %at, "check cannot be made");
+            Outcome::Fail(FailReason::Local)
         }
     }
 }

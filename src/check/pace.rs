@@ -12,24 +12,32 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// The timer's structure cannot hold years; nobody means more than this.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// A suspected server is not asked more often than this.
-const SHORTEST_FAST_INTERVAL: Duration = Duration::from_millis(50);
-
 /// A handful of new targets is asked within this.
 const FIRST_WINDOW: Duration = Duration::from_millis(100);
 
 /// Many new targets begin this far apart on average.
 const FIRST_GAP: Duration = Duration::from_millis(1);
 
-/// The interval as it is kept.
-pub(super) fn interval(timing: &CheckTiming) -> Duration {
-    timing.interval.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+/// Begun later than this after its time, a probe is late.
+const LATE: Duration = Duration::from_millis(100);
+
+/// Lateness is judged over this long.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// One in so many may be late.
+const TOLERATED: u64 = 100;
+
+/// An interval as it is kept.
+pub(super) fn clamp(interval: Duration) -> Duration {
+    interval.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }
 
-/// The interval while a verdict is wanted soon: a tenth.
-pub(super) fn fast_interval(timing: &CheckTiming) -> Duration {
-    let interval = interval(timing);
-    (interval / 10).max(SHORTEST_FAST_INTERVAL).min(interval)
+/// A target that passed before and is silent for this long is asked once more beside: two probes that
+/// each had their whole time are two failures, and a server that died without a word is out after five
+/// quarters of its time-out instead of two. `None` where one failure is enough.
+pub(super) fn patience(timing: &CheckTiming) -> Option<Duration> {
+    let quarter = timing.timeout / 4;
+    (timing.fall > 1).then(|| quarter.max(timing.fast_interval))
 }
 
 /// A target's place among all others: the same in every run and on every host (FNV-1a).
@@ -45,7 +53,14 @@ pub(super) fn place(id: &impl Display) -> u64 {
 pub(super) fn first(now: Instant, place: u64, count: usize, timing: &CheckTiming) -> Instant {
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     let window = FIRST_GAP.saturating_mul(count).max(FIRST_WINDOW);
-    now + share(place, window.min(interval(timing)))
+    now + share(place, window.min(clamp(timing.interval)))
+}
+
+/// A probe of one of `count` targets that are asked before their time: at once, if they are few.
+pub(super) fn soon(now: Instant, place: u64, count: usize, timing: &CheckTiming) -> Instant {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let window = FIRST_GAP.saturating_mul(count);
+    now + share(place, window.min(clamp(timing.interval)))
 }
 
 /// The target's first regular time that is not before `not_before`: its place within the interval,
@@ -54,9 +69,8 @@ pub(super) fn regular(
     epoch: Instant,
     not_before: Instant,
     place: u64,
-    timing: &CheckTiming,
+    interval: Duration,
 ) -> Instant {
-    let interval = interval(timing);
     let phase = share(place, interval);
     let since = not_before.saturating_duration_since(epoch);
     if since <= phase {
@@ -83,6 +97,7 @@ fn nanos(d: Duration) -> u64 {
 pub(super) struct Pace {
     passing: bool,
     failures: u32,
+    fallen: bool,
 }
 
 impl Pace {
@@ -93,12 +108,14 @@ impl Pace {
                 *self = Self {
                     passing: true,
                     failures: 0,
+                    fallen: false,
                 };
             }
             Outcome::Fail(FailReason::Local) => {}
             Outcome::Fail(_) => {
                 self.failures = self.failures.saturating_add(1);
-                self.passing &= self.failures < timing.fall;
+                self.fallen |= self.failures >= timing.fall;
+                self.passing &= !self.fallen;
             }
         }
     }
@@ -106,6 +123,61 @@ impl Pace {
     /// Whether the target passed until it failed, and has not failed often enough to be out.
     pub(super) const fn suspected(self) -> bool {
         self.passing && self.failures > 0
+    }
+
+    /// Whether the target passed when it was asked last.
+    pub(super) const fn passing(self) -> bool {
+        self.passing && self.failures == 0
+    }
+
+    /// Whether the target has failed often enough to be out, and not passed since.
+    pub(super) const fn fallen(self) -> bool {
+        self.fallen
+    }
+}
+
+/// Whether the schedule is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Punctuality {
+    since: Option<Instant>,
+    begun: u64,
+    late: u64,
+    most: Duration,
+}
+
+/// A schedule that is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// Probes that began late.
+    pub(super) late: u64,
+    /// Probes that began.
+    pub(super) of: u64,
+    /// How late at most.
+    pub(super) most: Duration,
+}
+
+impl Punctuality {
+    /// Notes how late a probe begins; at the end of a bad window says how bad it was.
+    pub(super) fn note(&mut self, late: Duration, now: Instant) -> Option<Behind> {
+        let since = *self.since.get_or_insert(now);
+        self.begun += 1;
+        self.late += u64::from(late > LATE);
+        self.most = self.most.max(late);
+        if now.saturating_duration_since(since) < WINDOW {
+            return None;
+        }
+        let window = std::mem::replace(
+            self,
+            Self {
+                since: Some(now),
+                ..Self::default()
+            },
+        );
+        (window.late > window.begun / TOLERATED).then_some(Behind {
+            late: window.late,
+            of: window.begun,
+            most: window.most,
+        })
     }
 }
 
@@ -118,11 +190,26 @@ mod tests {
 
     fn timing(interval: Duration, fall: u32) -> CheckTiming {
         CheckTiming {
-            interval,
-            timeout: interval,
             rise: 1,
             fall,
+            ..CheckTiming::every(interval)
         }
+    }
+
+    #[test]
+    fn a_schedule_that_is_not_kept_is_told_of_at_the_end_of_its_window() {
+        let begun = Instant::now();
+        let mut p = Punctuality::default();
+        let mut told = Vec::new();
+        // Two windows of 10 s with a probe every 10 ms: in the first 2 in 100 are late, in the second 1 in 200.
+        for n in 0..2_100_u32 {
+            let late = if n < 1_000 { n % 50 == 0 } else { n % 200 == 0 };
+            let by = Duration::from_millis(if late { 101 } else { 100 });
+            told.extend(p.note(by, begun + n * Duration::from_millis(10)));
+        }
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((told[0].late, told[0].of), (21, 1_001));
+        assert_eq!(told[0].most, Duration::from_millis(101));
     }
 
     #[test]
@@ -186,15 +273,15 @@ mod tests {
             place: u64,
         ) {
             let epoch = Instant::now();
-            let t = timing(Duration::from_millis(interval_ms), 1);
+            let t = Duration::from_millis(interval_ms);
             let not_before = epoch + Duration::from_millis(after_ms);
-            let at = regular(epoch, not_before, place, &t);
+            let at = regular(epoch, not_before, place, t);
             prop_assert!(at >= not_before);
-            prop_assert!(at - not_before <= t.interval);
-            let again = regular(epoch, at, place, &t);
+            prop_assert!(at - not_before <= t);
+            let again = regular(epoch, at, place, t);
             prop_assert_eq!(again, at);
-            let next = regular(epoch, at + Duration::from_nanos(1), place, &t);
-            prop_assert_eq!(next - at, t.interval);
+            let next = regular(epoch, at + Duration::from_nanos(1), place, t);
+            prop_assert_eq!(next - at, t);
         }
     }
 }

@@ -2,32 +2,49 @@
 //!
 //! ```text
 //! watch<Arc<Targets>> ─► due times (DelayQueue) ─► probes (JoinSet) ─► mpsc<Report>
-//!                              ▲                        │
+//! mpsc<Nudge> ─────────►       ▲                        │
 //!                              └──── next time ◄────────┘
 //! ```
 //!
-//! A target has at most one probe in flight. A full output queue loses a report and counts it: the
-//! next probe of that target supersedes it.
+//! A target has at most one probe in flight, and a second one while the first is silent, whoever asks
+//! for it: all services that ask the same of the same server have one target. A full output queue loses a report and counts it: the next probe
+//! of that target supersedes it.
 
 use std::{
-    collections::BTreeMap, future::poll_fn, net::SocketAddr, panic::resume_unwind, sync::Arc,
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    future::poll_fn,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use slab::Slab;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
     select,
     sync::{mpsc, watch},
     task::{AbortHandle, JoinError, JoinSet},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::{
     sync::CancellationToken,
     time::{DelayQueue, delay_queue},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
-use super::pace::{self, Pace};
-use crate::model::{CheckSpec, DestKey, FailReason, Outcome, ServiceKey};
+use super::{
+    Check, Unprepared, errno,
+    pace::{self, Pace, Punctuality},
+};
+use crate::{
+    model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Phase, Slot},
+    telemetry::Chain,
+};
 
 /// Probes in flight, each one descriptor: below the unit's `LimitNOFILE`, and as many silent
 /// servers at an interval equal to the time-out.
@@ -37,34 +54,47 @@ const MAX_IN_FLIGHT: usize = 8_192;
 /// the start of all overdue probes is then spread anew.
 const STOPPED: Duration = Duration::from_secs(1);
 
-/// What is checked: a destination of a virtual service.
-pub type TargetId = (ServiceKey, DestKey);
+/// What a check names on this host is read again after this.
+const REREAD: Duration = Duration::from_secs(60);
 
-/// One check to be run.
+/// A hint does not have anybody asked again sooner than this.
+const HINT_GAP: Duration = Duration::from_millis(500);
+
+/// A connection that was kept and ended is replaced at once, but no more often than this.
+const RECONNECT: Duration = Duration::from_millis(50);
+
+/// One thing to be asked, for all who want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Which; also where: the destination's address and port.
-    pub id: TargetId,
+    /// The server: what its check says goes before.
+    pub at: SocketAddr,
     /// What is asked and when.
-    pub spec: CheckSpec,
+    pub spec: Arc<CheckSpec>,
+    /// For whom.
+    pub slots: Arc<[Slot]>,
     /// Ask at the fast interval: somebody waits for the verdict, as for a spare that is to enter.
     pub fast: bool,
 }
 
-/// All checks to be run. Of two with the same id the later one counts.
+/// All checks to be run. Of two with the same server and check the later one counts.
 pub type Targets = Vec<Target>;
 
 /// What one probe found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Virtual service.
-    pub service: ServiceKey,
-    /// Its destination.
-    pub dest: DestKey,
-    /// What was found.
-    pub outcome: Outcome,
-    /// How long the probe took.
-    pub elapsed: Duration,
+    /// For whom.
+    pub slots: Arc<[Slot]>,
+    /// What.
+    pub found: Found,
+}
+
+/// A reason to ask now rather than at the next interval. It blames nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nudge {
+    /// Something happened on the way to these servers.
+    Servers(BTreeSet<IpAddr>),
+    /// A file was written.
+    File(PathBuf),
 }
 
 /// Counts what the schedule does.
@@ -75,56 +105,110 @@ pub trait Observer: Send + Sync + 'static {
     fn begun_late(&self, by: Duration);
     /// A report found the output queue full.
     fn report_dropped(&self);
+    /// So many probes run, of so many targets.
+    fn in_flight(&self, probes: usize, targets: usize);
 }
 
-/// Asks a server once.
+/// Asks servers.
 pub trait Prober: Send + Sync + 'static {
-    /// Asks the server at `at` as `spec` says, within its time limit.
-    fn probe(&self, at: SocketAddr, spec: &CheckSpec) -> impl Future<Output = Outcome> + Send;
+    /// A check ready to be made.
+    type Check: Send + Sync + 'static;
+    /// Reads what a check names.
+    ///
+    /// # Errors
+    ///
+    /// What of this host keeps the check from being made.
+    fn prepare(&self, spec: &CheckSpec) -> Result<Self::Check, Unprepared>;
+    /// Asks the server at `at` once. A connection that is to be kept comes back.
+    fn probe(
+        check: &Self::Check,
+        at: SocketAddr,
+    ) -> impl Future<Output = (Found, Option<TcpStream>)> + Send;
+}
+
+/// Who can say whether IPVS has the hidden service of a firewall mark.
+pub trait Ways: Send + Sync + 'static {
+    /// Whether a packet to `at` with this mark goes to a real server now.
+    fn stands(&self, at: SocketAddr, mark: u32) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }
 
 /// The real prober.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Network;
+#[derive(Clone, Default)]
+pub struct Network {
+    /// Asked after each probe through IPVS: without its hidden service a probe reaches this host itself
+    /// or another server, and says nothing of the one that is meant.
+    pub ways: Option<Arc<dyn Ways>>,
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
+    }
+}
 
 impl Prober for Network {
-    fn probe(&self, at: SocketAddr, spec: &CheckSpec) -> impl Future<Output = Outcome> + Send {
-        super::probe(at, &spec.kind, spec.timing.timeout)
+    type Check = (Check, Option<(u32, Arc<dyn Ways>)>);
+
+    fn prepare(&self, spec: &CheckSpec) -> Result<Self::Check, Unprepared> {
+        let through = spec.via.mark.filter(|_| spec.via.through);
+        let way = through.zip(self.ways.clone());
+        Ok((Check::prepare(spec)?, way))
+    }
+
+    async fn probe(check: &Self::Check, at: SocketAddr) -> (Found, Option<TcpStream>) {
+        let (check, way) = check;
+        let (mut found, call) = check.ask(at, false).await;
+        // After a pass as well: another server may have answered.
+        if let Some((mark, ways)) = way
+            && !ways.stands(at, *mark).await
+        {
+            found.outcome = Outcome::Fail(FailReason::Local);
+            found.detail = Some("its hidden service is not in IPVS".into());
+        }
+        (found, call.kept)
     }
 }
 
 /// Checks `targets` over the network until `stop`, or until nobody sends targets or reads reports.
 pub async fn run(
+    ways: Arc<dyn Ways>,
     targets: watch::Receiver<Arc<Targets>>,
+    nudges: mpsc::Receiver<Nudge>,
     reports: mpsc::Sender<Report>,
     observer: impl Observer,
     stop: CancellationToken,
 ) {
-    run_with(Network, targets, reports, observer, stop).await;
+    let network = Network { ways: Some(ways) };
+    run_with(network, targets, nudges, reports, observer, stop).await;
 }
 
 /// [`run`] with another prober.
 pub async fn run_with(
     prober: impl Prober,
     mut targets: watch::Receiver<Arc<Targets>>,
+    mut nudges: mpsc::Receiver<Nudge>,
     reports: mpsc::Sender<Report>,
     observer: impl Observer,
     stop: CancellationToken,
 ) {
     let mut schedule = Schedule {
-        prober: Arc::new(prober),
+        prober,
         reports,
         observer,
         epoch: Instant::now(),
-        watched: BTreeMap::new(),
+        watched: Slab::new(),
+        known: HashMap::new(),
+        prepared: HashMap::new(),
         due: DelayQueue::new(),
         probes: JoinSet::new(),
+        running: 0,
         serial: 0,
         full_at: None,
+        punctuality: Punctuality::default(),
     };
     targets.mark_changed();
     loop {
-        let room = schedule.probes.len() < MAX_IN_FLIGHT;
+        let room = schedule.running < MAX_IN_FLIGHT;
         if !room {
             schedule.full_at = Some(Instant::now());
         }
@@ -140,6 +224,8 @@ pub async fn run_with(
                 let wanted = Arc::clone(&targets.borrow_and_update());
                 schedule.adopt(&wanted);
             }
+            // Cancel-safe per the docs of `recv`. When nobody nudges any more, nothing is missing.
+            Some(nudge) = nudges.recv() => schedule.hurry(&nudge),
             // Cancel-safe per the docs of `join_next`.
             Some(end) = schedule.probes.join_next() => {
                 if schedule.ended(end).is_err() {
@@ -149,7 +235,10 @@ pub async fn run_with(
             }
             // Cancel-safe: an entry leaves the queue only when it is returned.
             Some(entry) = poll_fn(|cx| schedule.due.poll_expired(cx)), if room => {
-                schedule.begin(entry);
+                if schedule.begin(&entry).is_err() {
+                    warn!("nobody reads reports of checks any more");
+                    return;
+                }
             }
         }
     }
@@ -158,13 +247,57 @@ pub async fn run_with(
 /// The reports' receiver is gone.
 struct Unread;
 
+/// What makes two targets one.
+type Known = (SocketAddr, Arc<CheckSpec>);
+
 #[derive(Debug)]
-struct Watched {
+struct Watched<C> {
+    at: SocketAddr,
     spec: Arc<CheckSpec>,
+    /// Shared with all targets of the same check.
+    prepared: Shared<C>,
+    slots: Arc<[Slot]>,
     fast: bool,
     place: u64,
     pace: Pace,
+    /// When it was asked last.
+    begun: Option<Instant>,
     turn: Turn,
+}
+
+/// One for all targets of a check.
+type Shared<C> = Arc<Mutex<Prepared<C>>>;
+
+/// A check ready to be made; none as long as something of this host is missing.
+#[derive(Debug)]
+struct Prepared<C> {
+    check: Option<Arc<C>>,
+    /// When what it names is to be read again.
+    stale: Instant,
+}
+
+impl<C> Prepared<C> {
+    /// The check, read anew where it is time: certificates and passwords change on disk. One that cannot
+    /// be read again stays as it was.
+    fn get(
+        &mut self,
+        now: Instant,
+        prepare: impl FnOnce() -> Result<C, Unprepared>,
+    ) -> Result<Arc<C>, Unprepared> {
+        match &self.check {
+            Some(check) if now < self.stale => return Ok(Arc::clone(check)),
+            Some(_) | None => {}
+        }
+        self.stale = now + REREAD;
+        match (prepare(), &self.check) {
+            (Ok(check), _) => Ok(Arc::clone(self.check.insert(Arc::new(check)))),
+            (Err(error), Some(check)) => {
+                warn!(error = %Chain(&error), "what a check names cannot be read again: it goes on with what was there");
+                Ok(Arc::clone(check))
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -175,169 +308,463 @@ enum Turn {
         respread: bool,
     },
     Runs {
-        probe: AbortHandle,
+        task: AbortHandle,
         serial: u64,
+    },
+    /// Its connection is kept open, and watched; at each interval that is told as a pass.
+    Holds {
+        task: AbortHandle,
+        serial: u64,
+        timer: delay_queue::Key,
     },
 }
 
 #[derive(Debug)]
 struct Ended {
-    id: TargetId,
+    target: usize,
     serial: u64,
     begun: Instant,
-    outcome: Outcome,
-    elapsed: Duration,
+    found: Found,
+    /// What a second probe found that was begun while the first one was silent, and failed too.
+    second: Option<Found>,
+    kept: Option<TcpStream>,
 }
 
-struct Schedule<P, O> {
-    prober: Arc<P>,
+struct Schedule<P: Prober, O> {
+    prober: P,
     reports: mpsc::Sender<Report>,
     observer: O,
     /// Regular times are counted from here.
     epoch: Instant,
-    watched: BTreeMap<TargetId, Watched>,
-    due: DelayQueue<TargetId>,
+    watched: Slab<Watched<P::Check>>,
+    known: HashMap<Known, usize>,
+    prepared: HashMap<Arc<CheckSpec>, Shared<P::Check>>,
+    due: DelayQueue<usize>,
     probes: JoinSet<Ended>,
-    /// Tells a target's probe from an earlier one of a target with the same id.
+    /// Probes in flight: the tasks without those that watch a kept connection.
+    running: usize,
+    /// Tells a target's probe from an earlier one in the same place.
     serial: u64,
     /// When there was no room for another probe last.
     full_at: Option<Instant>,
+    punctuality: Punctuality,
 }
 
 impl<P: Prober, O: Observer> Schedule<P, O> {
     /// Takes over what is to be checked. What did not change keeps its time and its memory.
     fn adopt(&mut self, targets: &Targets) {
-        let wanted: BTreeMap<TargetId, &Target> = targets.iter().map(|t| (t.id, t)).collect();
-        let due = &mut self.due;
-        self.watched.retain(|id, known| {
-            let keep = wanted.get(id).is_some_and(|t| t.spec == *known.spec);
-            if !keep {
-                match &known.turn {
-                    Turn::Waits { timer, .. } => drop(due.try_remove(timer)),
-                    Turn::Runs { probe, .. } => probe.abort(),
+        let key = |t: &Target| (t.at, Arc::clone(&t.spec));
+        let wanted: HashMap<Known, &Target> = targets.iter().map(|t| (key(t), t)).collect();
+        let gone = self.known.extract_if(|key, _| !wanted.contains_key(key));
+        for (_, target) in gone {
+            match self.watched.remove(target).turn {
+                Turn::Waits { timer, .. } => cancel(&mut self.due, &timer),
+                Turn::Runs { task, .. } => {
+                    self.running -= 1;
+                    task.abort();
+                }
+                Turn::Holds { task, timer, .. } => {
+                    cancel(&mut self.due, &timer);
+                    task.abort();
                 }
             }
-            keep
-        });
+        }
+        let specs: HashSet<&Arc<CheckSpec>> = targets.iter().map(|t| &t.spec).collect();
+        self.prepared.retain(|spec, _| specs.contains(spec));
         let now = Instant::now();
-        let beginners = wanted.len().saturating_sub(self.watched.len());
-        for (id, target) in wanted {
-            if let Some(known) = self.watched.get_mut(&id) {
-                if target.fast
-                    && !known.fast
-                    && let Turn::Waits { timer, .. } = &known.turn
-                {
-                    let soon = now + pace::fast_interval(&known.spec.timing);
-                    let at = self.due.deadline(timer).min(soon);
-                    self.due.reset_at(timer, at);
+        let beginners = wanted.len().saturating_sub(self.known.len());
+        for (key, target) in wanted {
+            if let Some(known) = self
+                .known
+                .get(&key)
+                .and_then(|at| self.watched.get_mut(*at))
+            {
+                known.slots = Arc::clone(&target.slots);
+                if target.fast && !known.fast {
+                    hurry(&mut self.due, known, now + known.spec.timing.fast_interval);
                 }
                 known.fast = target.fast;
                 continue;
             }
-            let place = pace::place(&format_args!("{} {}", id.0, id.1));
+            let check = target.slots.first().map_or(0, |slot| slot.check);
+            let kind = target.spec.kind.label();
+            let place = pace::place(&format_args!("{} {kind} {check}", target.at));
             let at = pace::first(now, place, beginners, &target.spec.timing);
-            let watched = Watched {
-                spec: Arc::new(target.spec.clone()),
+            let fresh = || {
+                Arc::new(Mutex::new(Prepared {
+                    check: None,
+                    stale: now,
+                }))
+            };
+            let prepared = self.prepared.entry(Arc::clone(&target.spec));
+            let prepared = Arc::clone(prepared.or_insert_with(fresh));
+            let entry = self.watched.vacant_entry();
+            self.known.insert(key, entry.key());
+            let timer = self.due.insert_at(entry.key(), at);
+            entry.insert(Watched {
+                at: target.at,
+                spec: Arc::clone(&target.spec),
+                prepared,
+                slots: Arc::clone(&target.slots),
                 fast: target.fast,
                 place,
                 pace: Pace::default(),
+                begun: None,
                 turn: Turn::Waits {
-                    timer: self.due.insert_at(id, at),
+                    timer,
                     respread: false,
                 },
+            });
+        }
+        self.observer.in_flight(self.running, self.watched.len());
+    }
+
+    /// Brings forward the probes that a nudge is about.
+    fn hurry(&mut self, nudge: &Nudge) {
+        let now = Instant::now();
+        // Not all at once, if they are many.
+        let count = match nudge {
+            Nudge::Servers(servers) => servers.len(),
+            Nudge::File(_) => 0,
+        };
+        for (_, target) in &mut self.watched {
+            let meant = match nudge {
+                Nudge::Servers(servers) => {
+                    // A check may go elsewhere, above all to the virtual address.
+                    let slots = target.slots.iter().map(|slot| slot.dest.addr);
+                    servers.contains(&target.at.ip())
+                        || slots.into_iter().any(|a| servers.contains(&a))
+                }
+                Nudge::File(path) => match &target.spec.kind {
+                    CheckKind::FromFile(file) => file.path_for(target.at) == *path,
+                    _ => false,
+                },
             };
-            self.watched.insert(id, watched);
+            if meant {
+                let mut soon = pace::soon(now, target.place, count, &target.spec.timing);
+                // However many hints there are.
+                if let Some(begun) = target.begun {
+                    soon = soon.max(begun + target.spec.timing.fast_interval.min(HINT_GAP));
+                }
+                hurry(&mut self.due, target, soon);
+            }
         }
     }
 
     /// Begins the probe of a target whose time has come.
-    fn begin(&mut self, entry: delay_queue::Expired<TargetId>) {
-        let (deadline, id) = (entry.deadline(), entry.into_inner());
+    fn begin(&mut self, entry: &delay_queue::Expired<usize>) -> Result<(), Unread> {
+        let (deadline, id) = (entry.deadline(), *entry.get_ref());
         let all = self.watched.len();
-        let Some(target) = self.watched.get_mut(&id) else {
-            return;
+        let Some(target) = self.watched.get_mut(id) else {
+            return Ok(());
         };
         let now = Instant::now();
+        if let Turn::Holds { timer, .. } = &mut target.turn {
+            let interval = pace::clamp(target.spec.timing.interval);
+            let not_before = now + interval / 2;
+            let at = pace::regular(self.epoch, not_before, target.place, interval);
+            *timer = self.due.insert_at(id, at);
+            target.pace.note(Outcome::Pass, &target.spec.timing);
+            return self.report(id, Found::of(Outcome::Pass, Duration::ZERO));
+        }
         let late = now.saturating_duration_since(deadline);
         self.observer.begun_late(late);
+        if let Some(behind) = self.punctuality.note(late, now) {
+            warn!(
+                late = behind.late,
+                of = behind.of,
+                most_ms = behind.most.as_millis(),
+                in_flight = self.running,
+                "checks are begun more than 100 ms late: this host cannot keep the schedule; \
+                 lengthen `interval`, or give it more CPU"
+            );
+        }
         let respread = matches!(target.turn, Turn::Waits { respread: true, .. });
         let waited_for_room = self.full_at.is_some_and(|full| full >= deadline);
-        if late > STOPPED.max(pace::interval(&target.spec.timing)) && !respread && !waited_for_room
-        {
+        let interval = pace::clamp(target.spec.timing.interval);
+        if late > STOPPED.max(interval) && !respread && !waited_for_room {
             // This process was stopped and everything is overdue at once.
             let at = pace::first(now, target.place, all, &target.spec.timing);
             target.turn = Turn::Waits {
                 timer: self.due.insert_at(id, at),
                 respread: true,
             };
-            return;
+            return Ok(());
         }
+        let check = {
+            let mut prepared = target
+                .prepared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            prepared.get(now, || self.prober.prepare(&target.spec))
+        };
+        let check = match check {
+            Ok(check) => check,
+            Err(error) => {
+                let found = Found {
+                    detail: Some(Chain(&error).to_string().into()),
+                    ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
+                };
+                return self.settle(id, now, found);
+            }
+        };
         self.serial += 1;
-        let serial = self.serial;
-        let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
-        let at = SocketAddr::new(id.1.addr, id.1.port);
-        let probe = self.probes.spawn(async move {
+        target.begun = Some(now);
+        let (serial, at) = (self.serial, target.at);
+        let patience = pace::patience(&target.spec.timing).filter(|_| target.pace.passing());
+        let task = self.probes.spawn(async move {
             let begun = Instant::now();
-            let outcome = prober.probe(at, &spec).await;
+            let (found, second, kept) = match patience {
+                None => {
+                    let (found, kept) = P::probe(&check, at).await;
+                    (found, None, kept)
+                }
+                Some(patience) => patiently::<P>(&check, at, patience).await,
+            };
             Ended {
-                id,
+                target: id,
                 serial,
                 begun,
-                outcome,
-                elapsed: begun.elapsed(),
+                found,
+                second,
+                kept,
             }
         });
-        target.turn = Turn::Runs { probe, serial };
+        self.running += 1;
+        target.turn = Turn::Runs { task, serial };
+        self.observer.in_flight(self.running, all);
+        Ok(())
     }
 
-    /// Reports what a probe found and sets the target's next time.
+    /// Takes what a probe found, or the end of a kept connection.
     fn ended(&mut self, end: Result<Ended, JoinError>) -> Result<(), Unread> {
         let end = match end {
             Ok(end) => end,
-            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(error) if error.is_panic() => return self.panicked(&error),
             // Its target was dropped.
             Err(_aborted) => return Ok(()),
         };
-        let (service, dest) = end.id;
-        let Some(target) = self.watched.get_mut(&end.id) else {
+        let id = end.target;
+        let Some(target) = self.watched.get_mut(id) else {
             return Ok(());
         };
-        if !matches!(target.turn, Turn::Runs { serial, .. } if serial == end.serial) {
-            return Ok(());
+        match target.turn {
+            Turn::Runs { serial, .. } if serial == end.serial => {
+                self.running -= 1;
+                self.observer.in_flight(self.running, self.known.len());
+            }
+            Turn::Holds { serial, timer, .. } if serial == end.serial => {
+                cancel(&mut self.due, &timer);
+            }
+            // Of a target that was here before.
+            Turn::Waits { .. } | Turn::Runs { .. } | Turn::Holds { .. } => return Ok(()),
         }
-        let (outcome, elapsed) = (end.outcome, end.elapsed);
-        debug!(%service, server = %dest, ?outcome, elapsed_ms = elapsed.as_millis(), "probed");
-        self.observer.probed(outcome, elapsed);
-        let timing = &target.spec.timing;
-        target.pace.note(outcome, timing);
+        let Some(stream) = end.kept else {
+            if let Some(second) = end.second {
+                let timing = &target.spec.timing;
+                target.pace.note(end.found.outcome, timing);
+                self.report(id, end.found)?;
+                return self.settle(id, end.begun, second);
+            }
+            return self.settle(id, end.begun, end.found);
+        };
+        self.serial += 1;
+        let (serial, at, begun) = (self.serial, target.at, end.begun);
+        let timing = target.spec.timing;
+        let interval = pace::clamp(timing.interval);
+        let not_before = Instant::now() + interval / 2;
+        let next = pace::regular(self.epoch, not_before, target.place, interval);
+        let timer = self.due.insert_at(id, next);
+        let task = self.probes.spawn(async move {
+            let reason = kept(stream, at, &timing).await;
+            Ended {
+                target: id,
+                serial,
+                begun,
+                found: Found::of(Outcome::Fail(reason), begun.elapsed()),
+                second: None,
+                kept: None,
+            }
+        });
+        target.turn = Turn::Holds {
+            task,
+            serial,
+            timer,
+        };
+        target.pace.note(end.found.outcome, &timing);
+        self.report(id, end.found)
+    }
+
+    /// A probe ran into a mistake of this program's: that is no server's fault, and no reason to leave all
+    /// the others unasked.
+    fn panicked(&mut self, error: &JoinError) -> Result<(), Unread> {
+        error!(%error, "a probe panicked: please report this, with what the server says to it");
         let now = Instant::now();
+        let mut running = self.watched.iter();
+        let ours = running.find_map(|(id, target)| match &target.turn {
+            Turn::Runs { task, .. } | Turn::Holds { task, .. } if task.id() == error.id() => {
+                Some(id)
+            }
+            Turn::Waits { .. } | Turn::Runs { .. } | Turn::Holds { .. } => None,
+        });
+        let Some(id) = ours else { return Ok(()) };
+        match self.watched.get(id).map(|target| &target.turn) {
+            Some(Turn::Runs { .. }) => self.running -= 1,
+            Some(Turn::Holds { timer, .. }) => cancel(&mut self.due, timer),
+            Some(Turn::Waits { .. }) | None => {}
+        }
+        let found = Found {
+            detail: Some("the probe panicked: see the log".into()),
+            ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
+        };
+        self.settle(id, now, found)
+    }
+
+    /// Reports what was found and sets the target's next time.
+    fn settle(&mut self, id: usize, begun: Instant, found: Found) -> Result<(), Unread> {
+        let Some(target) = self.watched.get_mut(id) else {
+            return Ok(());
+        };
+        let timing = &target.spec.timing;
+        target.pace.note(found.outcome, timing);
+        let now = Instant::now();
+        if is_ours_to_mend(found.outcome) && target.pace.suspected() {
+            // Before this counts for a verdict: perhaps what was read of this host is old.
+            let mut prepared = target
+                .prepared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            prepared.stale = prepared.stale.min(now);
+        }
         // Hurry does not help where this host is short of something.
-        let local = outcome == Outcome::Fail(FailReason::Local);
-        let at = if (target.fast || target.pace.suspected()) && !local {
-            (end.begun + pace::fast_interval(timing)).max(now)
+        let local = found.outcome == Outcome::Fail(FailReason::Local);
+        let dropped = found.outcome == Outcome::Fail(FailReason::Dropped);
+        let at = if dropped && target.pace.suspected() {
+            (begun + RECONNECT).max(now)
+        } else if (target.fast || target.pace.suspected()) && !local {
+            (begun + pace::clamp(timing.fast_interval)).max(now)
         } else {
+            let interval = pace::clamp(if target.pace.fallen() {
+                timing.down_interval
+            } else {
+                timing.interval
+            });
             // A probe begun a little before its regular time must not be followed by another one
             // at that time.
-            let not_before = (end.begun + pace::interval(timing) / 2).max(now);
-            pace::regular(self.epoch, not_before, target.place, timing)
+            let not_before = (begun + interval / 2).max(now);
+            pace::regular(self.epoch, not_before, target.place, interval)
         };
         target.turn = Turn::Waits {
-            timer: self.due.insert_at(end.id, at),
+            timer: self.due.insert_at(id, at),
             respread: false,
         };
-        let report = Report {
-            service,
-            dest,
-            outcome,
-            elapsed,
+        self.report(id, found)
+    }
+
+    fn report(&mut self, id: usize, found: Found) -> Result<(), Unread> {
+        let Some(target) = self.watched.get(id) else {
+            return Ok(());
         };
-        match self.reports.try_send(report) {
+        let (outcome, elapsed) = (found.outcome, found.elapsed);
+        debug!(
+            server = %target.at,
+            check = target.spec.kind.label(),
+            ?outcome,
+            elapsed_ms = elapsed.as_millis(),
+            "probed"
+        );
+        self.observer.probed(outcome, elapsed);
+        let slots = Arc::clone(&target.slots);
+        match self.reports.try_send(Report { slots, found }) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.observer.report_dropped();
                 Ok(())
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Unread),
+        }
+    }
+}
+
+/// A probe, and a second one beside it once the first has been silent for `patience`. Where the first
+/// passes after all the second is dropped; where it fails the second is waited for.
+async fn patiently<P: Prober>(
+    check: &P::Check,
+    at: SocketAddr,
+    patience: Duration,
+) -> (Found, Option<Found>, Option<TcpStream>) {
+    let mut first = pin!(P::probe(check, at));
+    select! {
+        biased;
+        (found, kept) = &mut first => return (found, None, kept),
+        () = sleep(patience) => {}
+    }
+    // On the heap: it is rarely there.
+    let mut second = Box::pin(P::probe(check, at));
+    let mut early = None;
+    let (found, kept) = loop {
+        select! {
+            biased;
+            end = &mut first => break end,
+            (found, _) = &mut second, if early.is_none() => early = Some(found),
+        }
+    };
+    if found.outcome == Outcome::Pass {
+        return (found, None, kept);
+    }
+    let second = match early {
+        Some(second) => second,
+        None => second.await.0,
+    };
+    (found, Some(second), None)
+}
+
+/// Takes a target's time back. One that has come already is not there any more.
+fn cancel(due: &mut DelayQueue<usize>, timer: &delay_queue::Key) {
+    let _gone: Option<delay_queue::Expired<usize>> = due.try_remove(timer);
+}
+
+/// Whether a failure may come from a certificate, key or password of this host's.
+const fn is_ours_to_mend(outcome: Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Fail(
+            FailReason::Certificate(_) | FailReason::TlsAlert(_) | FailReason::LoginRefused
+        )
+    )
+}
+
+/// Brings a waiting target's probe forward to `soon`.
+fn hurry<C>(due: &mut DelayQueue<usize>, target: &Watched<C>, soon: Instant) {
+    if let Turn::Waits { timer, .. } = &target.turn
+        && due.deadline(timer) > soon
+    {
+        due.reset_at(timer, soon);
+    }
+}
+
+/// Waits for the end of a connection. A host that vanished without a word is found by TCP's keepalive.
+async fn kept(mut stream: TcpStream, at: SocketAddr, timing: &CheckTiming) -> FailReason {
+    // Whole seconds are what the kernel counts in.
+    let second = Duration::from_secs(1);
+    let keepalive = TcpKeepalive::new()
+        .with_time(timing.interval.max(second))
+        .with_interval(timing.interval.max(second))
+        .with_retries(timing.fall.max(1));
+    if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive) {
+        return errno::reason(&error, at, Phase::Answer);
+    }
+    let mut chatter = [0; 512];
+    loop {
+        match stream.read(&mut chatter).await {
+            Ok(0) => return FailReason::Dropped,
+            Ok(_) => {}
+            Err(error) => {
+                return match errno::reason(&error, at, Phase::Answer) {
+                    FailReason::Reset => FailReason::Dropped,
+                    other => other,
+                };
+            }
         }
     }
 }

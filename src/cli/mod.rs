@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 it failed, 2 the command line or
 //! a configuration is wrong.
 
+mod check;
 mod check_config;
 mod inventory;
 mod ipvs;
@@ -46,6 +47,8 @@ enum Command {
     Provisioner(run::Arguments),
     /// Says what is wrong in configuration files and inventory folders, and where
     CheckConfig(check_config::Arguments),
+    /// Makes a real server's checks once, and explains each stage of them
+    Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Director(a) => run::director(&a),
         Command::Provisioner(a) => run::provisioner(&a),
         Command::CheckConfig(a) => check_config::run(&a),
+        Command::Check(a) => check::run(&a),
         Command::Status(a) => status::run(&a),
         Command::Inventory(verb) => inventory::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),

@@ -1,5 +1,6 @@
 //! `director.toml`.
 
+mod check;
 mod service;
 
 use std::{
@@ -7,17 +8,21 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use serde::Deserialize;
 use toml::Spanned;
 
-use self::service::RawTunnel;
+use self::{
+    check::{OneOrMany, RawCheck, RawDamping, RawNeed},
+    service::RawTunnel,
+};
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
-    CheckKind, CheckSpec, CheckTiming, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
+    CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
+    ForwardMethod, Marks, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
     Sysctl, Tunnel, Weight,
 };
 
@@ -36,6 +41,8 @@ pub struct Director {
     pub exclusive: bool,
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
+    /// Firewall marks for hidden services.
+    pub probe_marks: Marks,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
     /// The provisioner, if servers are to be replaced.
@@ -46,6 +53,15 @@ pub struct Director {
     pub kernel: Vec<Sysctl>,
     /// Virtual services.
     pub services: BTreeMap<ServiceKey, VirtualService>,
+}
+
+impl Director {
+    /// Whether any check goes through a virtual address, on a hidden service.
+    #[must_use]
+    pub fn has_hidden_services(&self) -> bool {
+        let checks = self.services.values().flat_map(|s| &s.checks.all);
+        checks.into_iter().any(|check| check.via.through)
+    }
 }
 
 /// How the provisioner is reached.
@@ -94,8 +110,10 @@ pub struct VirtualService {
     pub forward: ForwardMethod,
     /// What becomes of what others change in it.
     pub drift: DriftPolicy,
-    /// Its check.
-    pub check: CheckSpec,
+    /// Its checks.
+    pub checks: Checks,
+    /// How servers that come and go are held out.
+    pub damping: Damping,
     /// Its real servers, with what the kernel is told of each in service.
     pub servers: BTreeMap<DestKey, DestAttrs>,
 }
@@ -124,6 +142,7 @@ struct RawDirector {
     exclusive: bool,
     resync: Option<Spanned<String>>,
     drift: Option<Spanned<String>>,
+    probe_marks: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -164,33 +183,11 @@ struct RawService {
     persistence_timeout: Option<Spanned<String>>,
     persistence_prefix: Option<Spanned<i64>>,
     persistence_engine: Option<Spanned<String>>,
-    check: Option<Spanned<RawCheck>>,
+    check: Option<Spanned<OneOrMany<RawCheck>>>,
+    checks_needed: Option<Spanned<RawNeed>>,
+    damping: Option<RawDamping>,
     #[serde(default)]
     real_server: Vec<RawServer>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCheck {
-    interval: Option<Spanned<String>>,
-    timeout: Option<Spanned<String>>,
-    rise: Option<Spanned<i64>>,
-    fall: Option<Spanned<i64>>,
-    none: Option<RawEmpty>,
-    tcp: Option<RawEmpty>,
-    http: Option<RawHttp>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawEmpty {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHttp {
-    path: Option<Spanned<String>>,
-    host: Option<Spanned<String>>,
-    status: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -211,12 +208,17 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     let raw: Raw = Diagnostics::parse(path, source)?;
     let mut r = Reader {
         bad: Diagnostics::new(path, source),
+        own: None,
+        marks: Marks::default(),
     };
     let unspecified = IpAddr::from([0, 0, 0, 0]);
     let name = r.value(&raw.director.name, |t| t.parse::<DirectorName>());
-    let address = r
-        .value(&raw.director.address, address)
-        .unwrap_or(unspecified);
+    r.own = r.value(&raw.director.address, address);
+    let address = r.own.unwrap_or(unspecified);
+    let marks = raw.director.probe_marks.as_ref();
+    let probe_marks = marks.and_then(|m| r.value(m, str::parse::<Marks>));
+    let probe_marks = probe_marks.unwrap_or_default();
+    r.marks = probe_marks;
     let resync = r.duration(raw.director.resync.as_ref(), Duration::from_secs(10));
     r.at_least(
         raw.director.resync.as_ref(),
@@ -246,6 +248,14 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
             continue;
         };
         let service = r.service(key, raw.get_ref(), drift);
+        if let ServiceKey::Fwmark(_, mark) = key
+            && probe_marks.contains(mark)
+        {
+            let message = format!(
+                "mark {mark} lies in probe_marks, {probe_marks}, which are for checks through virtual addresses: take another one, or move probe_marks"
+            );
+            r.bad.push(span.clone(), message);
+        }
         if let Some(first) = places.insert(key, span.start) {
             let (line, _) = r.bad.position(first);
             r.bad.push(span, format!("virtual service {key} stands here a second time, first in line {line}: merge the two"));
@@ -271,6 +281,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         socket,
         exclusive,
         resync,
+        probe_marks,
         metrics,
         provisioner,
         replacement,
@@ -296,19 +307,13 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-fn statuses(text: &str) -> Result<(u16, u16), String> {
-    let (from, to) = text.split_once('-').unwrap_or((text, text));
-    match (from.trim().parse(), to.trim().parse()) {
-        (Ok(from), Ok(to)) if 100 <= from && from <= to && to <= 599 => Ok((from, to)),
-        _ => Err(format!(
-            "{text:?} is no range of HTTP statuses: write \"200-299\" or \"200\""
-        )),
-    }
-}
-
 /// Reads values, and notes each mistake at its place.
 struct Reader {
     bad: Diagnostics,
+    /// The director's own address.
+    own: Option<IpAddr>,
+    /// Firewall marks for probes.
+    marks: Marks,
 }
 
 impl Reader {
@@ -475,10 +480,15 @@ impl Reader {
         {
             self.bad.push(at.span(), "port 0 stands for every port, which the kernel serves only with persistence: give persistence_timeout, or a port");
         }
-        let check = self.check(s.check.as_ref(), key, s.scheduler.span());
+        let checks = self.checks(
+            s.check.as_ref(),
+            s.checks_needed.as_ref(),
+            (key, forward),
+            s.scheduler.span(),
+        );
         let mut servers = BTreeMap::new();
         for raw in &s.real_server {
-            if let Some((dest, attrs)) = self.server(key, &check, (forward, tunnel), raw)
+            if let Some((dest, attrs)) = self.server(key, &checks, (forward, tunnel), raw)
                 && servers.insert(dest, attrs).is_some()
             {
                 self.bad.push(
@@ -491,7 +501,8 @@ impl Reader {
             attrs,
             forward,
             drift,
-            check,
+            checks,
+            damping: self.damping(s.damping.as_ref()),
             servers,
         }
     }
@@ -531,104 +542,10 @@ impl Reader {
         })
     }
 
-    fn check(
-        &mut self,
-        raw: Option<&Spanned<RawCheck>>,
-        key: ServiceKey,
-        at: Range<usize>,
-    ) -> CheckSpec {
-        let c = raw.map(Spanned::get_ref);
-        let interval = self.duration(c.and_then(|c| c.interval.as_ref()), Duration::from_secs(1));
-        let timeout = self.duration(c.and_then(|c| c.timeout.as_ref()), interval);
-        let shortest = Duration::from_millis(10);
-        self.at_least(
-            c.and_then(|c| c.interval.as_ref()),
-            interval,
-            shortest,
-            "interval",
-        );
-        self.at_least(
-            c.and_then(|c| c.timeout.as_ref()),
-            timeout,
-            shortest,
-            "timeout",
-        );
-        let rise = self.number(c.and_then(|c| c.rise.as_ref()), 2, "rise", 1..=1000);
-        let fall = self.number(c.and_then(|c| c.fall.as_ref()), 2, "fall", 1..=1000);
-        let kind = match c.map(|c| (&c.none, &c.tcp, &c.http)) {
-            Some((None, None, Some(http))) => self.http(http),
-            Some((Some(_), None, None)) => CheckKind::None,
-            Some((None, Some(_), None)) => CheckKind::Tcp,
-            Some((none, tcp, http)) if none.is_some() || tcp.is_some() => {
-                let kinds = [
-                    ("none", none.is_some()),
-                    ("tcp", tcp.is_some()),
-                    ("http", http.is_some()),
-                ];
-                let named = kinds.iter().filter(|(_, is)| *is).map(|(kind, _)| *kind);
-                let named = named.collect::<Vec<_>>().join(" and ");
-                let span = raw.map_or(0..0, Spanned::span);
-                self.bad
-                    .push(span, format!("the check of {key} has {named}: keep one"));
-                CheckKind::Tcp
-            }
-            Some(_) | None => {
-                if let ServiceKey::Addr(Protocol::Udp | Protocol::Sctp, _) = key {
-                    let message = format!(
-                        "{key} is not TCP: say which check tells its health, [virtual_service.check.tcp] or [virtual_service.check.http], or that it has none, [virtual_service.check.none]"
-                    );
-                    self.bad.push(raw.map_or(at, Spanned::span), message);
-                }
-                CheckKind::Tcp
-            }
-        };
-        CheckSpec {
-            kind,
-            timing: CheckTiming {
-                interval,
-                timeout,
-                rise,
-                fall,
-            },
-        }
-    }
-
-    fn http(&mut self, raw: &RawHttp) -> CheckKind {
-        let path = raw.path.as_ref().and_then(|p| {
-            self.value(p, |t| {
-                match t.starts_with('/')
-                    && t.parse::<hyper::http::uri::PathAndQuery>().is_ok()
-                    && !t.contains('#')
-                {
-                    true => Ok(t.to_owned()),
-                    false => Err(format!(
-                        "{t:?} is no path of a URL: it begins with / and has no blanks, # or <>"
-                    )),
-                }
-            })
-        });
-        let host = raw.host.as_ref().and_then(|h| {
-            self.value(h, |t| {
-                match !t.is_empty() && t.chars().all(|c| c.is_ascii_graphic()) {
-                    true => Ok(t.to_owned()),
-                    false => Err(format!("{t:?} is no host name")),
-                }
-            })
-        });
-        let status = raw.status.as_ref().and_then(|s| self.value(s, statuses));
-        let (status_from, status_to) = status.unwrap_or((200, 299));
-        CheckKind::Http {
-            path: path.unwrap_or_else(|| "/".to_owned()),
-            host,
-            status_from,
-            status_to,
-        }
-    }
-
     fn server(
         &mut self,
         key: ServiceKey,
-        check: &CheckSpec,
+        checks: &Checks,
         (forward, tunnel): (ForwardMethod, Tunnel),
         raw: &RawServer,
     ) -> Option<(DestKey, DestAttrs)> {
@@ -649,12 +566,13 @@ impl Reader {
                 .push(l.span(), "lower_threshold is above upper_threshold");
         }
         let at = self.value(&raw.address, socket_address)?;
-        // Without a check it may keep the client's port, as its service does.
+        // Where nobody asks at its port it may keep the client's, as its service does.
         let any_port = match key {
             ServiceKey::Fwmark(..) => true,
             ServiceKey::Addr(_, vip) => vip.port() == 0,
         };
-        if at.port() == 0 && !(any_port && check.kind == CheckKind::None) {
+        let asked = |c: &Arc<CheckSpec>| c.kind.needs_port() && c.via.port.is_none();
+        if at.port() == 0 && (!any_port || checks.all.iter().any(asked)) {
             let message = "a real server needs its port: that is where it is checked";
             self.bad.push(raw.address.span(), message);
         }

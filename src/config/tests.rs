@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::{CheckKind, DriftPolicy, ForwardMethod, ServiceKey, Tunnel, TunnelType};
+use crate::model::{DriftPolicy, ForwardMethod, ServiceKey, Tunnel, TunnelType};
 
 const GOOD: &str = r#"
 [director]
@@ -144,7 +144,7 @@ fn any_scheduler_that_a_kernel_may_have_is_taken() {
 #[test]
 fn a_service_without_a_check_says_so() {
     let text = GOOD.replace("check.http.status = \"200-399\"", "check.none = {}");
-    assert_eq!(one(&text).check.kind, CheckKind::None);
+    assert!(!one(&text).checks.any());
     let mark = "fwmark = 5\nscheduler = \"rr\"\nforward = \"dr\"\n";
     let any_port = format!(
         "[director]\nname = \"lb1\"\naddress = \"10.77.0.1\"\n[[virtual_service]]\n{mark}check.none = {{}}\nreal_server = [{{ address = \"10.0.0.1:0\" }}]\n"

@@ -14,8 +14,8 @@ use std::{
 use crate::{
     config::{Director, VirtualService},
     model::{
-        CheckKind, Family, ForwardMethod, Protocol, Scheduler, ServiceKey, SysctlName, SysctlValue,
-        Weight,
+        CheckSpec, DestKey, Family, ForwardMethod, HostAddress, Protocol, Scheduler, ServiceKey,
+        SysctlName, SysctlValue, Weight,
     },
 };
 
@@ -45,7 +45,7 @@ pub struct Facts {
     /// Settings of the kernel.
     pub settings: BTreeMap<SysctlName, SysctlValue>,
     /// Addresses of all interfaces.
-    pub addresses: Option<BTreeSet<IpAddr>>,
+    pub addresses: Option<Vec<HostAddress>>,
     /// Schedulers that the kernel has not, and could not load.
     pub no_schedulers: BTreeSet<Scheduler>,
     /// Persistence engines of the same kind.
@@ -82,6 +82,18 @@ impl Facts {
         value.is_some_and(|v| v.is_on() == on)
     }
 
+    /// Whether an interface of this host has the address.
+    fn has(&self, addr: IpAddr) -> bool {
+        let all = self.addresses.as_ref();
+        all.is_some_and(|all| all.iter().any(|a| a.addr == addr))
+    }
+
+    /// What IPv4 says of an interface, or of all.
+    fn of_interface(&self, interface: &str, setting: &str) -> Option<i64> {
+        let name = SysctlName::of_interface(interface, setting);
+        self.settings.get(&name)?.number()
+    }
+
     fn forwards(&self, family: Family) -> bool {
         match family {
             // Off for all of them together; one that is on forwards nevertheless (`ip_route_input_slow`
@@ -114,7 +126,7 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
 
     for (family, setting) in [(Family::V4, IP_FORWARD), (Family::V6, FORWARDING6)] {
         let who = services(&|_, s| {
-            let elsewhere = |a: &IpAddr| !facts.addresses.as_ref().is_some_and(|h| h.contains(a));
+            let elsewhere = |a: &IpAddr| !facts.has(*a);
             s.forward == ForwardMethod::Nat
                 && s.servers
                     .keys()
@@ -131,7 +143,7 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
     }
     if facts.is(EXPIRE_NODEST, false) {
         // A server that is not checked does not fail.
-        let who = services(&|_, s| !s.servers.is_empty() && s.check.kind != CheckKind::None);
+        let who = services(&|_, s| !s.servers.is_empty() && s.checks.any());
         warn(who, &|who| {
             format!(
                 "{EXPIRE_NODEST} is 0: a failed server is removed, and packets of its connections are then dropped without a word, so that clients of {who} hang until their own time-outs; {}",
@@ -202,18 +214,69 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
         });
     }
     all.extend(missing_addresses(config, facts));
+    all.extend(deaf_interfaces(config, facts));
+    all
+}
+
+/// An answer to a check through a virtual address that this host has comes from that address. The
+/// kernel drops it as a martian where `accept_local` is off, or where `rp_filter` is strict
+/// (`__fib_validate_source` in net/ipv4/fib_frontend.c). IPv6 asks neither.
+fn deaf_interfaces(config: &Director, facts: &Facts) -> Vec<String> {
+    let mut deaf: BTreeMap<&str, BTreeSet<&ServiceKey>> = BTreeMap::new();
+    let here = facts.addresses.as_deref().unwrap_or_default();
+    for (key, service) in &config.services {
+        let vip = |check: &CheckSpec| match key {
+            ServiceKey::Addr(_, vip) => check.via.address.or(Some(vip.ip())),
+            ServiceKey::Fwmark(..) => check.via.address,
+        };
+        let through = service.checks.all.iter().filter(|c| c.via.through);
+        let mut own = through.filter_map(|c| vip(c));
+        if !own.any(|vip| vip.is_ipv4() && facts.has(vip)) {
+            continue;
+        }
+        let towards = |dest: &DestKey| HostAddress::towards(here, dest.addr);
+        for near in service.servers.keys().filter_map(towards) {
+            deaf.entry(&near.interface).or_default().insert(key);
+        }
+    }
+    let mut all = Vec::new();
+    for (interface, keys) in deaf {
+        let Some(who) = named(keys.into_iter()) else {
+            continue;
+        };
+        let own = |setting| facts.of_interface(interface, setting);
+        let common = |setting| facts.of_interface("all", setting);
+        let dotted = interface.replace('.', "/");
+        // Either of the two suffices (`IN_DEV_ORCONF` in include/linux/inetdevice.h).
+        if (own("accept_local"), common("accept_local")) == (Some(0), Some(0)) {
+            let setting = format!("net.ipv4.conf.{dotted}.accept_local");
+            all.push(format!(
+                "{setting} is 0: answers to the checks through the virtual address of {who} come from that address, and are dropped on {interface} as this host's own, so that the servers cannot enter; {}",
+                set(&setting, 1)
+            ));
+        }
+        // The higher of the two counts (`IN_DEV_MAXCONF`).
+        let strict = own("rp_filter").max(common("rp_filter")) == Some(1);
+        if strict && own("rp_filter").is_some() {
+            let setting = format!("net.ipv4.conf.{dotted}.rp_filter");
+            all.push(format!(
+                "rp_filter is strict on {interface}: answers to the checks through the virtual address of {who} are dropped there, so that the servers cannot enter; {}",
+                set(&setting, 2)
+            ));
+        }
+    }
     all
 }
 
 /// IPVS sees only packets that are for this host.
 fn missing_addresses(config: &Director, facts: &Facts) -> Vec<String> {
-    let Some(here) = &facts.addresses else {
+    if facts.addresses.is_none() {
         return Vec::new();
-    };
+    }
     let mut missing: BTreeMap<IpAddr, Vec<&ServiceKey>> = BTreeMap::new();
     for key in config.services.keys() {
         if let ServiceKey::Addr(_, at) = key
-            && !here.contains(&at.ip())
+            && !facts.has(at.ip())
         {
             missing.entry(at.ip()).or_default().push(key);
         }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use super::{Core, Effects, Guard, Note, RememberedIncident};
 use crate::{
     config::{FailingIn, ReplacementPolicy},
+    health::Standing,
     model::{
         Family, IncidentKey, MonoTime, ReplacementId,
         wire::{Replacement, ReplacementState, Want},
@@ -85,7 +86,10 @@ impl Incident {
 impl Core {
     /// Whether a server has failed so that its replacement is due, and since when.
     fn failing(&self, server: IpAddr) -> Option<MonoTime> {
-        let down: Vec<_> = self.verdicts(server).map(|h| h.down_since()).collect();
+        let down: Vec<_> = self
+            .standings(server)
+            .map(Standing::failing_since)
+            .collect();
         match self.config.replacement.failing_in {
             FailingIn::Any => down.into_iter().flatten().min(),
             FailingIn::All if down.is_empty() => None,
@@ -98,7 +102,7 @@ impl Core {
     }
 
     fn recovered(&self, server: IpAddr) -> bool {
-        self.failing(server).is_none() && !self.verdicts(server).any(|h| h.is_unknown())
+        self.failing(server).is_none() && !self.standings(server).any(|s| s.verdict().is_unknown())
     }
 
     /// Whether a stand-in has the place of this server.
@@ -130,14 +134,18 @@ impl Core {
         }
     }
 
-    /// The same after a verdict on one server: of the others it can move those alone that have an
+    /// The same after a verdict on some servers: of the others it can move those alone that have an
     /// incident.
-    pub(super) fn review_after(&mut self, server: IpAddr, now: MonoTime, fx: &mut Effects) {
+    pub(super) fn review_after(
+        &mut self,
+        mut servers: BTreeSet<IpAddr>,
+        now: MonoTime,
+        fx: &mut Effects,
+    ) {
         if self.config.provisioner.is_none() {
             return;
         }
-        let mut servers: BTreeSet<IpAddr> = self.incidents.keys().copied().collect();
-        servers.insert(server);
+        servers.extend(self.incidents.keys().copied());
         for server in servers {
             self.review_server(server, now, fx);
         }
@@ -237,7 +245,7 @@ impl Core {
         }
         let family = Family::of(server);
         let mut checked = self.checked().flat_map(|(_, dests)| dests);
-        if !checked.any(|(d, h)| Family::of(d.addr) == family && h.is_up()) {
+        if !checked.any(|(d, s)| Family::of(d.addr) == family && s.verdict().is_up()) {
             return Some(Guard::AllServersDown);
         }
         None

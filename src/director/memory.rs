@@ -1,11 +1,11 @@
 //! The state file as text and value: the director's own memory, a cache of what the provisioner
 //! knows too.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DirectorName, MonoTime, ReplacementId, wire::Member};
+use crate::model::{DirectorName, MonoTime, ReplacementId, ServiceKey, wire::Member};
 
 /// The version this program writes and reads.
 const VERSION: u32 = 1;
@@ -24,6 +24,9 @@ pub struct Memory {
     pub incidents: Vec<RememberedIncident>,
     /// Stand-ins.
     pub members: Vec<Member>,
+    /// Hidden services that were made.
+    #[serde(default)]
+    pub made: BTreeSet<ServiceKey>,
 }
 
 /// An incident whose replacement was asked for.
@@ -48,6 +51,7 @@ impl Memory {
         next_incident: u64,
         incidents: Vec<RememberedIncident>,
         members: Vec<Member>,
+        made: BTreeSet<ServiceKey>,
     ) -> Self {
         Self {
             version: VERSION,
@@ -56,6 +60,7 @@ impl Memory {
             next_incident,
             incidents,
             members,
+            made,
         }
     }
 }

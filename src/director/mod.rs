@@ -4,6 +4,7 @@
 //! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
 //! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
 
+mod certificates;
 pub mod findings;
 mod guard;
 mod incident;
@@ -11,6 +12,7 @@ mod memory;
 mod service;
 pub mod settings;
 pub mod status;
+pub mod ways;
 
 #[cfg(test)]
 mod tests;
@@ -19,14 +21,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
     config,
-    health::{Health, Transition},
+    health::{Health, Standing, Transition},
     model::{
-        DestAttrs, DestKey, FailReason, IncidentKey, MonoTime, Outcome, ReplacementId, ServiceKey,
-        WallMillis,
+        Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, ReplacementId,
+        ServiceKey, Slot, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -34,6 +37,8 @@ use crate::{
 
 pub use guard::Guard;
 pub use incident::{Incident, Stage};
+use ways::{Ways, diagnosis};
+
 pub use memory::{Memory, Recall, RememberedIncident, recall};
 
 /// What happened.
@@ -41,12 +46,10 @@ pub use memory::{Memory, Recall, RememberedIncident, recall};
 pub enum Event {
     /// A probe ended.
     Probe {
-        /// Virtual service.
-        service: ServiceKey,
-        /// Who was probed.
-        dest: DestKey,
+        /// For whom.
+        slots: Arc<[Slot]>,
         /// What it found.
-        outcome: Outcome,
+        found: Found,
     },
     /// The provisioner listed our stand-ins.
     Members(Members),
@@ -71,8 +74,14 @@ pub enum Event {
 pub enum Note {
     /// A server became fit.
     WentUp(ServiceKey, DestKey),
-    /// A server became unfit.
-    WentDown(ServiceKey, DestKey, FailReason),
+    /// A server became unfit: the reason, and what its failed check found besides.
+    WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>),
+    /// A server passes, and stays out for its falls: for how long if it does not fall again.
+    HeldOut(ServiceKey, DestKey, Duration),
+    /// A check of this kind could not be made several times in a row, and why.
+    Blind(ServiceKey, DestKey, &'static str, Option<Arc<str>>),
+    /// A check wants another weight of a server than before; none is the configured one.
+    Advised(ServiceKey, DestKey, Option<Advice>),
     /// A failed server is to be replaced.
     Requested(IncidentKey),
     /// A request waits for a guard; told once per guard.
@@ -132,6 +141,8 @@ pub struct Start {
     pub recall: Recall,
     /// What the kernel holds of the configured services: it is adopted.
     pub kernel: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+    /// Services by firewall mark that the kernel has, of the marks that are for probes.
+    pub marked: BTreeSet<ServiceKey>,
 }
 
 /// How the provisioner was found.
@@ -159,7 +170,7 @@ enum Arrival {
 pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
-    health: BTreeMap<ServiceKey, BTreeMap<DestKey, Health>>,
+    health: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>>,
     /// Which of them are at an address.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
@@ -174,6 +185,9 @@ pub struct Core {
     /// Whether the provisioner has listed the stand-ins since the start.
     listed: bool,
     applied: Applied,
+    ways: Ways,
+    /// The hidden services that the kernel had when the targets were made.
+    ways_there: BTreeSet<ServiceKey>,
 }
 
 impl Core {
@@ -181,6 +195,12 @@ impl Core {
     #[must_use]
     pub fn new(config: Arc<config::Director>, start: Start) -> Self {
         let numbers_from = u64::try_from(start.wall.0).unwrap_or(0);
+        let made = match &start.recall {
+            // A boot empties IPVS: what is there now is somebody's who was quicker.
+            Recall::Known(memory) if memory.boot_id == start.boot_id => memory.made.clone(),
+            Recall::Known(_) | Recall::Forgot(_) => BTreeSet::new(),
+        };
+        let ways = Ways::new(config.probe_marks, made, &start.marked);
         let mut core = Self {
             config,
             boot_id: start.boot_id,
@@ -195,12 +215,15 @@ impl Core {
             link: Link::Unheard(None),
             listed: false,
             applied: Applied::default(),
+            ways,
+            ways_there: BTreeSet::new(),
         };
         match start.recall {
             Recall::Known(memory) => core.remember(memory, start.now),
             Recall::Forgot(why) => core.forgot = Some(why),
         }
         core.refresh_targets(Arrival::Start, start.now);
+        core.refresh_ways();
         core
     }
 
@@ -235,16 +258,14 @@ impl Core {
     pub fn handle(&mut self, event: Event, now: MonoTime) -> Effects {
         let mut fx = Effects::default();
         let probed = match &event {
-            Event::Probe { dest, .. } => Some(dest.addr),
+            Event::Probe { slots, .. } => Some(Arc::clone(slots)),
             _ => None,
         };
         match event {
-            Event::Probe {
-                service,
-                dest,
-                outcome,
-            } => {
-                self.probed(service, dest, outcome, now, &mut fx);
+            Event::Probe { slots, found } => {
+                for slot in &*slots {
+                    self.probed(*slot, &found, now, &mut fx);
+                }
             }
             Event::Members(list) => self.listed(list, now, &mut fx),
             Event::Replacement(key, answer) => {
@@ -257,7 +278,12 @@ impl Core {
             }
             Event::ProvisionerSilent(why) => self.silent(why, &mut fx),
             Event::Confirmed(id, is) => self.confirmed(&id, is, now, &mut fx),
-            Event::Applied(applied) => self.applied = applied,
+            Event::Applied(applied) => {
+                self.applied = applied;
+                let there = self.ways_there();
+                fx.targets |= there != self.ways_there;
+                self.ways_there = there;
+            }
             Event::Tick => {}
             Event::Woke => self.woke(now),
         }
@@ -265,42 +291,85 @@ impl Core {
             None => self.review(now, &mut fx),
             // A probe that changed no verdict decides nothing: ten thousand come in a second.
             Some(_) if fx == Effects::default() => {}
-            Some(server) => self.review_after(server, now, &mut fx),
+            Some(slots) => {
+                let servers = slots.iter().map(|slot| slot.dest.addr).collect();
+                self.review_after(servers, now, &mut fx);
+            }
         }
         fx
     }
 
-    fn probed(
-        &mut self,
-        service: ServiceKey,
-        dest: DestKey,
-        outcome: Outcome,
-        now: MonoTime,
-        fx: &mut Effects,
-    ) {
+    fn probed(&mut self, slot: Slot, found: &Found, now: MonoTime, fx: &mut Effects) {
+        let Slot {
+            service,
+            dest,
+            check,
+        } = slot;
         let Some(config) = self.config.services.get(&service) else {
             return;
         };
         // A report about a target that is gone.
-        let Some(health) = self.health.get_mut(&service).and_then(|h| h.get_mut(&dest)) else {
+        let Some(dests) = self.health.get_mut(&service) else {
             return;
         };
-        let before = *health;
-        let (after, transition) = before.observe(outcome, config.check.timing, now);
-        *health = after;
-        if !after.is_unknown()
-            && let Some(found) = self.adopted.get_mut(&service)
+        let Some(standing) = dests.get(&dest) else {
+            return;
+        };
+        let (checks, damping) = (&config.checks, &config.damping);
+        // Asked for only where the server would have to stay out for its falls.
+        let needed = standing.penalty().held(damping, now).is_some() && {
+            let useful = |(d, s): &(&DestKey, &Standing)| {
+                let attrs = config
+                    .servers
+                    .get(*d)
+                    .map_or(Weight::ONE, |attrs| attrs.weight);
+                s.verdict().is_up() && s.weight(attrs) != Weight::QUIESCED && **d != dest
+            };
+            dests.iter().filter(useful).count() * 2 < dests.len()
+        };
+        let Some(standing) = dests.get_mut(&dest) else {
+            return;
+        };
+        let change = standing.observe(check, found, checks, damping, now, needed);
+        let Some(standing) = dests.get(&dest) else {
+            return;
+        };
+        if !standing.verdict().is_unknown()
+            && let Some(kernel) = self.adopted.get_mut(&service)
         {
             // There is a verdict: what was found at the start has had its use.
-            found.remove(&dest);
+            kernel.remove(&dest);
         }
-        if before.is_unknown() != after.is_unknown() || transition.is_some() {
+        if change.matters {
             fx.dirty.insert(service);
         }
-        match transition {
+        // A stand-in that entered, or fell out, is asked at another pace.
+        fx.targets |= change.transition.is_some() && !config.servers.contains_key(&dest);
+        match change.transition {
             Some(Transition::WentUp) => fx.notes.push(Note::WentUp(service, dest)),
-            Some(Transition::WentDown(why)) => fx.notes.push(Note::WentDown(service, dest, why)),
+            Some(Transition::WentDown(why)) => {
+                let mut detail = standing.detail();
+                if let Some(words) = diagnosis(config, standing) {
+                    let found = detail.map_or_else(String::new, |d| format!("{d}; "));
+                    detail = Some(format!("{found}{words}").into());
+                }
+                fx.notes.push(Note::WentDown(service, dest, why, detail));
+            }
             None => {}
+        }
+        if change.held_out
+            && let Some(left) = standing.penalty().held(damping, now)
+        {
+            fx.notes.push(Note::HeldOut(service, dest, left));
+        }
+        if change.advised {
+            let advice = standing.advice(Weight::ONE).map(|(_, advice)| advice);
+            fx.notes.push(Note::Advised(service, dest, advice));
+        }
+        if change.blind {
+            let kind = checks.all.get(check).map_or("", |spec| spec.kind.label());
+            fx.notes
+                .push(Note::Blind(service, dest, kind, found.detail.clone()));
         }
     }
 
@@ -349,7 +418,14 @@ impl Core {
         if self.forgot.take().is_some() {
             fx.dirty.extend(self.config.services.keys());
         }
-        fx.targets |= self.refresh_targets(Arrival::Later, now);
+        self.retarget(now, fx);
+    }
+
+    fn retarget(&mut self, now: MonoTime, fx: &mut Effects) {
+        if self.refresh_targets(Arrival::Later, now) {
+            fx.targets = true;
+            fx.dirty.extend(self.refresh_ways());
+        }
     }
 
     fn heard(&mut self, fx: &mut Effects) {
@@ -383,7 +459,7 @@ impl Core {
             if let Some(member) = self.members.remove(id) {
                 self.dirty_slots(&member, fx);
             }
-            fx.targets |= self.refresh_targets(Arrival::Later, now);
+            self.retarget(now, fx);
         }
     }
 
@@ -404,6 +480,7 @@ impl Core {
                 .filter_map(|(failed, i)| i.remembered(*failed))
                 .collect(),
             self.members.values().cloned().collect(),
+            self.ways.used().clone(),
         )
     }
 

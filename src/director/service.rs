@@ -3,14 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     iter, mem,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use super::{Arrival, Core};
 use crate::{
-    health::Health,
+    health::{Health, Standing},
     model::{
-        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey,
+        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -20,6 +21,9 @@ impl Core {
     /// What is wanted of a configured service; `None` for another.
     #[must_use]
     pub fn desired(&self, key: ServiceKey) -> Option<plan::Want> {
+        if let Some(want) = self.ways.desired(key) {
+            return Some(want);
+        }
         let config = self.config.services.get(&key)?;
         let mut dests = BTreeMap::new();
         let mut out = BTreeSet::new();
@@ -71,8 +75,12 @@ impl Core {
     }
 
     fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
-        match self.verdict(key, dest) {
-            Some(Health::Up { .. }) => Place::In(attrs),
+        let standing = self.standing(key, dest);
+        match standing.map(Standing::verdict) {
+            Some(Health::Up { .. }) => Place::In(DestAttrs {
+                weight: standing.map_or(attrs.weight, |s| s.weight(attrs.weight)),
+                ..attrs
+            }),
             Some(Health::Down { .. }) => Place::Failed,
             // Of unknown health: it keeps the weight that it has.
             Some(Health::Unknown { .. }) | None => match self.adopted_as(key, dest) {
@@ -121,20 +129,13 @@ impl Core {
     /// that is not checked counts as up from the start. Says whether the set changed.
     pub(super) fn refresh_targets(&mut self, arrival: Arrival, now: MonoTime) -> bool {
         let services = self.config.services.iter();
-        let wanted: BTreeMap<ServiceKey, BTreeMap<DestKey, Health>> = services
+        let wanted: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>> = services
             .map(|(key, config)| {
                 let found = self.adopted.get(key);
                 let start = |dest: DestKey| {
                     let was_out = arrival == Arrival::Start
                         && found.is_some_and(|dests| !dests.contains_key(&dest));
-                    let need = if was_out { config.check.timing.rise } else { 1 };
-                    match config.check.kind {
-                        CheckKind::None => Health::Up {
-                            since: now,
-                            failures: 0,
-                        },
-                        CheckKind::Tcp | CheckKind::Http { .. } => Health::unknown(need),
-                    }
+                    Standing::new(&config.checks, was_out, now)
                 };
                 let stand_ins = config.servers.keys().flat_map(|d| self.stand_ins(d));
                 let dests = stand_ins.chain(config.servers.keys().copied());
@@ -149,9 +150,9 @@ impl Core {
             let Some(stay) = self.health.get_mut(&key) else {
                 continue;
             };
-            for (dest, health) in dests {
+            for (dest, standing) in dests {
                 if let Some(place) = stay.get_mut(&dest) {
-                    *place = health;
+                    *place = standing;
                 }
             }
         }
@@ -165,45 +166,113 @@ impl Core {
         true
     }
 
-    /// Who is to be checked, and how.
+    /// All destinations that are checked.
+    pub fn watched_servers(&self) -> impl Iterator<Item = (ServiceKey, DestKey)> {
+        let of = |(key, dests): (&ServiceKey, &BTreeMap<DestKey, Standing>)| {
+            let key = *key;
+            dests
+                .keys()
+                .map(move |dest| (key, *dest))
+                .collect::<Vec<_>>()
+        };
+        self.checked().flat_map(of)
+    }
+
+    /// Whether somebody waits for the verdict on a server: a stand-in that is to enter.
     #[must_use]
-    pub fn targets(&self) -> BTreeMap<(ServiceKey, DestKey), CheckSpec> {
-        let specs = self.checked().filter_map(|(key, dests)| {
-            let spec = &self.config.services.get(key)?.check;
-            Some(dests.keys().map(|d| ((*key, *d), spec.clone())))
-        });
-        specs.flatten().collect()
+    pub fn is_awaited(&self, slot: &Slot) -> bool {
+        let config = self.config.services.get(&slot.service);
+        let configured = config.is_some_and(|c| c.servers.contains_key(&slot.dest));
+        !configured
+            && self
+                .verdict(slot.service, slot.dest)
+                .is_some_and(|h| !h.is_up())
+    }
+
+    /// All services that are ours, hidden ones included.
+    pub fn services(&self) -> impl Iterator<Item = ServiceKey> {
+        self.config
+            .services
+            .keys()
+            .copied()
+            .chain(self.ways.services())
+    }
+
+    /// The hidden services that this director has ever made.
+    #[must_use]
+    pub const fn made(&self) -> &BTreeSet<ServiceKey> {
+        self.ways.used()
+    }
+
+    /// Who is to be checked, and how: what several services ask of one server in the same way is one
+    /// entry.
+    #[must_use]
+    pub fn targets(&self) -> BTreeMap<(SocketAddr, Arc<CheckSpec>), Vec<Slot>> {
+        let mut all: BTreeMap<_, Vec<Slot>> = BTreeMap::new();
+        for (service, dests) in self.checked() {
+            let Some(config) = self.config.services.get(service) else {
+                continue;
+            };
+            for (check, spec) in config.checks.all.iter().enumerate() {
+                for dest in dests.keys() {
+                    let target = if spec.via.through {
+                        self.through(*service, *dest, spec)
+                    } else {
+                        // An echo has no port: one for all services on whatever ports.
+                        let port = match spec.kind {
+                            CheckKind::Icmp(_) => 0,
+                            _ => spec.via.port.unwrap_or(dest.port),
+                        };
+                        let addr = spec.via.address.unwrap_or(dest.addr);
+                        Some((SocketAddr::new(addr, port), Arc::clone(spec)))
+                    };
+                    let Some(target) = target else { continue };
+                    let slot = Slot {
+                        service: *service,
+                        dest: *dest,
+                        check,
+                    };
+                    all.entry(target).or_default().push(slot);
+                }
+            }
+        }
+        all
     }
 
     /// The services whose servers are checked, with the verdicts.
     pub(super) fn checked(
         &self,
-    ) -> impl Iterator<Item = (&ServiceKey, &BTreeMap<DestKey, Health>)> {
+    ) -> impl Iterator<Item = (&ServiceKey, &BTreeMap<DestKey, Standing>)> {
         self.health.iter().filter(|(key, _)| self.is_checked(key))
     }
 
     /// The verdict on a server as one of a service's; `None` if it is not watched.
     pub(super) fn verdict(&self, service: ServiceKey, dest: DestKey) -> Option<Health> {
-        self.health.get(&service)?.get(&dest).copied()
+        self.standing(service, dest).map(Standing::verdict)
+    }
+
+    /// Where a server stands as one of a service's; `None` if it is not watched.
+    pub(super) fn standing(&self, service: ServiceKey, dest: DestKey) -> Option<&Standing> {
+        self.health.get(&service)?.get(&dest)
     }
 
     /// Whether a service's servers are checked. That those of another one count as up says nothing
     /// of them.
     pub(super) fn is_checked(&self, key: &ServiceKey) -> bool {
         let config = self.config.services.get(key);
-        config.is_some_and(|s| s.check.kind != CheckKind::None)
+        config.is_some_and(|s| s.checks.any())
     }
 
-    /// The verdicts on one server, in all services that it is checked for.
-    pub(super) fn verdicts(&self, addr: IpAddr) -> impl Iterator<Item = Health> {
+    /// Where one server stands, in all services that it is checked for.
+    pub(super) fn standings(&self, addr: IpAddr) -> impl Iterator<Item = &Standing> {
         let places = self.places.get(&addr).into_iter().flatten();
-        places.filter_map(|(service, dest)| self.verdict(*service, *dest))
+        places.filter_map(|(service, dest)| self.standing(*service, *dest))
     }
 }
 
 /// All that is watched, in order.
 fn targets(
-    health: &BTreeMap<ServiceKey, BTreeMap<DestKey, Health>>,
+    health: &BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>>,
 ) -> impl Iterator<Item = (&ServiceKey, &DestKey)> {
     let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
     health.iter().flat_map(of)

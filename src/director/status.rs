@@ -1,13 +1,21 @@
 //! What `understudy status` shows, as a value.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Core, Link, Stage};
+use super::{Core, Link, Stage, ways::diagnosis};
 use crate::{
-    health::Health,
-    model::{CheckKind, DestKey, DirectorName, DriftPolicy, MonoTime, ServiceKey, wire::Want},
+    config::VirtualService,
+    health::{BLIND, CheckState, Health, Standing},
+    model::{
+        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, ServiceKey,
+        Weight, wire::Want,
+    },
     reconcile::drift::Difference,
 };
 
@@ -54,12 +62,27 @@ pub struct ServerStatus {
     pub kind: String,
     /// `up`, `down`, `unknown`; `unchecked` where its service has no check; `-` where it is not ours.
     pub health: String,
-    /// What the last failed probe found.
+    /// Why it is not in service as configured: what the last failed probe found, or who wants another
+    /// weight.
     pub reason: Option<String>,
+    /// Its checks, where there are several, or one that does not pass.
+    #[serde(default)]
+    pub checks: Vec<CheckStatus>,
     /// Seconds since the verdict.
     pub since_s: Option<u64>,
     /// Weight in the kernel; none where it is not there.
     pub weight: Option<u32>,
+}
+
+/// One check of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// `tcp`, `http`, …
+    pub check: String,
+    /// `up`, `down`, `unknown`.
+    pub health: String,
+    /// What its last probe found.
+    pub found: String,
 }
 
 /// A failed server.
@@ -127,21 +150,27 @@ impl Core {
     fn service_status(&self, key: ServiceKey, now: MonoTime) -> ServiceStatus {
         let config = self.config.services.get(&key);
         let kernel = self.applied.kernel.get(&key);
-        let unchecked = config.is_some_and(|c| c.check.kind == CheckKind::None);
+        let unchecked = config.is_some_and(|c| !c.checks.any());
         let mut dests: BTreeSet<_> = self.watched(key).collect();
         dests.extend(kernel.iter().flat_map(|k| k.keys()));
         let server = |dest| {
-            let health = self.verdict(key, dest);
+            let standing = self.standing(key, dest);
+            let health = standing.map(Standing::verdict);
             let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
             let since = |at: MonoTime| Some(now.since(at).as_secs());
-            let (reason, since_s) = match health {
-                Some(Health::Down {
-                    reason, since: at, ..
-                }) => (Some(reason.to_string()), since(at)),
-                Some(Health::Up { .. }) if unchecked => (None, None),
-                Some(Health::Up { since: at, .. }) => (None, since(at)),
-                Some(Health::Unknown { .. }) | None => (None, None),
+            let since_s = match health {
+                Some(Health::Up { .. }) if unchecked => None,
+                Some(Health::Up { since: at, .. } | Health::Down { since: at, .. }) => since(at),
+                Some(Health::Unknown { .. }) | None => None,
             };
+            let reason = config
+                .zip(standing)
+                .and_then(|(config, standing)| why(config, standing, now));
+            let checks = config
+                .zip(standing)
+                .map_or_else(Vec::new, |(config, standing)| {
+                    check_status(&config.checks, standing)
+                });
             ServerStatus {
                 server: dest.to_string(),
                 kind: match (configured, health) {
@@ -157,6 +186,7 @@ impl Core {
                 }
                 .to_owned(),
                 reason,
+                checks,
                 since_s,
                 weight: kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get()),
             }
@@ -281,6 +311,13 @@ impl Core {
                 ));
             }
         }
+        all.extend(self.blind());
+        match self.lacking_ways() {
+            0 => {}
+            n => all.push(format!(
+                "no firewall mark is left for the checks through the virtual address of {n} servers, they cannot enter: widen [director] probe_marks"
+            )),
+        }
         if let Some(why) = &self.applied.unreadable {
             all.push(format!("the kernel's table cannot be read: {why}"));
         }
@@ -306,6 +343,39 @@ impl Core {
             ));
         }
         all
+    }
+
+    /// Checks that cannot be made here, by service and kind.
+    fn blind(&self) -> Vec<String> {
+        let mut found: BTreeMap<(ServiceKey, &str), (usize, String)> = BTreeMap::new();
+        for (key, dests) in self.checked() {
+            let Some(config) = self.config.services.get(key) else {
+                continue;
+            };
+            for (dest, standing) in dests {
+                for (spec, state) in config.checks.all.iter().zip(standing.checks()) {
+                    if state.blind >= BLIND {
+                        let why = state
+                            .detail
+                            .as_deref()
+                            .unwrap_or("no socket, port or memory");
+                        let first = || (0, format!("{dest}: {why}"));
+                        let known = found.entry((*key, spec.kind.label())).or_insert_with(first);
+                        known.0 += 1;
+                    }
+                }
+            }
+        }
+        let text = |((key, kind), (count, first)): ((ServiceKey, &str), (usize, String))| {
+            let more = match count {
+                1 => String::new(),
+                n => format!(", and {} more", n - 1),
+            };
+            format!(
+                "the {kind} check of {key} cannot be made on this host, so that nobody knows how its servers are: {first}{more}"
+            )
+        };
+        found.into_iter().map(text).collect()
     }
 
     /// Failed servers by stage, and held requests by guard: for metrics.
@@ -336,6 +406,60 @@ impl Core {
     pub fn incident_count(&self) -> usize {
         self.incidents.len()
     }
+}
+
+/// Why a server is not in service as configured.
+fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<String> {
+    match standing.verdict() {
+        Health::Down { reason, .. } => {
+            let held = standing.penalty().held(&config.damping, now);
+            if let (None, Some(left)) = (standing.failing_since(), held) {
+                return Some(format!(
+                    "it passes, and is held out for {} s because it came and went: {reason} before",
+                    left.as_secs() + 1
+                ));
+            }
+            let detail = standing.detail();
+            let mut text = match detail {
+                Some(detail) => format!("{reason}: {detail}"),
+                None => reason.to_string(),
+            };
+            if let Some(words) = diagnosis(config, standing) {
+                text.push_str("; ");
+                text.push_str(words);
+            }
+            Some(text)
+        }
+        Health::Up { .. } => {
+            let (check, advice) = standing.advice(Weight::ONE)?;
+            let check = config.checks.all.get(check)?;
+            Some(format!("{} wants {advice}", check.kind.label()))
+        }
+        Health::Unknown { .. } => None,
+    }
+}
+
+fn check_status(checks: &Checks, standing: &Standing) -> Vec<CheckStatus> {
+    let fine = |s: &CheckState| s.last.is_none_or(|last| last == Outcome::Pass);
+    if standing.checks().len() < 2 && standing.checks().iter().all(fine) {
+        return Vec::new();
+    }
+    let one = |(check, state): (&Arc<CheckSpec>, &CheckState)| {
+        let found = match state.last {
+            None => "not asked yet".to_owned(),
+            Some(Outcome::Pass) => "passed".to_owned(),
+            Some(Outcome::Fail(reason)) => reason.to_string(),
+        };
+        CheckStatus {
+            check: check.kind.label().to_owned(),
+            health: state.health.label().to_owned(),
+            found: match &state.detail {
+                Some(detail) => format!("{found}: {detail}"),
+                None => found,
+            },
+        }
+    };
+    checks.all.iter().zip(standing.checks()).map(one).collect()
 }
 
 #[cfg(test)]

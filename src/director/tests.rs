@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     config,
     model::{
-        DestAttrs, DestKey, FailReason, ForwardMethod, MonoTime, Outcome, ReplacementId,
-        ServiceKey, Tunnel, WallMillis, Weight,
+        DestAttrs, DestKey, FailReason, ForwardMethod, Found, MonoTime, Outcome, ReplacementId,
+        ServiceKey, Slot, Tunnel, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Spare, Want},
     },
     reconcile::plan::Applied,
@@ -34,6 +34,19 @@ forward = "nat"
 check = { interval = "1s", rise = 2, fall = 2 }
 real_server = [{ address = "10.0.0.1:8443", weight = 7 }, { address = "10.0.0.2:8443" }]
 "#;
+
+/// The service's only check of a destination found this.
+pub(super) fn probe(service: ServiceKey, dest: DestKey, outcome: Outcome) -> Event {
+    let slot = Slot {
+        service,
+        dest,
+        check: 0,
+    };
+    Event::Probe {
+        slots: [slot].into(),
+        found: Found::of(outcome, Duration::ZERO),
+    }
+}
 
 const FAIL: Outcome = Outcome::Fail(FailReason::Refused);
 
@@ -99,6 +112,7 @@ impl World {
             boot_id,
             recall,
             kernel,
+            marked: BTreeSet::new(),
         };
         Self {
             core: Core::new(config, start),
@@ -149,19 +163,16 @@ impl World {
     }
 
     fn probe(&mut self, n: u8, outcome: Outcome) -> Vec<Note> {
-        let targets: Vec<_> = self
-            .core
-            .targets()
-            .into_keys()
-            .filter(|(_, d)| d.addr == ip(n))
-            .collect();
+        let targets = self.core.targets();
+        let slots = targets
+            .into_values()
+            .flatten()
+            .filter(|s| s.dest.addr == ip(n));
+        let mut slots: Vec<_> = slots.map(|s| (s.service, s.dest)).collect();
+        slots.sort();
         let mut notes = Vec::new();
-        for (service, dest) in targets {
-            notes.extend(self.event(Event::Probe {
-                service,
-                dest,
-                outcome,
-            }));
+        for (service, dest) in slots {
+            notes.extend(self.event(probe(service, dest, outcome)));
         }
         notes
     }
@@ -415,11 +426,7 @@ fn failing_in_one_of_two_services_starts_no_replacement() {
     let mut w = World::fresh();
     w.all_pass(&[1, 2, 3]);
     for _ in 0..2 {
-        w.event(Event::Probe {
-            service: service(443),
-            dest: dest(1, 8443),
-            outcome: FAIL,
-        });
+        w.event(probe(service(443), dest(1, 8443), FAIL));
     }
     w.passes(60);
     assert_eq!(
@@ -511,11 +518,7 @@ fn a_failure_of_another_boot_is_counted_from_this_one() {
 fn a_check_result_touches_its_own_service_and_only_if_it_changes_something() {
     let mut w = World::fresh();
     w.all_pass(&[1, 2, 3]);
-    let probe = |outcome| Event::Probe {
-        service: service(80),
-        dest: dest(2, 80),
-        outcome,
-    };
+    let probe = |outcome| probe(service(80), dest(2, 80), outcome);
     for _ in 0..3 {
         let fx = w.core.handle(probe(Outcome::Pass), at(1));
         assert_eq!(fx, Effects::default(), "up, and passes");
@@ -736,7 +739,7 @@ proptest! {
         let mut heard = true;
         for (step, op) in ops.into_iter().enumerate() {
             let before = w.kernel();
-            let up: BTreeSet<_> = w.core.health.iter().flat_map(|(k, dests)| dests.iter().filter(|(_, h)| h.is_up()).map(|(d, _)| (*k, *d))).collect();
+            let up: BTreeSet<_> = w.core.health.iter().flat_map(|(k, dests)| dests.iter().filter(|(_, s)| s.verdict().is_up()).map(|(d, _)| (*k, *d))).collect();
             let asked_before: BTreeSet<_> = w.requests().into_iter().collect();
             match &op {
                 Op::Probe(n, pass) => drop(w.probe(*n, if *pass { Outcome::Pass } else { FAIL })),
@@ -770,7 +773,7 @@ proptest! {
                     let now = w.now;
                     let wall = WallMillis(1_000_000 + i64::try_from(step).unwrap() * 1000);
                     let config = Arc::clone(&w.core.config);
-                    let start = Start { now: at(now), wall, boot_id: "boot".into(), recall: recalled, kernel: before.clone() };
+                    let start = Start { now: at(now), wall, boot_id: "boot".into(), recall: recalled, kernel: before.clone(), marked: BTreeSet::new() };
                     w.core = Core::new(config, start);
                     heard = false;
                     // Nothing blinks: what was there stays exactly as it was.
@@ -788,8 +791,8 @@ proptest! {
                 prop_assert!(seen.iter().all(|k| k.number < key.number), "a number was used twice");
                 prop_assert!(running == 1, "asked for another while one runs");
                 prop_assert!(heard, "a spare was asked for before the stand-ins were known");
-                prop_assert!(w.core.health.values().flat_map(BTreeMap::values).any(|h| h.is_up()), "a spare was asked for while all are down");
-                prop_assert!(w.core.verdicts(key.failed).all(|h| h.down_since().is_some()));
+                prop_assert!(w.core.health.values().flat_map(BTreeMap::values).any(|s| s.verdict().is_up()), "a spare was asked for while all are down");
+                prop_assert!(w.core.standings(key.failed).all(|s| s.verdict().down_since().is_some()));
                 seen.insert(key);
             }
             for key in [service(80), service(443)] {
@@ -820,4 +823,36 @@ proptest! {
     fn no_state_file_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         drop(recall(Some(&bytes), &"lb1".parse().unwrap()));
     }
+}
+
+#[test]
+fn fifty_services_on_ten_servers_cost_ten_probes() {
+    let servers: Vec<String> = (1..=10)
+        .map(|n| format!("{{ address = \"10.0.0.{n}:80\" }}"))
+        .collect();
+    let mut text = "[director]\nname = \"lb1\"\naddress = \"10.77.0.1\"\n".to_owned();
+    for n in 1..=50 {
+        text.push_str(&format!(
+            "[[virtual_service]]\naddress = \"192.0.2.{n}:80\"\nscheduler = \"rr\"\nforward = \"nat\"\ncheck.http.path = \"/\"\nreal_server = [{}]\n",
+            servers.join(", ")
+        ));
+    }
+    let config = config::director::parse(Path::new("d.toml"), &text).unwrap();
+    let start = Start {
+        now: at(0),
+        wall: WallMillis(0),
+        boot_id: "boot".into(),
+        recall: Recall::Forgot("there is no state file".into()),
+        kernel: BTreeMap::new(),
+        marked: BTreeSet::new(),
+    };
+    let mut core = Core::new(Arc::new(config), start);
+    let targets = core.targets();
+    assert_eq!(targets.len(), 10);
+    assert!(targets.values().all(|slots| slots.len() == 50));
+    // One report is each service's.
+    let slots: Arc<[Slot]> = targets.into_values().next().unwrap().into();
+    let found = Found::of(Outcome::Pass, Duration::ZERO);
+    let fx = core.handle(Event::Probe { slots, found }, at(1));
+    assert_eq!((fx.dirty.len(), fx.notes.len()), (50, 50));
 }

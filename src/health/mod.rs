@@ -1,4 +1,12 @@
 //! Verdicts on real servers from the outcomes of probes. PURE: time comes in as an argument.
+//!
+//! [`Health`] is the verdict of one check, [`Standing`] that of all checks of a server together.
+
+mod damping;
+mod standing;
+
+pub use damping::Penalty;
+pub use standing::{BLIND, Change, CheckState, Standing};
 
 use crate::model::{CheckTiming, FailReason, MonoTime, Outcome};
 
@@ -71,6 +79,28 @@ impl Health {
         );
         match (self, outcome) {
             (state, Outcome::Fail(FailReason::Local)) => (state, None),
+            // Whoever announced maintenance may now stop what is asked: that is no failure until it
+            // says so, as in HAProxy.
+            (
+                Self::Down {
+                    since,
+                    reason: FailReason::SaidMaintenance,
+                    ..
+                },
+                Outcome::Fail(reason),
+            ) if !matches!(reason, FailReason::SaidDown) => (
+                Self::Down {
+                    since,
+                    passes: 0,
+                    reason: FailReason::SaidMaintenance,
+                },
+                None,
+            ),
+            // A word of the operator's is no probe that may have gone wrong.
+            (
+                Self::Unknown { .. } | Self::Up { .. },
+                Outcome::Fail(FailReason::SaidMaintenance),
+            ) => Self::down(FailReason::SaidMaintenance, now),
             (Self::Unknown { passes, need, .. }, Outcome::Pass) => {
                 if passes + 1 >= need {
                     return up;
@@ -193,12 +223,10 @@ mod tests {
     use super::*;
 
     fn timing(rise: u32, fall: u32) -> CheckTiming {
-        let s = Duration::from_secs(1);
         CheckTiming {
-            interval: s,
-            timeout: s,
             rise,
             fall,
+            ..CheckTiming::every(Duration::from_secs(1))
         }
     }
 

@@ -154,10 +154,24 @@ impl Weight {
     /// The weight of a server that says none.
     pub const ONE: Self = Self(1);
 
+    /// A small one.
+    #[must_use]
+    pub fn of(n: u16) -> Self {
+        Self(n.into())
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
+    }
+
+    /// So much of it, rounded up: of a weight that is not 0 only 0 percent are nothing.
+    #[must_use]
+    pub fn percent(self, percent: u16) -> Self {
+        let part = (u64::from(self.0) * u64::from(percent)).div_ceil(100);
+        let most = i32::MAX.unsigned_abs();
+        Self(u32::try_from(part).unwrap_or(most).min(most))
     }
 }
 
@@ -325,7 +339,7 @@ impl fmt::Display for ForwardMethod {
 }
 
 /// Encapsulation of a tunnel (`IP_VS_CONN_F_TUNNEL_TYPE_*`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelType {
     /// IP in IP.
@@ -338,7 +352,7 @@ pub enum TunnelType {
 }
 
 /// Attributes of a tunnel; meaningless, and the default, for other methods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tunnel {
     /// Encapsulation.
     pub kind: TunnelType,

@@ -4,17 +4,25 @@
 
 mod check;
 mod drift;
+mod host;
 mod ids;
 pub mod inventory;
 mod ipvs;
+mod marks;
 mod ownership;
 mod step;
 mod sysctl;
 mod time;
 pub mod wire;
 
-pub use check::{CheckKind, CheckSpec, CheckTiming, FailReason, Outcome, Phase};
+pub use check::{
+    Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
+    Expect, ExternalCheck, FailReason, FileCheck, Found, GrpcCheck, HttpCheck, HttpVersion,
+    IcmpCheck, LoginCheck, Need, Outcome, Phase, PinDigest, Slot, SmtpCheck, SmtpTls, SqlState,
+    StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
+};
 pub use drift::{DriftPolicy, NotADriftPolicy};
+pub use host::HostAddress;
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{
     DestAttrs, DestKey, DestState, Family, ForwardMethod, KernelTable, LONGEST_NAME,
@@ -22,6 +30,7 @@ pub use ipvs::{
     ServiceFlags, ServiceKey, ServiceKeyError, ServiceState, Stats, SyncDaemon, SyncRole, Table,
     Timeouts, Tunnel, TunnelType, Weight,
 };
+pub use marks::{Marks, NotMarks};
 pub use ownership::Ownership;
 pub use step::Step;
 pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DirectorName, ServiceKey};
+use super::{DirectorName, Marks, ServiceKey};
 
 /// A director and its virtual services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,12 +22,24 @@ pub struct Ownership {
     pub resync_ms: u64,
     /// Its virtual services.
     pub services: BTreeSet<ServiceKey>,
+    /// Firewall marks of its hidden services, if it has checks through virtual addresses.
+    #[serde(default)]
+    pub hidden: Option<Marks>,
 }
 
 impl Ownership {
     /// Whether it owns this service.
     #[must_use]
     pub fn owns(&self, key: &ServiceKey) -> bool {
-        self.exclusive || self.services.contains(key)
+        self.exclusive || self.services.contains(key) || self.hides(key)
+    }
+
+    /// Whether this is a hidden service, on which probes travel.
+    #[must_use]
+    pub fn hides(&self, key: &ServiceKey) -> bool {
+        match key {
+            ServiceKey::Fwmark(_, mark) => self.hidden.is_some_and(|m| m.contains(*mark)),
+            ServiceKey::Addr(..) => false,
+        }
     }
 }

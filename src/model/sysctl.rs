@@ -37,6 +37,12 @@ impl SysctlName {
         Self(format!("net/ipv4/conf/{interface}/forwarding"))
     }
 
+    /// A setting of an interface, or of `all`, for IPv4.
+    #[must_use]
+    pub fn of_interface(interface: &str, setting: &str) -> Self {
+        Self(format!("net/ipv4/conf/{interface}/{setting}"))
+    }
+
     /// Whether it says of one interface, and not of `all`, whether it forwards IPv4.
     #[must_use]
     pub fn is_ipv4_forwarding(&self) -> bool {
@@ -114,6 +120,12 @@ impl SysctlValue {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The number, where it is one.
+    #[must_use]
+    pub fn number(&self) -> Option<i64> {
+        self.0.parse().ok()
     }
 
     /// Whether a switch is on: not a number that is zero.

@@ -268,8 +268,8 @@ pub struct RegisteredService {
     pub scheduler: Scheduler,
     /// Its forwarding method.
     pub forward: ForwardMethod,
-    /// Its check.
-    pub check: CheckSpec,
+    /// Its checks, as far as another host can make them.
+    pub checks: Vec<CheckSpec>,
     /// Its configured real servers.
     pub servers: Vec<RegisteredServer>,
 }

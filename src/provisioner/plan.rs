@@ -437,18 +437,21 @@ fn answers(brief: &Brief, spare: &Server) -> Vec<ServiceTest> {
         let Some(address) = address_for(spare, slot.family) else {
             continue;
         };
-        // A service by firewall mark may keep the client's port: there is none to probe.
-        if slot.port == 0 {
-            continue;
-        }
-        let test = ServiceTest {
-            at: SocketAddr::new(address, slot.port),
-            kind: slot.service.check.kind.clone(),
-            timeout: slot.service.check.timing.timeout,
-            limit: TEST_LIMIT,
-        };
-        if !tests.contains(&test) {
-            tests.push(test);
+        for check in &slot.service.checks {
+            let port = check.via.port.unwrap_or(slot.port);
+            // A service by firewall mark may keep the client's port: there is none to probe.
+            if port == 0 && check.kind.needs_port() {
+                continue;
+            }
+            let test = ServiceTest {
+                at: SocketAddr::new(address, port),
+                kind: check.kind.clone(),
+                timeout: check.timing.timeout,
+                limit: TEST_LIMIT,
+            };
+            if !tests.contains(&test) {
+                tests.push(test);
+            }
         }
     }
     tests

@@ -9,7 +9,7 @@ use std::{
 
 use super::order::{Class, Done, Hands, Order, Step, StepError};
 use crate::model::{
-    CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Weight,
+    CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
     inventory::{Inventory, Role, Server, ServiceFile, Software},
     wire::{RegisteredServer, RegisteredService, Registration, ReplacementRequest},
 };
@@ -97,20 +97,14 @@ pub(crate) fn registration(name: &str) -> Registration {
         key: key.parse().unwrap(),
         scheduler: Scheduler("wlc".into()),
         forward,
-        check: CheckSpec {
-            kind: CheckKind::Http {
-                path: "/".into(),
-                host: None,
-                status_from: 200,
-                status_to: 299,
-            },
+        checks: vec![CheckSpec {
+            kind: CheckKind::Http(Box::default()),
+            via: Via::default(),
             timing: CheckTiming {
-                interval: Duration::from_secs(1),
                 timeout: Duration::from_millis(500),
-                rise: 2,
-                fall: 2,
+                ..CheckTiming::every(Duration::from_secs(1))
             },
-        },
+        }],
         servers: servers
             .iter()
             .map(|(address, port)| RegisteredServer {

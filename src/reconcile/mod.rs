@@ -4,6 +4,7 @@
 
 pub mod drift;
 pub mod plan;
+mod stalled;
 pub mod task;
 mod work;
 

@@ -51,6 +51,16 @@ pub struct Desired {
     pub services: BTreeMap<ServiceKey, Arc<Want>>,
     /// Whether services that stand in no configuration are ours to remove.
     pub exclusive: bool,
+    /// Hidden services that this director has ever made: ours to remove where they are not wanted.
+    pub made: Arc<BTreeSet<ServiceKey>>,
+}
+
+impl Desired {
+    /// Whether a service in the kernel is not wanted, and ours to remove.
+    #[must_use]
+    pub fn is_to_go(&self, key: &ServiceKey) -> bool {
+        (self.exclusive || self.made.contains(key)) && !self.services.contains_key(key)
+    }
 }
 
 /// What the kernel holds of the wanted services after a pass. Unchanged services share their part

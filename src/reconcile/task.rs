@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 use super::{
     drift::{Difference, Field, merge},
     plan::{Applied, Desired, Want, plan},
+    stalled::Stalled,
     work::{Lines, Told, Wave, Work},
 };
 use crate::{
@@ -36,7 +37,7 @@ pub struct Timing {
 const PIECE: usize = 512;
 
 /// What a pass did, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
     /// A pass ended.
     Pass(PassEnd),
@@ -48,6 +49,8 @@ pub enum Fact {
     Standing(usize),
     /// A periodic reading found so many services that stand in no configuration.
     Foreign(usize),
+    /// Destinations that get connections of which none comes to stand, while their siblings' do.
+    Stalled(BTreeSet<DestKey>),
 }
 
 /// How a pass ended.
@@ -124,6 +127,7 @@ struct Reconciler<O> {
     drifted: bool,
     /// Foreign services that are to go, and that the kernel still has.
     intruders: BTreeSet<ServiceKey>,
+    stalled: Stalled,
     /// Whether the whole table could not be read when that was last tried.
     unread: bool,
     /// Whether steps of the running pass are left to the next one.
@@ -143,6 +147,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             moved: true,
             drifted: false,
             intruders: BTreeSet::new(),
+            stalled: Stalled::default(),
             unread: false,
             cut: false,
             piece: 0,
@@ -176,8 +181,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
         let ours = |k: &ServiceKey| want.services.contains_key(k);
         self.base.retain(|k, _| ours(k));
         self.applied.kernel.retain(|k, _| ours(k));
-        let owed = |k: &ServiceKey| want.exclusive && !ours(k);
-        self.intruders.retain(owed);
+        self.intruders.retain(|k| want.is_to_go(k));
         let intruders = &self.intruders;
         (self.applied.failed).retain(|k, _| ours(k) || intruders.contains(k));
         self.applied.drift.retain(|k, _| ours(k));
@@ -214,6 +218,10 @@ impl<O: Fn(Fact)> Reconciler<O> {
             match table {
                 Ok(table) => {
                     self.readable();
+                    let stalled = self.stalled.look(&table);
+                    if !stalled.is_empty() {
+                        (self.observe)(Fact::Stalled(stalled));
+                    }
                     return Some((self.whole_scope(want, &table), table));
                 }
                 Err(e) => self.unreadable(&e),
@@ -261,8 +269,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
 
     /// Foreign services that are still to go.
     fn owed<'a>(&'a self, want: &'a Desired) -> impl Iterator<Item = ServiceKey> + 'a {
-        let owed = |k: &&ServiceKey| want.exclusive && !want.services.contains_key(k);
-        self.intruders.iter().filter(owed).copied()
+        self.intruders.iter().filter(|k| want.is_to_go(k)).copied()
     }
 
     /// The whole table. A dump can leave a service out when others change theirs meanwhile: one that
@@ -279,16 +286,14 @@ impl<O: Fn(Fact)> Reconciler<O> {
 
     /// The owned services, found by walking the actual table; foreign ones are counted.
     fn whole_scope(&mut self, want: &Desired, actual: &KernelTable) -> Vec<ServiceKey> {
-        let foreign = actual.keys().filter(|k| !want.services.contains_key(k));
+        let others = actual.keys().filter(|k| !want.services.contains_key(k));
+        let (to_go, foreign): (Vec<&ServiceKey>, Vec<&ServiceKey>) =
+            others.partition(|k| want.is_to_go(k));
         let mut scope: Vec<ServiceKey> = want.services.keys().copied().collect();
+        scope.extend(to_go);
+        scope.extend(self.owed(want).filter(|k| !actual.contains_key(k)));
         let before = self.applied.foreign;
-        if want.exclusive {
-            scope.extend(foreign);
-            scope.extend(self.owed(want).filter(|k| !actual.contains_key(k)));
-            self.applied.foreign = 0;
-        } else {
-            self.applied.foreign = foreign.count();
-        }
+        self.applied.foreign = foreign.len();
         self.moved |= self.applied.foreign != before;
         (self.observe)(Fact::Foreign(self.applied.foreign));
         scope

@@ -1,7 +1,6 @@
 //! Addresses of interfaces (`RTM_GETADDR`).
 
 use std::{
-    collections::BTreeSet,
     io,
     net::IpAddr,
     sync::mpsc::{RecvTimeoutError, sync_channel},
@@ -21,6 +20,9 @@ use neli::{
     socket::synchronous::NlSocketHandle,
     utils::Groups,
 };
+use nix::net::if_::if_indextoname;
+
+use crate::model::HostAddress;
 
 /// The kernel answers a dump at once; what takes longer never comes.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -65,7 +67,7 @@ pub enum Error {
 /// # Errors
 ///
 /// See [`Error`].
-pub fn local_addresses() -> Result<BTreeSet<IpAddr>, Error> {
+pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
     // neli's socket has no time limit, so a thread of its own holds it. It is in this thread's
     // namespace: a new thread is in its creator's.
     let (tx, rx) = sync_channel(1);
@@ -82,7 +84,7 @@ pub fn local_addresses() -> Result<BTreeSet<IpAddr>, Error> {
     }
 }
 
-fn read_steadily() -> Result<BTreeSet<IpAddr>, Error> {
+fn read_steadily() -> Result<Vec<HostAddress>, Error> {
     for _ in 0..TRIES {
         if let Some(addresses) = read()? {
             return Ok(addresses);
@@ -92,7 +94,7 @@ fn read_steadily() -> Result<BTreeSet<IpAddr>, Error> {
 }
 
 /// One reading; none where the addresses changed during it (`NLM_F_DUMP_INTR`).
-fn read() -> Result<Option<BTreeSet<IpAddr>>, Error> {
+fn read() -> Result<Option<Vec<HostAddress>>, Error> {
     let failed = |doing| move |source| Error::Socket { doing, source };
     let socket = NlSocketHandle::connect(NlFamily::Route, None, Groups::empty())
         .map_err(failed("connecting"))?;
@@ -113,7 +115,7 @@ fn read() -> Result<Option<BTreeSet<IpAddr>>, Error> {
         .map_err(|e| Error::Request(e.to_string()))?;
     socket.send(&request).map_err(failed("asking"))?;
 
-    let (mut addresses, mut interrupted) = (BTreeSet::new(), false);
+    let (mut addresses, mut interrupted) = (Vec::new(), false);
     loop {
         let (messages, _groups) = socket
             .recv::<u16, Ifaddrmsg>()
@@ -140,8 +142,8 @@ fn read() -> Result<Option<BTreeSet<IpAddr>>, Error> {
 }
 
 /// This end's address: `IFA_LOCAL` where there is a peer (and always for IPv4), else
-/// `IFA_ADDRESS`.
-fn address(message: &Ifaddrmsg) -> Option<IpAddr> {
+/// `IFA_ADDRESS`. Of an interface that is gone meanwhile the name is empty.
+fn address(message: &Ifaddrmsg) -> Option<HostAddress> {
     let find = |kind| {
         let attribute = message.rtattrs().iter().find(|a| *a.rta_type() == kind)?;
         let bytes = attribute.rta_payload().as_ref();
@@ -149,5 +151,12 @@ fn address(message: &Ifaddrmsg) -> Option<IpAddr> {
         v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
             .ok()
     };
-    find(Ifa::Local).or_else(|| find(Ifa::Address))
+    let index = *message.ifa_index();
+    let name = if_indextoname(index).ok();
+    Some(HostAddress {
+        addr: find(Ifa::Local).or_else(|| find(Ifa::Address))?,
+        prefix: *message.ifa_prefixlen(),
+        index,
+        interface: name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+    })
 }

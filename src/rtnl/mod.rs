@@ -1,5 +1,7 @@
-//! rtnetlink: what the interfaces of this host are.
+//! rtnetlink: what the interfaces of this host are, and what becomes of links and neighbours.
 
 mod addresses;
+mod changes;
 
-pub use addresses::{Error, local_addresses};
+pub use addresses::{Error, host_addresses};
+pub use changes::{Change, Changes};

@@ -3,7 +3,9 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener as StdListener},
+    pin::Pin,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,8 +23,8 @@ use tokio::{
     time::sleep,
 };
 use understudy::{
-    check::probe,
-    model::{CheckKind, FailReason, Outcome, Phase},
+    check::{Network, Prober as _, Ways, probe},
+    model::{CheckKind, CheckSpec, CheckTiming, FailReason, HttpCheck, Outcome, Phase, Via},
 };
 
 use crate::support::in_new_namespace;
@@ -36,12 +38,11 @@ fn fail(reason: FailReason) -> Outcome {
 }
 
 fn http() -> CheckKind {
-    CheckKind::Http {
+    CheckKind::Http(Box::new(HttpCheck {
         path: "/health?full=1".to_owned(),
         host: Some("www.example.org".to_owned()),
-        status_from: 200,
-        status_to: 299,
-    }
+        ..HttpCheck::default()
+    }))
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -96,10 +97,10 @@ async fn answered(answer: &'static str) -> Outcome {
 #[tokio::test]
 async fn a_port_that_accepts_passes() {
     let (_listener, at) = listener().await;
-    assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, Outcome::Pass);
+    assert_eq!(probe(at, &CheckKind::default(), LONG).await, Outcome::Pass);
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, Outcome::Pass);
+    assert_eq!(probe(at, &CheckKind::default(), LONG).await, Outcome::Pass);
 }
 
 #[tokio::test]
@@ -108,7 +109,7 @@ async fn a_port_without_listener_is_refused() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let at = socket.local_addr().unwrap();
-    for kind in [CheckKind::Tcp, http()] {
+    for kind in [CheckKind::default(), http()] {
         assert_eq!(probe(at, &kind, LONG).await, fail(FailReason::Refused));
     }
 }
@@ -137,19 +138,23 @@ async fn sees_routes_and_runs_short() {
         ("192.0.2.4:80", FailReason::Local),
     ] {
         let at = at.parse().unwrap();
-        assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, fail(wanted), "{at}");
+        assert_eq!(
+            probe(at, &CheckKind::default(), LONG).await,
+            fail(wanted),
+            "{at}"
+        );
     }
     let (_listener, at) = listener().await;
     let mut taken = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);
     }
-    for kind in [CheckKind::Tcp, http()] {
+    for kind in [CheckKind::default(), http()] {
         let outcome = probe(at, &kind, LONG).await;
         assert_eq!(outcome, fail(FailReason::Local), "no descriptor is free");
     }
     drop(taken);
-    assert_eq!(probe(at, &CheckKind::Tcp, LONG).await, Outcome::Pass);
+    assert_eq!(probe(at, &CheckKind::default(), LONG).await, Outcome::Pass);
 }
 
 #[tokio::test]
@@ -179,7 +184,7 @@ async fn a_server_that_accepts_and_says_nothing_times_out_in_the_answer_phase() 
     let outcome = probe(at, &http(), SHORT).await;
     assert_eq!(outcome, fail(FailReason::TimedOut(Phase::Answer)));
     assert_eq!(
-        probe(at, &CheckKind::Tcp, LONG).await,
+        probe(at, &CheckKind::default(), LONG).await,
         Outcome::Pass,
         "mute, but it listens"
     );
@@ -455,5 +460,49 @@ fn a_process_that_was_stopped_blames_no_server() {
             "answered {answer:?} during the stop"
         );
         drop(kept);
+    }
+}
+
+#[test]
+fn a_probe_without_its_hidden_service_blames_nobody() {
+    in_new_namespace("ip link set lo up", "check::blames_nobody_without_its_way");
+}
+
+/// Says of every mark whether its hidden service is there.
+struct Said(bool);
+
+impl Ways for Said {
+    fn stands(
+        &self,
+        _at: SocketAddr,
+        _mark: u32,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(std::future::ready(self.0))
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by the test above, for it sets a firewall mark"]
+async fn blames_nobody_without_its_way() {
+    // Bound, so that nobody else listens there.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = socket.local_addr().unwrap();
+    let spec = CheckSpec {
+        kind: CheckKind::default(),
+        via: Via {
+            through: true,
+            mark: Some(7),
+            ..Via::default()
+        },
+        timing: CheckTiming::every(LONG),
+    };
+    for (there, wanted) in [(true, FailReason::Refused), (false, FailReason::Local)] {
+        let network = Network {
+            ways: Some(Arc::new(Said(there))),
+        };
+        let check = network.prepare(&spec).unwrap();
+        let (found, _) = Network::probe(&check, at).await;
+        assert_eq!(found.outcome, fail(wanted));
     }
 }

@@ -42,10 +42,11 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 19] = [
+const SUBCOMMANDS: [&[&str]; 20] = [
     &[],
     &["director"],
     &["provisioner"],
+    &["check"],
     &["check-config"],
     &["status"],
     &["inventory"],

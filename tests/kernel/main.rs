@@ -5,6 +5,8 @@
 mod lab;
 
 #[cfg(test)]
+mod calm;
+#[cfg(test)]
 mod capture;
 #[cfg(test)]
 mod drift;
@@ -15,9 +17,13 @@ mod forwarding;
 #[cfg(test)]
 mod generated;
 #[cfg(test)]
+mod hints;
+#[cfg(test)]
 mod ipvs;
 #[cfg(test)]
 mod kills;
+#[cfg(test)]
+mod kinds;
 #[cfg(test)]
 mod lab_smoke;
 #[cfg(test)]
@@ -28,5 +34,7 @@ mod replace;
 mod scene;
 #[cfg(test)]
 mod settings;
+#[cfg(test)]
+mod through;
 #[cfg(test)]
 mod verbs;

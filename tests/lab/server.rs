@@ -45,6 +45,8 @@ pub(crate) enum Tree {
     Idle,
     /// Debian 13: the wrong operating system.
     Other,
+    /// Debian 12 with everything that a kind of check asks; nothing runs but sshd.
+    Kinds,
 }
 
 #[derive(Debug)]
@@ -336,6 +338,7 @@ impl Server {
             Tree::Base => "base",
             Tree::Web | Tree::Idle => "web",
             Tree::Other => "other",
+            Tree::Kinds => "kinds",
         });
         let host_key = fs::read(self.dir.join("host_key")).unwrap();
 

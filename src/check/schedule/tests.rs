@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::model::{CheckKind, CheckTiming, Phase, Protocol};
+use crate::model::{CheckKind, CheckTiming, DestKey, Phase, Protocol, ServiceKey, Via};
 
 const SECOND: Duration = Duration::from_secs(1);
 const REFUSED: Outcome = Outcome::Fail(FailReason::Refused);
@@ -30,6 +30,11 @@ struct World {
     probed: AtomicUsize,
     dropped: AtomicUsize,
     latest: Mutex<Duration>,
+    prepared: AtomicUsize,
+    /// Something that checks need is not there.
+    missing: Mutex<bool>,
+    /// What the next probe that passes keeps open.
+    kept: Mutex<Option<TcpStream>>,
     /// Done at the end of the next probe.
     at_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -63,7 +68,29 @@ impl Drop for Running<'_> {
 }
 
 impl Prober for Fake {
-    async fn probe(&self, at: SocketAddr, _spec: &CheckSpec) -> Outcome {
+    type Check = Self;
+
+    fn prepare(&self, _spec: &CheckSpec) -> Result<Self, Unprepared> {
+        self.0.prepared.fetch_add(1, Ordering::SeqCst);
+        match *self.0.missing.lock().unwrap() {
+            true => Err(Unprepared::NoAuthorities),
+            false => Ok(self.clone()),
+        }
+    }
+
+    async fn probe(check: &Self, at: SocketAddr) -> (Found, Option<TcpStream>) {
+        let begun = Instant::now();
+        let outcome = check.found(at).await;
+        let kept = match outcome {
+            Outcome::Pass => check.0.kept.lock().unwrap().take(),
+            Outcome::Fail(_) => None,
+        };
+        (Found::of(outcome, begun.elapsed()), kept)
+    }
+}
+
+impl Fake {
+    async fn found(&self, at: SocketAddr) -> Outcome {
         self.0.starts.lock().unwrap().push((Instant::now(), at));
         let running = self.0.running.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.most_running.fetch_max(running, Ordering::SeqCst);
@@ -89,6 +116,7 @@ impl Observer for Fake {
     fn report_dropped(&self) {
         self.0.dropped.fetch_add(1, Ordering::SeqCst);
     }
+    fn in_flight(&self, _probes: usize, _targets: usize) {}
 }
 
 fn service() -> ServiceKey {
@@ -103,17 +131,22 @@ fn dest(n: u32) -> DestKey {
 }
 
 fn target(n: u32, interval: Duration, fall: u32) -> Target {
+    let slot = Slot {
+        service: service(),
+        dest: dest(n),
+        check: 0,
+    };
     Target {
-        id: (service(), dest(n)),
-        spec: CheckSpec {
-            kind: CheckKind::Tcp,
+        at: SocketAddr::new(dest(n).addr, dest(n).port),
+        spec: Arc::new(CheckSpec {
+            kind: CheckKind::default(),
+            via: Via::default(),
             timing: CheckTiming {
-                interval,
-                timeout: interval,
-                rise: 2,
                 fall,
+                ..CheckTiming::every(interval)
             },
-        },
+        }),
+        slots: [slot].into(),
         fast: false,
     }
 }
@@ -121,6 +154,7 @@ fn target(n: u32, interval: Duration, fall: u32) -> Target {
 struct Bench {
     world: Arc<World>,
     targets: watch::Sender<Arc<Targets>>,
+    nudges: mpsc::Sender<Nudge>,
     reports: mpsc::Receiver<Report>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -138,12 +172,21 @@ impl Bench {
     fn start_in(fake: Fake, targets: Targets, queue: usize) -> Self {
         let (targets, seen) = watch::channel(Arc::new(targets));
         let (reports, received) = mpsc::channel(queue);
+        let (nudges, nudged) = mpsc::channel(16);
         let stop = CancellationToken::new();
         Self {
             world: Arc::clone(&fake.0),
             targets,
+            nudges,
             reports: received,
-            task: tokio::spawn(run_with(fake.clone(), seen, reports, fake, stop.clone())),
+            task: tokio::spawn(run_with(
+                fake.clone(),
+                seen,
+                nudged,
+                reports,
+                fake,
+                stop.clone(),
+            )),
             stop,
         }
     }
@@ -166,7 +209,7 @@ async fn three_servers_have_first_verdicts_within_200_ms() {
     let mut bench = Bench::start((0..3).map(|n| target(n, SECOND, 2)).collect(), 16);
     let mut seen = Vec::new();
     for _ in 0..3 {
-        seen.push(bench.report().await.dest);
+        seen.push(bench.report().await.slots[0].dest);
     }
     assert!(begun.elapsed() <= SECOND / 5, "{:?}", begun.elapsed());
     seen.sort();
@@ -218,10 +261,10 @@ async fn a_server_keeps_its_phase_when_others_come_and_go() {
 #[tokio::test(start_paused = true)]
 async fn a_first_failure_is_followed_quickly_until_the_fall() {
     let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
-    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     bench.world.find(1, REFUSED, Duration::ZERO);
     for _ in 0..5 {
-        assert_eq!(bench.report().await.outcome, REFUSED);
+        assert_eq!(bench.report().await.found.outcome, REFUSED);
     }
     let gaps = gaps(&bench.world.starts_of(1));
     let fast = Duration::from_millis(100);
@@ -235,11 +278,11 @@ async fn a_first_failure_is_followed_quickly_until_the_fall() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_this_host_hurries_nobody() {
     let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
-    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     let local = Outcome::Fail(FailReason::Local);
     bench.world.find(1, local, Duration::ZERO);
     for _ in 0..4 {
-        assert_eq!(bench.report().await.outcome, local);
+        assert_eq!(bench.report().await.found.outcome, local);
     }
     for gap in gaps(&bench.world.starts_of(1)) {
         assert!(gap >= SECOND / 2, "{gap:?}");
@@ -247,19 +290,46 @@ async fn a_failure_of_this_host_hurries_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_server_is_asked_again_at_once_and_never_twice_at_a_time() {
+async fn a_silent_server_is_asked_once_more_beside_and_then_at_once() {
     let mut bench = Bench::start(vec![target(1, SECOND, 3)], 16);
-    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     let silent = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
     bench.world.find(1, silent, SECOND);
     for _ in 0..5 {
-        assert_eq!(bench.report().await.outcome, silent);
+        assert_eq!(bench.report().await.found.outcome, silent);
     }
-    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 2);
     let gaps = gaps(&bench.world.starts_of(1));
-    for gap in &gaps[1..3] {
-        assert!(gap.abs_diff(SECOND) <= Duration::from_millis(5), "{gaps:?}");
+    let near = |gap: Duration, wanted| gap.abs_diff(wanted) <= Duration::from_millis(5);
+    assert!(near(gaps[1], SECOND / 4), "the second beside: {gaps:?}");
+    assert!(
+        near(gaps[2], SECOND),
+        "the third when both have failed: {gaps:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_that_answers_has_one_report_and_no_failure() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 2)], 64);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    bench.world.find(1, Outcome::Pass, SECOND / 2);
+    let begun = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     }
+    assert!(begun.elapsed() >= 9 * SECOND, "one report an interval");
+    let running = bench.world.running.load(Ordering::SeqCst);
+    assert_eq!(running, 0, "the second probe is dropped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_one_failure_is_enough_nobody_is_asked_beside() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 1)], 16);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    let silent = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
+    bench.world.find(1, silent, SECOND);
+    assert_eq!(bench.report().await.found.outcome, silent);
+    assert_eq!(bench.world.most_running.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,6 +353,149 @@ async fn a_target_that_somebody_waits_for_is_asked_at_the_fast_interval() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_many_services_ask_of_a_server_is_asked_once() {
+    let slots: Arc<[Slot]> = (0..50_u16)
+        .map(|n| Slot {
+            service: ServiceKey::Addr(Protocol::Tcp, ([192, 0, 2, 1], 80 + n).into()),
+            dest: dest(1),
+            check: 0,
+        })
+        .collect();
+    let shared = Target {
+        slots: Arc::clone(&slots),
+        ..target(1, SECOND, 2)
+    };
+    let mut bench = Bench::start(vec![shared], 16);
+    for _ in 0..10 {
+        assert_eq!(bench.report().await.slots, slots, "each is told");
+    }
+    assert_eq!(bench.world.starts_of(1).len(), 10);
+    // One service goes: the probe keeps its time, and is reported to those who stay.
+    let fewer: Arc<[Slot]> = slots[1..].into();
+    let changed = Target {
+        slots: Arc::clone(&fewer),
+        ..target(1, SECOND, 2)
+    };
+    bench.targets.send_replace(Arc::new(vec![changed]));
+    assert_eq!(bench.report().await.slots, fewer);
+    let gaps = gaps(&bench.world.starts_of(1));
+    let last = gaps[gaps.len() - 1];
+    assert!(
+        last.abs_diff(SECOND) <= Duration::from_millis(2),
+        "{gaps:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_down_is_asked_at_its_own_interval() {
+    let mut slow = target(1, SECOND, 2);
+    let spec = Arc::make_mut(&mut slow.spec);
+    spec.timing.down_interval = 5 * SECOND;
+    let mut bench = Bench::start(vec![slow], 16);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    bench.world.find(1, REFUSED, Duration::ZERO);
+    for _ in 0..5 {
+        assert_eq!(bench.report().await.found.outcome, REFUSED);
+    }
+    bench.world.find(1, Outcome::Pass, Duration::ZERO);
+    for _ in 0..3 {
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    }
+    let gaps = gaps(&bench.world.starts_of(1));
+    // The last gaps of the failing time lead to each other at five seconds, those after the pass at one.
+    for gap in &gaps[3..5] {
+        assert!(
+            gap.abs_diff(5 * SECOND) <= Duration::from_millis(2),
+            "{gaps:?}"
+        );
+    }
+    assert!(
+        gaps[7].abs_diff(SECOND) <= Duration::from_millis(2),
+        "{gaps:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nudge_brings_a_probe_forward_and_no_verdict() {
+    let targets = (1..=2).map(|n| target(n, 100 * SECOND, 2)).collect();
+    let mut bench = Bench::start(targets, 16);
+    bench.report().await;
+    bench.report().await;
+    sleep(SECOND).await;
+    let nudged = Instant::now();
+    bench
+        .nudges
+        .send(Nudge::Servers([dest(2).addr].into()))
+        .await
+        .unwrap();
+    let report = bench.report().await;
+    assert_eq!(report.slots[0].dest, dest(2));
+    assert_eq!(report.found.outcome, Outcome::Pass);
+    assert!(nudged.elapsed() <= Duration::from_millis(5));
+    assert_eq!(bench.world.starts_of(1).len(), 1, "nobody else is hurried");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_lacks_something_blames_nobody_and_is_tried_again() {
+    let fake = Fake::default();
+    *fake.0.missing.lock().unwrap() = true;
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 2)], 16);
+    for _ in 0..3 {
+        let found = bench.report().await.found;
+        assert_eq!(found.outcome, Outcome::Fail(FailReason::Local));
+        assert!(
+            found.detail.unwrap().contains("ca-certificates"),
+            "it says what to do"
+        );
+    }
+    assert!(bench.world.starts_of(1).is_empty());
+    *bench.world.missing.lock().unwrap() = false;
+    for _ in 0..3 {
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    }
+    assert_eq!(
+        bench.world.prepared.load(Ordering::SeqCst),
+        4,
+        "once it is ready it stays so"
+    );
+}
+
+#[tokio::test]
+async fn a_kept_connection_passes_at_each_interval_without_another_probe() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (_far, _) = listener.accept().await.unwrap();
+    let fake = Fake::default();
+    *fake.0.kept.lock().unwrap() = Some(near);
+    // A full queue loses some: the next one supersedes them.
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND / 10, 2)], 1);
+    for _ in 0..5 {
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    }
+    assert_eq!(bench.world.starts_of(1).len(), 1);
+}
+
+#[tokio::test]
+async fn the_end_of_a_kept_connection_is_a_failure_at_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (far, _) = listener.accept().await.unwrap();
+    let fake = Fake::default();
+    *fake.0.kept.lock().unwrap() = Some(near);
+    let mut bench = Bench::start_in(fake, vec![target(1, 3_600 * SECOND, 2)], 16);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    bench.world.find(1, REFUSED, Duration::ZERO);
+    drop(far);
+    let dropped = Outcome::Fail(FailReason::Dropped);
+    assert_eq!(bench.report().await.found.outcome, dropped);
+    assert_eq!(bench.report().await.found.outcome, REFUSED, "asked at once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removed_target_is_dropped_with_its_probe() {
     let fake = Fake::default();
     fake.0.find(1, Outcome::Pass, 30 * SECOND);
@@ -297,7 +510,7 @@ async fn a_removed_target_is_dropped_with_its_probe() {
         .targets
         .send_replace(Arc::new(vec![target(2, SECOND, 2)]));
     for _ in 0..100 {
-        assert_eq!(bench.report().await.dest, dest(2));
+        assert_eq!(bench.report().await.slots[0].dest, dest(2));
     }
     assert_eq!(bench.world.starts_of(1).len(), 1);
     assert_eq!(
@@ -318,10 +531,10 @@ async fn a_changed_check_begins_anew_and_never_reports_the_old_one() {
         .targets
         .send_replace(Arc::new(vec![target(1, 2 * SECOND, 2)]));
     let changed = Instant::now();
-    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     assert!(changed.elapsed() <= SECOND / 5);
     for _ in 0..40 {
-        assert_eq!(bench.report().await.outcome, Outcome::Pass);
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     }
 }
 
@@ -336,7 +549,7 @@ async fn an_outcome_that_comes_together_with_the_change_is_not_reported() {
         world.find(1, Outcome::Pass, Duration::ZERO);
     };
     *bench.world.at_end.lock().unwrap() = Some(Box::new(change));
-    assert_eq!(bench.report().await.outcome, Outcome::Pass);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
     assert_eq!(bench.world.starts_of(1).len(), 2);
 }
 
@@ -349,12 +562,12 @@ async fn a_full_queue_loses_reports_and_counts_them() {
     assert_eq!(bench.world.dropped.load(Ordering::SeqCst), probed - 1);
     bench.world.find(1, REFUSED, Duration::ZERO);
     assert_eq!(
-        bench.report().await.outcome,
+        bench.report().await.found.outcome,
         Outcome::Pass,
         "the one that had room"
     );
     assert_eq!(
-        bench.report().await.outcome,
+        bench.report().await.found.outcome,
         REFUSED,
         "superseded by the next probe"
     );
@@ -399,7 +612,7 @@ async fn probes_in_flight_are_bounded_and_all_targets_get_their_turn() {
         bench.world.most_running.load(Ordering::SeqCst),
         MAX_IN_FLIGHT
     );
-    let asked: std::collections::HashSet<_> = {
+    let asked: HashSet<_> = {
         let starts = bench.world.starts.lock().unwrap();
         starts.iter().map(|(_, at)| *at).collect()
     };

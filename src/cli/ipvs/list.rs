@@ -1,10 +1,14 @@
 //! `understudy ipvs list`.
 
-use std::io::{self, BufWriter};
+use std::{
+    io::{self, BufWriter},
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
 use super::{Failure, block_on, connect, connections, kernel, say, show, words};
+use crate::agent::lock;
 use crate::model::{
     DestKey, DestState, KernelTable, Persistence, ServiceKey, ServiceState, Stats, Tunnel,
 };
@@ -27,9 +31,37 @@ pub(in crate::cli) struct Arguments {
     /// Counters in full, not in thousands (K), millions (M), ...
     #[arg(long)]
     exact: bool,
+    #[command(flatten)]
+    hidden: Hidden,
     /// For people or programs
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
     output: Output,
+}
+
+/// What a director's checks through virtual addresses have in the table.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Hidden {
+    /// Also the hidden services of a director's checks through virtual addresses
+    #[arg(long)]
+    hidden: bool,
+    /// The director's lock, beside its own socket
+    #[arg(long, value_name = "PATH")]
+    lock: Option<PathBuf>,
+}
+
+impl Hidden {
+    /// Takes them out, unless they are asked for.
+    pub(super) fn leave_out(&self, table: &mut KernelTable) {
+        if !self.hidden
+            && let Some(owner) = lock::last_owner(
+                self.lock
+                    .as_deref()
+                    .unwrap_or(Path::new(super::write::LOCK)),
+            )
+        {
+            table.retain(|key, _| !owner.hides(key));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -51,12 +83,13 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
             ipvs = ipvs.without_counters();
         }
         let (version, buckets) = ipvs.info().await.map_err(kernel)?;
-        let table = if a.services.is_empty() {
-            ipvs.table().await
-        } else {
-            ipvs.read(&a.services).await
-        };
-        Ok((version, buckets, table.map_err(kernel)?))
+        if !a.services.is_empty() {
+            let table = ipvs.read(&a.services).await.map_err(kernel)?;
+            return Ok((version, buckets, table));
+        }
+        let mut table = ipvs.table().await.map_err(kernel)?;
+        a.hidden.leave_out(&mut table);
+        Ok((version, buckets, table))
     })?;
     let missing: Vec<_> = a
         .services

@@ -26,7 +26,7 @@ pub(super) enum Verb {
     /// Shows virtual services and destinations, counters, rates, or connections
     List(list::Arguments),
     /// Prints the table as ipvsadm -Sn does: for ipvs restore, and for ipvsadm -R
-    Save,
+    Save(list::Hidden),
     /// Makes the virtual services of a file what it says, changing only what differs
     #[command(after_help = write::ELSEWHERE)]
     Restore(restore::Arguments),
@@ -48,7 +48,7 @@ pub(super) enum Verb {
 pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
     match verb {
         Verb::List(a) => list::run(a),
-        Verb::Save => save::run(),
+        Verb::Save(hidden) => save::run(hidden),
         Verb::Restore(a) => restore::run(a),
         Verb::Flush(guard) => block_on(async {
             write::flush(&mut connect().await?, guard).await?;

@@ -1,10 +1,11 @@
 //! `understudy ipvs save`.
 
-use super::{Failure, block_on, connect, kernel, plain, say};
+use super::{Failure, block_on, connect, kernel, list::Hidden, plain, say};
 use crate::{import::ipvsadm, model::Table};
 
-pub(super) fn run() -> Result<(), Failure> {
-    let table = block_on(async { connect().await?.table().await.map_err(kernel) })?;
+pub(super) fn run(hidden: &Hidden) -> Result<(), Failure> {
+    let mut table = block_on(async { connect().await?.table().await.map_err(kernel) })?;
+    hidden.leave_out(&mut table);
     let (text, lost) = saved(&plain(&table));
     say(&text)?;
     lost.map_or(Ok(()), |lost| Err(Failure::Failed(lost)))

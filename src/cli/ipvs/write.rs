@@ -19,7 +19,7 @@ use crate::{
 const NAMED: usize = 5;
 
 /// Where the lock lies of a director with the default socket.
-const LOCK: &str = "/run/understudy/director.lock";
+pub(super) const LOCK: &str = "/run/understudy/director.lock";
 
 /// Said after the options of what asks it.
 pub(super) const ELSEWHERE: &str = "\
@@ -264,6 +264,7 @@ mod tests {
                 pid: 7,
                 namespace: (4, 4_026_531_840),
                 exclusive,
+                hidden: None,
                 resync_ms: 1500,
                 services: owned.iter().copied().collect(),
             },

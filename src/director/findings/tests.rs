@@ -28,6 +28,15 @@ fn plain(forward: &str) -> Director {
     config("192.0.2.1:80", forward, "address = \"10.0.0.1:80\"", "")
 }
 
+fn address(addr: &str, prefix: u8, interface: &str) -> HostAddress {
+    HostAddress {
+        addr: addr.parse().unwrap(),
+        prefix,
+        index: 1,
+        interface: interface.to_owned(),
+    }
+}
+
 /// A host on which nothing is amiss, but for these settings.
 fn host(settings: &[(&str, &str)]) -> Facts {
     let usual = [
@@ -46,7 +55,7 @@ fn host(settings: &[(&str, &str)]) -> Facts {
             .collect(),
         addresses: Some(
             ["192.0.2.1", "2001:db8::1"]
-                .map(|a| a.parse().unwrap())
+                .map(|a| address(a, 128, "lo"))
                 .into(),
         ),
         ..Facts::default()
@@ -108,7 +117,7 @@ fn an_interface_that_forwards_by_itself_is_enough_for_ipv4() {
 fn a_nat_server_on_the_director_itself_needs_no_forwarding() {
     let mut facts = host(&[(IP_FORWARD, "0")]);
     let addresses = facts.addresses.as_mut().unwrap();
-    addresses.insert("10.0.0.1".parse().unwrap());
+    addresses.push(address("10.0.0.1", 24, "eth0"));
     assert_none(&plain("nat"), &facts);
 }
 
@@ -202,7 +211,7 @@ fn an_address_that_nobody_has_is_named_once() {
     two.services.extend(again.services);
     let mut facts = host(&[]);
     assert_none(&two, &facts);
-    facts.addresses = Some(BTreeSet::new());
+    facts.addresses = Some(Vec::new());
     assert_found(
         &two,
         &facts,
@@ -217,6 +226,52 @@ fn an_address_that_nobody_has_is_named_once() {
     // Not read is not missing.
     facts.addresses = None;
     assert_none(&two, &facts);
+}
+
+#[test]
+fn answers_to_checks_through_the_virtual_address_have_to_come_in() {
+    let text = r#"
+[director]
+name = "lb1"
+address = "10.77.0.1"
+[[virtual_service]]
+address = "192.0.2.1:80"
+scheduler = "wlc"
+forward = "dr"
+check = { tcp = {}, through = "vip" }
+real_server = [{ address = "10.0.0.1:80" }]
+"#;
+    let config = parse(Path::new("d.toml"), text).unwrap();
+    let facts = |accept: [&str; 2], rp: [&str; 2]| {
+        let mut facts = host(&[
+            ("net.ipv4.conf.all.accept_local", accept[0]),
+            ("net.ipv4.conf.eth0/7.accept_local", accept[1]),
+            ("net.ipv4.conf.all.rp_filter", rp[0]),
+            ("net.ipv4.conf.eth0/7.rp_filter", rp[1]),
+        ]);
+        let own = address("10.0.0.254", 24, "eth0.7");
+        facts.addresses.as_mut().unwrap().push(own);
+        facts
+    };
+    for good in [facts(["0", "1"], ["0", "0"]), facts(["1", "0"], ["1", "2"])] {
+        assert_none(&config, &good);
+        assert_none(&plain("dr"), &facts(["0", "0"], ["1", "1"]));
+    }
+    let words = [
+        "net.ipv4.conf.eth0/7.accept_local is 0",
+        "tcp/192.0.2.1:80",
+        "\"net.ipv4.conf.eth0/7.accept_local\" = 1",
+    ];
+    assert_found(&config, &facts(["0", "0"], ["0", "0"]), &words);
+    let words = [
+        "rp_filter is strict on eth0.7",
+        "\"net.ipv4.conf.eth0/7.rp_filter\" = 2",
+    ];
+    assert_found(&config, &facts(["1", "1"], ["1", "0"]), &words);
+    // Behind a router, or a virtual address that another host has: that depends on more.
+    let mut far = facts(["0", "0"], ["1", "1"]);
+    far.addresses.as_mut().unwrap().pop();
+    assert_none(&config, &far);
 }
 
 #[test]

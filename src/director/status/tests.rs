@@ -34,6 +34,7 @@ fn core() -> Core {
         boot_id: "boot".into(),
         recall: Recall::Forgot("there is no state file".into()),
         kernel: BTreeMap::new(),
+        marked: BTreeSet::new(),
     };
     let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
     Core::new(Arc::new(config), start)
@@ -56,8 +57,9 @@ fn servers_without_a_check_are_up_from_the_start_and_nobody_asks_them() {
     let want = core.desired(service(80)).unwrap();
     assert_eq!(want.service.dests.len(), 2);
     assert!(core.desired(service(443)).unwrap().service.dests.is_empty());
-    let targets: Vec<_> = core.targets().into_keys().collect();
-    assert_eq!(targets, [(service(443), dest(1, 443))]);
+    let slots = core.targets().into_values().flatten();
+    let asked: Vec<_> = slots.map(|s| (s.service, s.dest)).collect();
+    assert_eq!(asked, [(service(443), dest(1, 443))]);
     let status = core.status(MonoTime::ZERO);
     let health = |s: &ServiceStatus| {
         s.servers
@@ -69,11 +71,8 @@ fn servers_without_a_check_are_up_from_the_start_and_nobody_asks_them() {
     assert_eq!(health(&status.services[1]), ["unknown"]);
     // A server that fails in its other service serves here all the same.
     for _ in 0..2 {
-        let probe = Event::Probe {
-            service: service(443),
-            dest: dest(1, 443),
-            outcome: Outcome::Fail(FailReason::Refused),
-        };
+        let refused = Outcome::Fail(FailReason::Refused);
+        let probe = crate::director::tests::probe(service(443), dest(1, 443), refused);
         let fx = core.handle(probe, MonoTime::ZERO);
         assert!(!fx.dirty.contains(&service(80)) && !fx.targets);
     }

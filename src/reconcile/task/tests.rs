@@ -197,6 +197,7 @@ fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) 
         generation: 1,
         services,
         exclusive: false,
+        made: Arc::default(),
     }
 }
 

@@ -152,12 +152,15 @@ struct ConfigLabel {
 #[derive(Clone, Debug)]
 pub struct DirectorMetrics {
     up: Family<ServerLabels, Gauge>,
+    certificate_ends: Family<ServerLabels, Gauge>,
     shown: Arc<Mutex<BTreeSet<(ServiceKey, DestKey)>>>,
     transitions: Family<TransitionLabels, Counter>,
     probes: Family<ReasonLabel, Counter>,
     probe_duration: Histogram,
     probe_lateness: Histogram,
     reports_dropped: Counter,
+    probes_in_flight: Gauge,
+    probe_targets: Gauge,
     netlink_requests: Family<NetlinkLabels, Counter>,
     passes: Family<PassLabel, Counter>,
     steps: Family<StepLabels, Counter>,
@@ -170,6 +173,8 @@ pub struct DirectorMetrics {
     pub drift_standing: Gauge,
     /// Virtual services in the kernel that this director does not own.
     pub foreign_services: Gauge,
+    /// Times that a server which passed stayed out because it had come and gone.
+    pub held_out: Counter,
     /// Replacements asked of the provisioner.
     pub replacements_requested: Counter,
     /// Failed servers whose incident is open.
@@ -186,12 +191,16 @@ impl DirectorMetrics {
         let seconds = || Histogram::new(SECONDS);
         let m = Self {
             up: Family::default(),
+            certificate_ends: Family::default(),
             shown: Arc::default(),
             transitions: Family::default(),
             probes: Family::default(),
             probe_duration: seconds(),
             probe_lateness: seconds(),
             reports_dropped: Counter::default(),
+            probes_in_flight: Gauge::default(),
+            probe_targets: Gauge::default(),
+            held_out: Counter::default(),
             netlink_requests: Family::default(),
             passes: Family::default(),
             steps: Family::default(),
@@ -219,6 +228,16 @@ impl DirectorMetrics {
             m.transitions.clone(),
         );
         r.register(
+            "real_server_held_out",
+            "Times that a real server which passed again stayed out because it had come and gone",
+            m.held_out.clone(),
+        );
+        r.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the certificate ends that a check of the real server saw, since 1970",
+            m.certificate_ends.clone(),
+        );
+        r.register(
             "probes",
             "Probes that ended, by what they found",
             m.probes.clone(),
@@ -237,6 +256,16 @@ impl DirectorMetrics {
             "reports_dropped",
             "Reports of probes that found their queue full",
             m.reports_dropped.clone(),
+        );
+        r.register(
+            "probes_in_flight",
+            "Probes that run now",
+            m.probes_in_flight.clone(),
+        );
+        r.register(
+            "probe_targets",
+            "Things that are asked, each once an interval for all services that ask the same",
+            m.probe_targets.clone(),
         );
         r.register(
             "netlink_requests",
@@ -327,6 +356,17 @@ impl DirectorMetrics {
             .set(i64::from(up));
     }
 
+    /// When a destination's certificate ends, in seconds since 1970.
+    pub fn set_certificate_ends(&self, service: ServiceKey, dest: DestKey, ends: i64) {
+        let id = (service, dest);
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.contains(&id) {
+            self.certificate_ends
+                .get_or_create(&ServerLabels::of(&id))
+                .set(ends);
+        }
+    }
+
     /// Removes the series of destinations that are gone.
     pub fn keep_servers(&self, keep: impl Fn(&(ServiceKey, DestKey)) -> bool) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
@@ -334,6 +374,7 @@ impl DirectorMetrics {
             let kept = keep(id);
             if !kept {
                 self.up.remove(&ServerLabels::of(id));
+                self.certificate_ends.remove(&ServerLabels::of(id));
             }
             kept
         });
@@ -425,5 +466,11 @@ impl Observer for DirectorMetrics {
 
     fn report_dropped(&self) {
         self.reports_dropped.inc();
+    }
+
+    fn in_flight(&self, probes: usize, targets: usize) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.probes_in_flight.set(count(probes));
+        self.probe_targets.set(count(targets));
     }
 }

@@ -191,7 +191,7 @@ async fn the_test_reads_everything_back() {
         digests: vec![(lab.text("conf"), digest(body))],
         answers: vec![ServiceTest {
             at: ([127, 0, 0, 1], port).into(),
-            kind: CheckKind::Tcp,
+            kind: CheckKind::default(),
             timeout: Duration::from_secs(1),
             limit: Duration::from_millis(300),
         }],

@@ -40,7 +40,7 @@ impl Prober for After {
 fn one() -> [ServiceTest; 1] {
     [ServiceTest {
         at: "192.0.2.1:80".parse().unwrap(),
-        kind: CheckKind::Tcp,
+        kind: CheckKind::default(),
         timeout: Duration::from_secs(1),
         limit: Duration::from_secs(5),
     }]

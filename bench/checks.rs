@@ -1,0 +1,429 @@
+//! `make bench`, the part that needs no IPVS: how checks grow with the number of servers, and what
+//! they cost beside a bare epoll loop that does the same with nothing around it.
+//!
+//! One process serves on the second core, the one that is measured has the first to itself. A server
+//! is an address under 127/8 of one listener. CPU time is user and system time of the measured
+//! process over a window after its start; of the work of the loopback device it has its half.
+//!
+//! Arguments name parts: `scale`, `loop`; none means both. `BENCH_SECONDS` is the window (10). `calm`
+//! by itself lasts five minutes (`BENCH_SECONDS` too): 1,000 healthy servers while both cores spin.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program for people: it prints, and fails loudly where it stands"
+)]
+
+mod bare;
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use understudy::{
+    check::{self, Network, Observer, Target},
+    health::{Standing, Transition},
+    model::{
+        CheckKind, CheckSpec, CheckTiming, Checks, Damping, DestKey, FailReason, MonoTime, Need,
+        Outcome, Protocol, ServiceKey, Slot, Via,
+    },
+};
+
+/// The first probes are not as the later ones.
+const WARM_UP: Duration = Duration::from_secs(2);
+const LATE: Duration = Duration::from_millis(100);
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["--serve", kind] => serve(kind),
+        ["--ours", kind, port, count] => {
+            ours(kind, port.parse().unwrap(), count.parse().unwrap());
+        }
+        ["--loop", kind, port, count] => {
+            bare(kind, port.parse().unwrap(), count.parse().unwrap());
+        }
+        ["--spin"] => spin(),
+        ["--calm", port] => calm_child(port.parse().unwrap()),
+        ["calm"] => calm(),
+        parts => {
+            let any = |part| parts.is_empty() || parts.contains(&part);
+            if any("scale") {
+                scale();
+            }
+            if any("loop") {
+                beside_a_loop();
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn window() -> Duration {
+    seconds(10)
+}
+
+fn seconds(usual: u64) -> Duration {
+    let seconds = env::var("BENCH_SECONDS").map_or(usual, |text| text.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// How checks grow.
+fn scale() {
+    println!("\nTCP checks every second, on one core");
+    println!("  servers  probes/s   late  latest ms  CPU s/s  CPU us/probe  memory MB");
+    let server = Server::start("tcp");
+    for count in [100, 1_000, 5_000, 10_000, 20_000] {
+        let line = child(&["--ours", "tcp", &server.port, &count.to_string()]);
+        let [probes, failed, late, latest_us, cpu_us, kib] = numbers(&line);
+        let seconds = window().as_secs_f64();
+        println!(
+            "  {count:>7}  {:>8.0}  {:>4.2}%  {:>9.1}  {:>7.3}  {:>12.1}  {:>9.1}{}",
+            probes / seconds,
+            100.0 * late / probes,
+            latest_us / 1e3,
+            cpu_us / 1e6 / seconds,
+            cpu_us / probes,
+            kib / 1024.0,
+            if failed > 0.0 {
+                format!("  {failed} FAILED")
+            } else {
+                String::new()
+            }
+        );
+    }
+}
+
+/// The same number of connections with nothing around them.
+fn beside_a_loop() {
+    println!("\n500 checks a second on one core, beside a bare epoll loop");
+    println!("  kind   ours us/probe  loop us/probe  ratio  goal");
+    for kind in ["tcp", "http"] {
+        let server = Server::start(kind);
+        // In turn: these machines are noisy.
+        let mut taken = [Vec::new(), Vec::new()];
+        for _ in 0..3 {
+            for (side, program) in taken.iter_mut().zip(["--ours", "--loop"]) {
+                let line = child(&[program, kind, &server.port, "500"]);
+                let [probes, failed, _, _, cpu_us, _] = numbers(&line);
+                assert!(failed == 0.0, "{program} {kind}: {failed} failed");
+                side.push(cpu_us / probes);
+            }
+        }
+        let [ours, bare] = taken.map(|mut all| {
+            all.sort_by(f64::total_cmp);
+            *all.get(all.len() / 2).unwrap()
+        });
+        let ratio = ours / bare;
+        println!("  {kind:<5}  {ours:>13.1}  {bare:>13.1}  {ratio:>5.2}  1.50");
+    }
+}
+
+/// Nothing fails falsely.
+fn calm() {
+    println!(
+        "\n1,000 healthy servers, checked every second with a time-out of 1 s, while both cores spin"
+    );
+    let server = Server::start("tcp");
+    let mut spinners: Vec<Child> = (0..2).map(|_| spinner()).collect();
+    let line = child(&["--calm", &server.port]);
+    for spinner in &mut spinners {
+        spinner.kill().unwrap();
+        spinner.wait().unwrap();
+    }
+    let [probes, failed, late, latest_us, out, local] = numbers(&line);
+    println!(
+        "  {probes} probes, {late} begun more than 100 ms late, at most {:.0} ms",
+        latest_us / 1e3
+    );
+    println!("  {failed} did not pass, {local} of them for reasons of this host's own");
+    println!("  servers taken out: {out} (goal 0)");
+}
+
+fn spinner() -> Child {
+    Command::new(env::current_exe().unwrap())
+        .arg("--spin")
+        .spawn()
+        .unwrap()
+}
+
+fn spin() {
+    let mut n = 0_u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
+    }
+}
+
+/// The check room with a verdict for each server, as the director's core has.
+fn calm_child(port: u16) {
+    let spec = spec("tcp");
+    let checks = Checks {
+        all: vec![Arc::clone(&spec)],
+        need: Need::All,
+    };
+    let targets = targets(&spec, port, 1_000);
+    let counted = Counted::default();
+    let (mut out, mut local) = (0, 0);
+    let runtime = runtime();
+    runtime.block_on(async {
+        let (_targets, targets) = watch::channel(Arc::new(targets));
+        let (_nudges, nudges) = mpsc::channel(1);
+        let (reports, mut read) = mpsc::channel(1024);
+        let observer = counted.clone();
+        let mut room = tokio::task::JoinSet::new();
+        let stop = CancellationToken::new();
+        room.spawn(check::run_with(
+            Network::default(),
+            targets,
+            nudges,
+            reports,
+            observer,
+            stop,
+        ));
+        let mut standings: std::collections::HashMap<DestKey, Standing> = Default::default();
+        let begun = Instant::now();
+        let until = tokio::time::Instant::now() + seconds(300);
+        while let Ok(Some(report)) = tokio::time::timeout_at(until, read.recv()).await {
+            let now = MonoTime::from_boot(begun.elapsed());
+            local += u64::from(report.found.outcome == Outcome::Fail(FailReason::Local));
+            for slot in &*report.slots {
+                let standing = standings
+                    .entry(slot.dest)
+                    .or_insert_with(|| Standing::new(&checks, false, now));
+                let damping = Damping::default();
+                let change = standing.observe(0, &report.found, &checks, &damping, now, false);
+                out += u64::from(matches!(change.transition, Some(Transition::WentDown(_))));
+            }
+        }
+    });
+    let Counts {
+        probes,
+        failed,
+        late,
+        latest_us,
+    } = &*counted.0;
+    let [probes, failed, late, latest_us] =
+        [probes, failed, late, latest_us].map(|n| n.load(Ordering::Relaxed));
+    println!("{probes} {failed} {late} {latest_us} {out} {local}");
+}
+
+fn numbers(line: &str) -> [f64; 6] {
+    let all: Vec<f64> = line
+        .split_whitespace()
+        .map(|n| n.parse().unwrap())
+        .collect();
+    all.try_into().unwrap()
+}
+
+/// This program in another process, on the first core; the line that it prints.
+fn child(arguments: &[&str]) -> String {
+    let output = Command::new(env::current_exe().unwrap())
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn on_core(number: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(number).unwrap();
+    // A machine with one core has no other.
+    sched_setaffinity(Pid::from_raw(0), &cores).unwrap_or_default();
+}
+
+struct Server {
+    child: Child,
+    port: String,
+}
+
+impl Server {
+    fn start(kind: &str) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--serve", kind])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut port = String::new();
+        let out = child.stdout.take().unwrap();
+        BufReader::new(out).read_line(&mut port).unwrap();
+        Self {
+            child,
+            port: port.trim().to_owned(),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Accepts, answers a request if one comes, closes.
+fn serve(kind: &str) {
+    on_core(1);
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(4096).unwrap();
+    let listener = TcpListener::from(socket);
+    println!("{}", listener.local_addr().unwrap().port());
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        let mut request = [0; 1024];
+        if kind == "http" && matches!(stream.read(&mut request), Ok(n) if n > 0) {
+            drop(stream.write_all(ANSWER));
+        }
+    }
+}
+
+/// The `n`th server.
+fn address(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 0)) + n)
+}
+
+#[derive(Clone, Default)]
+struct Counted(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    probes: AtomicU64,
+    failed: AtomicU64,
+    late: AtomicU64,
+    latest_us: AtomicU64,
+}
+
+impl Observer for Counted {
+    fn probed(&self, outcome: Outcome, _elapsed: Duration) {
+        self.0.probes.fetch_add(1, Ordering::Relaxed);
+        let failed = outcome != Outcome::Pass;
+        self.0.failed.fetch_add(failed.into(), Ordering::Relaxed);
+    }
+    fn begun_late(&self, by: Duration) {
+        self.0.late.fetch_add((by > LATE).into(), Ordering::Relaxed);
+        let us = u64::try_from(by.as_micros()).unwrap();
+        self.0.latest_us.fetch_max(us, Ordering::Relaxed);
+    }
+    fn report_dropped(&self) {}
+    fn in_flight(&self, _probes: usize, _targets: usize) {}
+}
+
+fn memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build().unwrap()
+}
+
+fn spec(kind: &str) -> Arc<CheckSpec> {
+    let kind = match kind {
+        "http" => CheckKind::Http(Box::default()),
+        _ => CheckKind::default(),
+    };
+    Arc::new(CheckSpec {
+        kind,
+        via: Via::default(),
+        timing: CheckTiming::every(Duration::from_secs(1)),
+    })
+}
+
+fn targets(spec: &Arc<CheckSpec>, port: u16, count: u32) -> Vec<Target> {
+    let service = ServiceKey::Addr(Protocol::Tcp, "192.0.2.1:80".parse().unwrap());
+    let target = |n| {
+        let dest = DestKey {
+            addr: IpAddr::V4(address(n)),
+            port,
+        };
+        let slot = Slot {
+            service,
+            dest,
+            check: 0,
+        };
+        Target {
+            at: SocketAddr::new(dest.addr, port),
+            spec: Arc::clone(spec),
+            slots: [slot].into(),
+            fast: false,
+        }
+    };
+    (0..count).map(target).collect()
+}
+
+/// The check room as the director runs it.
+fn ours(kind: &str, port: u16, count: u32) {
+    on_core(0);
+    let targets = targets(&spec(kind), port, count);
+    let counted = Counted::default();
+    let runtime = runtime();
+    runtime.block_on(async {
+        let (_targets, targets) = watch::channel(Arc::new(targets));
+        let (_nudges, nudges) = mpsc::channel(1);
+        let (reports, mut read) = mpsc::channel(1024);
+        let stop = CancellationToken::new();
+        let observer = counted.clone();
+        let network = Network::default();
+        let mut checks = tokio::task::JoinSet::new();
+        checks.spawn(check::run_with(
+            network, targets, nudges, reports, observer, stop,
+        ));
+        // The core's part is not measured: reports are taken and dropped.
+        checks.spawn(async move { while read.recv().await.is_some() {} });
+        // Spread over a second of its own where there are more than a thousand.
+        tokio::time::sleep(WARM_UP).await;
+        let Counts {
+            probes,
+            failed,
+            late,
+            latest_us,
+        } = &*counted.0;
+        for count in [probes, failed, late, latest_us] {
+            count.store(0, Ordering::Relaxed);
+        }
+        let before = bare::cpu_time();
+        tokio::time::sleep(window()).await;
+        let cpu = (bare::cpu_time() - before).as_micros();
+        let [probes, failed, late, latest_us] =
+            [probes, failed, late, latest_us].map(|n| n.load(Ordering::Relaxed));
+        println!(
+            "{probes} {failed} {late} {latest_us} {cpu} {}",
+            memory_kib()
+        );
+    });
+}
+
+/// The bare loop.
+fn bare(kind: &str, port: u16, count: u32) {
+    on_core(0);
+    let (done, cpu) = bare::run(&bare::Work {
+        address: &address,
+        port,
+        count,
+        http: kind == "http",
+        warm_up: WARM_UP,
+        window: window(),
+    });
+    println!("{done} 0 0 0 {} {}", cpu.as_micros(), memory_kib());
+}

@@ -1,0 +1,144 @@
+//! Reasons to ask servers now: a link that went down, a neighbour that stopped answering.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    select,
+    sync::{mpsc, watch},
+    task,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    check::{Nudge, Target, Targets},
+    model::HostAddress,
+    rtnl::{self, Change, Changes},
+    telemetry::Chain,
+};
+
+/// Addresses are read again no sooner than this.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Tells the checks until `stop`. A kernel that cannot be listened to costs quickness, nothing else.
+pub(super) async fn run(
+    targets: watch::Receiver<Arc<Targets>>,
+    nudges: mpsc::Sender<Nudge>,
+    stop: CancellationToken,
+) {
+    let mut changes = match Changes::listen() {
+        Ok(changes) => changes,
+        Err(error) => {
+            warn!(error = %Chain(&error), "links and neighbours cannot be watched: their failures are found at the next interval");
+            return stop.cancelled().await;
+        }
+    };
+    // As they were before the change: a link that is removed takes its addresses with it.
+    let mut here = addresses().await;
+    let mut read_at = Instant::now();
+    loop {
+        let news = select! {
+            () = stop.cancelled() => return,
+            // Cancel-safe: a datagram is taken only where it is returned or says nothing.
+            news = changes.next() => news,
+        };
+        let news = match news {
+            Ok(news) => news,
+            Err(error) => {
+                warn!(error = %Chain(&error), "links and neighbours can no longer be watched: their failures are found at the next interval");
+                return stop.cancelled().await;
+            }
+        };
+        let servers = servers(&targets.borrow());
+        for change in news {
+            let behind = behind(change, &here, &servers);
+            if behind.is_empty() {
+                continue;
+            }
+            if let Change::LinkDown(_) = change {
+                info!(
+                    ?change,
+                    servers = behind.len(),
+                    "a link went down: the servers behind it are asked at once"
+                );
+            } else {
+                debug!(
+                    ?change,
+                    servers = behind.len(),
+                    "a neighbour fails: servers are asked at once"
+                );
+            }
+            if nudges.try_send(Nudge::Servers(behind)).is_err() {
+                debug!("too many hints at a time: these servers are asked at their interval");
+            }
+        }
+        // Not for each of many: a scan makes a failed neighbour of every address.
+        if read_at.elapsed() > AGAIN {
+            here = addresses().await;
+            read_at = Instant::now();
+        }
+    }
+}
+
+/// Everybody who is asked, wherever the check goes.
+fn servers(targets: &Targets) -> BTreeSet<IpAddr> {
+    let of = |t: &Target| {
+        let slots = Arc::clone(&t.slots);
+        (0..slots.len()).filter_map(move |n| Some(slots.get(n)?.dest.addr))
+    };
+    targets.iter().flat_map(of).collect()
+}
+
+async fn addresses() -> Vec<HostAddress> {
+    let read = task::spawn_blocking(rtnl::host_addresses).await;
+    read.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// The servers that a change may have cut off: those of the link's networks and, as they may be behind
+/// a router there, those that are in no network of this host's.
+fn behind(change: Change, here: &[HostAddress], servers: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let towards = |server: &IpAddr| HostAddress::towards(here, *server);
+    let own = |server: &IpAddr| here.iter().any(|a| a.addr == *server);
+    let far = |server: &IpAddr| towards(server).is_none() && !own(server);
+    let cut = |server: &&IpAddr| match change {
+        Change::LinkDown(index) => towards(server).is_some_and(|a| a.index == index) || far(server),
+        Change::NeighbourFailed(addr) if servers.contains(&addr) => **server == addr,
+        // Perhaps a router.
+        Change::NeighbourFailed(_) => far(server),
+    };
+    servers.iter().filter(cut).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_be_cut_off_is_asked() {
+        let here = [("10.0.1.1", 1), ("10.0.2.1", 2)].map(|(addr, index)| HostAddress {
+            addr: addr.parse().unwrap(),
+            prefix: 24,
+            index,
+            interface: format!("eth{index}"),
+        });
+        let set =
+            |all: &[&str]| -> BTreeSet<IpAddr> { all.iter().map(|a| a.parse().unwrap()).collect() };
+        let servers = set(&[
+            "10.0.1.7",
+            "10.0.1.8",
+            "10.0.2.7",
+            "198.51.100.7",
+            "10.0.2.1",
+        ]);
+        let behind = |change| behind(change, &here, &servers);
+        let failed = |addr: &str| Change::NeighbourFailed(addr.parse().unwrap());
+        assert_eq!(
+            behind(Change::LinkDown(1)),
+            set(&["10.0.1.7", "10.0.1.8", "198.51.100.7"])
+        );
+        assert_eq!(behind(Change::LinkDown(3)), set(&["198.51.100.7"]));
+        assert_eq!(behind(failed("10.0.1.8")), set(&["10.0.1.8"]));
+        assert_eq!(behind(failed("10.0.1.254")), set(&["198.51.100.7"]));
+    }
+}

@@ -1,0 +1,154 @@
+//! Files that tell of servers are watched (inotify): what is written there counts at once.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::poll_fn,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_core::Stream as _;
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+use tokio::{
+    select,
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{Nudge, Targets};
+use crate::{model::CheckKind, telemetry::Chain};
+
+/// A folder that was not there is looked for again after this.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Tells of each file that a check reads and that somebody wrote, until `stop`. Folders are watched:
+/// a file that is replaced is another file.
+pub async fn watch_files(
+    mut targets: watch::Receiver<Arc<Targets>>,
+    nudges: mpsc::Sender<Nudge>,
+    stop: CancellationToken,
+) {
+    let mut watched = match Watched::new() {
+        Ok(watched) => watched,
+        Err(error) => {
+            warn!(error = %Chain(&error), "files of checks cannot be watched: they are read at their interval");
+            return stop.cancelled().await;
+        }
+    };
+    targets.mark_changed();
+    loop {
+        select! {
+            () = stop.cancelled() => return,
+            // Cancel-safe: `changed` marks the value seen only when it returns.
+            changed = targets.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let files = files(&targets.borrow_and_update());
+                watched.adopt(files);
+            }
+            () = sleep(AGAIN), if watched.lacks() => watched.look(),
+            // Cancel-safe: events are taken where they are returned.
+            written = watched.written() => match written {
+                Ok(file) => {
+                    if nudges.try_send(Nudge::File(file)).is_err() {
+                        debug!("too many hints at a time: this file is read at its interval");
+                    }
+                }
+                Err(error) => {
+                    warn!(error = %Chain(&error), "files of checks can no longer be watched: they are read at their interval");
+                    return stop.cancelled().await;
+                }
+            },
+        }
+    }
+}
+
+fn files(targets: &Targets) -> BTreeSet<PathBuf> {
+    let file = |target: &super::Target| match &target.spec.kind {
+        CheckKind::FromFile(file) => Some(file.path_for(target.at)),
+        _ => None,
+    };
+    targets.iter().filter_map(file).collect()
+}
+
+struct Watched {
+    events: EventStream<[u8; 4096]>,
+    files: BTreeSet<PathBuf>,
+    folders: HashMap<WatchDescriptor, PathBuf>,
+}
+
+impl Watched {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            events: Inotify::init()?.into_event_stream([0; 4096])?,
+            files: BTreeSet::new(),
+            folders: HashMap::new(),
+        })
+    }
+
+    fn adopt(&mut self, files: BTreeSet<PathBuf>) {
+        self.files = files;
+        let wanted: BTreeSet<_> = self.files.iter().filter_map(|f| f.parent()).collect();
+        let mut watches = self.events.watches();
+        self.folders.retain(|watch, folder| {
+            let keep = wanted.contains(folder.as_path());
+            if !keep && let Err(error) = watches.remove(watch.clone()) {
+                debug!(folder = %folder.display(), %error, "folder is gone, and its watch with it");
+            }
+            keep
+        });
+        self.look();
+    }
+
+    /// Folders that are not watched, and ought to be.
+    fn missing(&self) -> BTreeSet<PathBuf> {
+        let wanted: BTreeSet<_> = self.files.iter().filter_map(|f| f.parent()).collect();
+        let there: BTreeSet<_> = self.folders.values().map(PathBuf::as_path).collect();
+        wanted.difference(&there).map(|f| f.to_path_buf()).collect()
+    }
+
+    fn lacks(&self) -> bool {
+        !self.missing().is_empty()
+    }
+
+    fn look(&mut self) {
+        let changes = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE;
+        for folder in self.missing() {
+            match self.events.watches().add(&folder, changes) {
+                Ok(watch) => drop(self.folders.insert(watch, folder)),
+                Err(error) => {
+                    debug!(folder = %folder.display(), %error, "folder is not watched yet")
+                }
+            }
+        }
+    }
+
+    /// The next of the files that somebody wrote.
+    async fn written(&mut self) -> io::Result<PathBuf> {
+        loop {
+            let event = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
+            let event = event.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
+            if event.mask.contains(EventMask::IGNORED) {
+                // The folder is gone.
+                self.folders.remove(&event.wd);
+                continue;
+            }
+            let folder = self.folders.get(&event.wd);
+            if let Some((folder, name)) = folder.zip(event.name) {
+                let file = folder.join(name);
+                if self.files.contains(&file) {
+                    return Ok(file);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Who logs in.
+
+use std::{fmt, path::Path};
+
+use super::super::{Unprepared, tls};
+
+/// Named to a server where nobody may log in: it says in its log who that was.
+pub(super) const NOBODY: &str = "understudy";
+
+/// A user and a password that no log ever shows.
+pub(super) struct Login {
+    pub(super) user: String,
+    pub(super) password: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Login {
+    /// Reads a file of credentials, if there is one.
+    pub(super) fn prepare(path: Option<&Path>) -> Result<Option<Self>, Unprepared> {
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        let (user, password) = tls::credentials(path)?;
+        if user.contains('\0') || password.contains('\0') {
+            // The databases' messages end their texts by it.
+            return Err(Unprepared::Content {
+                path: path.to_owned(),
+                what: "a zero byte stands in its first line".to_owned(),
+            });
+        }
+        Ok(Some(Self { user, password }))
+    }
+}

@@ -1,0 +1,270 @@
+//! A server's place in one service: its checks together. PURE.
+
+use std::sync::Arc;
+
+use super::{Health, Penalty, Transition};
+use crate::model::{
+    Advice, CheckSpec, Checks, Damping, FailReason, Found, MonoTime, Need, Outcome, Weight,
+};
+
+/// A check that could not be made so often in a row is told of.
+pub const BLIND: u32 = 3;
+
+/// Some weight, large enough that any advice shows in it.
+const WEIGHT: u16 = 10_000;
+
+/// What one check has found so far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckState {
+    /// Its verdict.
+    pub health: Health,
+    /// What the last probe found.
+    pub last: Option<Outcome>,
+    /// What is worth knowing beside it.
+    pub detail: Option<Arc<str>>,
+    /// What the last probe that passed said of the weight.
+    pub advice: Option<Advice>,
+    /// How often in a row it could not be made, for a reason of this host's own.
+    pub blind: u32,
+    /// When the certificate ends that it saw last, in seconds since 1970.
+    pub certificate_ends: Option<i64>,
+}
+
+/// Where a real server stands in one service: the verdict over all of its checks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    checks: Box<[CheckState]>,
+    verdict: Health,
+    penalty: Penalty,
+    /// It passes, and stays out for its falls.
+    held_out: bool,
+}
+
+/// What a probe has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Whether what is wanted of the kernel may differ.
+    pub matters: bool,
+    /// The verdict's transition.
+    pub transition: Option<Transition>,
+    /// It would come back, and stays out for its falls.
+    pub held_out: bool,
+    /// Somebody wants another weight than before.
+    pub advised: bool,
+    /// The check could not be made several times in a row: nobody knows how the server is.
+    pub blind: bool,
+}
+
+impl Standing {
+    /// Before the first probe. `was_out`: it was found taken out, so that each check has to pass
+    /// `rise` times. Without checks it counts as up.
+    #[must_use]
+    pub fn new(checks: &Checks, was_out: bool, now: MonoTime) -> Self {
+        let state = |check: &Arc<CheckSpec>| CheckState {
+            health: Health::unknown(if was_out { check.timing.rise } else { 1 }),
+            last: None,
+            detail: None,
+            advice: None,
+            blind: 0,
+            certificate_ends: None,
+        };
+        Self {
+            checks: checks.all.iter().map(state).collect(),
+            verdict: if checks.any() {
+                Health::unknown(1)
+            } else {
+                Health::Up {
+                    since: now,
+                    failures: 0,
+                }
+            },
+            penalty: Penalty::default(),
+            held_out: false,
+        }
+    }
+
+    /// The verdict.
+    #[must_use]
+    pub const fn verdict(&self) -> Health {
+        self.verdict
+    }
+
+    /// Its checks, in the configuration's order.
+    #[must_use]
+    pub fn checks(&self) -> &[CheckState] {
+        &self.checks
+    }
+
+    /// What its falls have added up to.
+    #[must_use]
+    pub const fn penalty(&self) -> &Penalty {
+        &self.penalty
+    }
+
+    /// Since when it has failed so that another has to take its place: not while it passes and is only
+    /// held out, and not where it is in maintenance.
+    #[must_use]
+    pub const fn failing_since(&self) -> Option<MonoTime> {
+        match self.verdict {
+            Health::Down {
+                reason: FailReason::SaidMaintenance,
+                ..
+            } => None,
+            Health::Down { since, .. } if !self.held_out => Some(since),
+            Health::Down { .. } | Health::Unknown { .. } | Health::Up { .. } => None,
+        }
+    }
+
+    /// What its checks want of its weight, and which of them: the least of what they say. A check that
+    /// is down has no say.
+    #[must_use]
+    pub fn advice(&self, configured: Weight) -> Option<(usize, Advice)> {
+        let advised = self.checks.iter().enumerate();
+        let advised = advised.filter(|(_, c)| c.health.down_since().is_none());
+        let advised = advised.filter_map(|(n, c)| Some((n, c.advice?)));
+        advised.min_by_key(|(_, advice)| weight(*advice, configured))
+    }
+
+    /// Its weight as its checks want it.
+    #[must_use]
+    pub fn weight(&self, configured: Weight) -> Weight {
+        let advised = self.advice(configured);
+        advised.map_or(configured, |(_, advice)| weight(advice, configured))
+    }
+
+    /// What the check found that the verdict is about.
+    #[must_use]
+    pub fn detail(&self) -> Option<Arc<str>> {
+        let Health::Down { reason, .. } = self.verdict else {
+            return None;
+        };
+        let about =
+            |c: &&CheckState| matches!(c.health, Health::Down { reason: r, .. } if r == reason);
+        self.checks.iter().find(about)?.detail.clone()
+    }
+
+    /// Takes what a probe of the `check`th check found. `needed` says that less than half of the
+    /// service's servers can take its place: then nobody is held out.
+    pub fn observe(
+        &mut self,
+        check: usize,
+        found: &Found,
+        checks: &Checks,
+        damping: &Damping,
+        now: MonoTime,
+        needed: bool,
+    ) -> Change {
+        // Of any weight: advice is told where it changes.
+        let weight_before = self.weight(Weight::of(WEIGHT));
+        let (Some(state), Some(spec)) = (self.checks.get_mut(check), checks.all.get(check)) else {
+            return Change::default();
+        };
+        state.last = Some(found.outcome);
+        state.detail.clone_from(&found.detail);
+        if found.certificate_ends.is_some() {
+            state.certificate_ends = found.certificate_ends;
+        }
+        if found.outcome == Outcome::Pass {
+            state.advice = found.advice;
+        }
+        state.blind = match found.outcome {
+            Outcome::Fail(FailReason::Local) => state.blind.saturating_add(1),
+            Outcome::Pass | Outcome::Fail(_) => 0,
+        };
+        let blind = state.blind == BLIND;
+        state.health = state.health.observe(found.outcome, spec.timing, now).0;
+        let advised = self.weight(Weight::of(WEIGHT)) != weight_before;
+        let before = self.verdict;
+        let mut change = Change {
+            advised,
+            blind,
+            ..Change::default()
+        };
+        match together(&self.checks, checks.need) {
+            Together::Up if before.is_up() => {}
+            Together::Up if self.penalty.held(damping, now).is_some() && !needed => {
+                change.held_out = !self.held_out;
+                self.held_out = true;
+            }
+            Together::Up => {
+                self.verdict = Health::Up {
+                    since: now,
+                    failures: 0,
+                };
+                self.held_out = false;
+                self.penalty.release();
+                change.transition = Some(Transition::WentUp);
+            }
+            Together::Down(reason) => {
+                if before.is_up() || before.is_unknown() {
+                    change.transition = Some(Transition::WentDown(reason));
+                }
+                let quiet = reason == FailReason::SaidMaintenance;
+                if (before.is_up() || self.held_out) && !quiet {
+                    self.penalty.fell(damping, now);
+                }
+                // Neither the time in which it passed and was held out counts, nor maintenance.
+                let since = match before {
+                    Health::Down {
+                        reason: FailReason::SaidMaintenance,
+                        ..
+                    } if !quiet => now,
+                    Health::Down { since, .. } if !self.held_out => since,
+                    Health::Down { .. } | Health::Up { .. } | Health::Unknown { .. } => now,
+                };
+                self.held_out = false;
+                self.verdict = Health::Down {
+                    since,
+                    passes: 0,
+                    reason,
+                };
+            }
+            Together::Unknown => {}
+        }
+        change.matters = advised
+            || change.transition.is_some()
+            || before.is_unknown() != self.verdict.is_unknown();
+        change
+    }
+}
+
+fn weight(advice: Advice, configured: Weight) -> Weight {
+    match advice {
+        Advice::Percent(p) => configured.percent(p),
+        Advice::Weight(w) => Weight::of(w),
+    }
+}
+
+enum Together {
+    Up,
+    Down(FailReason),
+    Unknown,
+}
+
+/// The checks' verdicts as one.
+fn together(checks: &[CheckState], need: Need) -> Together {
+    let maintained = |c: &CheckState| {
+        let reason = FailReason::SaidMaintenance;
+        matches!(c.health, Health::Down { reason: r, .. } if r == reason)
+    };
+    // Whatever the others say, and however many are needed.
+    if checks.iter().any(maintained) {
+        return Together::Down(FailReason::SaidMaintenance);
+    }
+    let need = need.of(checks.len());
+    let up = checks.iter().filter(|c| c.health.is_up()).count();
+    let mut down = checks.iter().filter_map(|c| match c.health {
+        Health::Down { reason, .. } => Some(reason),
+        Health::Unknown { .. } | Health::Up { .. } => None,
+    });
+    let first = down.next();
+    let failed = first.iter().count() + down.count();
+    match first {
+        _ if up >= need => Together::Up,
+        Some(reason) if failed + need > checks.len() => Together::Down(reason),
+        _ => Together::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests;

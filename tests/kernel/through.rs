@@ -1,0 +1,194 @@
+//! Checks that travel to a real server as a client's packets do: through IPVS, to the virtual address.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use understudy::director::status::ServerStatus;
+
+use crate::lab::process::Process;
+use crate::lab::server::Tree;
+use crate::lab::{DIRECTOR, Forward, Lab, VIP4, VIP6, Wiring, wait_for, wait_until};
+use crate::scene::{SOON, status, table, understudy, wait_for_table};
+
+const DIRECT: Wiring = Wiring {
+    v4: Forward::Direct,
+    v6: Forward::Direct,
+};
+
+/// A service of both servers for each virtual address, checked directly and through that address.
+fn start<'a>(lab: &'a Lab, forward: &str, kernel: &str) -> Process<'a> {
+    let mut text = format!(
+        r#"[director]
+name = "lb1"
+address = "{DIRECTOR}"
+state_dir = "{}"
+socket = "{}"
+resync = "1s"
+[kernel]
+{kernel}
+"#,
+        lab.director_state().display(),
+        lab.director_socket(),
+    );
+    for (vip, source, servers) in [
+        (
+            format!("{VIP4}:80"),
+            "10.77.1.1",
+            ["10.77.1.11:80", "10.77.1.12:80"],
+        ),
+        (
+            format!("[{VIP6}]:80"),
+            "fd77:1::1",
+            ["[fd77:1::11]:80", "[fd77:1::12]:80"],
+        ),
+    ] {
+        let [one, two] = servers;
+        text += &format!(
+            r#"
+[[virtual_service]]
+address = "{vip}"
+scheduler = "rr"
+forward = "{forward}"
+real_server = [{{ address = "{one}" }}, {{ address = "{two}" }}]
+damping = {{ half_life = "0s" }}
+[[virtual_service.check]]
+interval = "300ms"
+timeout = "2s"
+tcp = {{}}
+[[virtual_service.check]]
+interval = "300ms"
+timeout = "2s"
+tcp = {{}}
+through = "vip"
+source = "{source}"
+"#
+        );
+    }
+    fs::create_dir_all(lab.director_state()).unwrap();
+    let config = lab.write("director.toml", &text);
+    let args = ["director", "--config", &config, "--log-format", "json"];
+    let mut director = lab.understudy("director", &args, &[]);
+    director.wait_for_log("director is ready", SOON);
+    director
+}
+
+/// How one server stands in the service of this virtual address.
+fn server(lab: &Lab, vip: &str, server: &str) -> ServerStatus {
+    let status = status(lab);
+    let service = status.services.iter();
+    let mut service = service.filter(|s| s.service.to_string().contains(vip));
+    let mut servers = service.next().unwrap().servers.clone().into_iter();
+    servers.find(|s| s.server.contains(server)).unwrap()
+}
+
+fn wait_for_server(lab: &Lab, vip: &str, name: &str, health: &str) -> ServerStatus {
+    wait_for(health, SOON, Duration::from_millis(300), || {
+        let server = server(lab, vip, name);
+        // The verdict is there a moment before the kernel has it.
+        let done = server.weight.is_some() == (health == "up");
+        match server.health == health && done {
+            true => Ok(server),
+            false => Err(format!("{server:?}")),
+        }
+    })
+}
+
+fn taken_out(director: &Process<'_>) -> usize {
+    director.log().matches("it is taken out").count()
+}
+
+/// The table of the visible services has so many destinations.
+fn visible(lab: &Lab) -> usize {
+    table(lab).len()
+}
+
+#[test]
+fn a_direct_server_without_the_virtual_address_is_taken_out_though_it_answers() {
+    let lab = Lab::new(DIRECT, &[("web1", Tree::Web), ("web2", Tree::Web)]);
+    let mut director = start(
+        &lab,
+        "dr",
+        "\"net.ipv4.conf.server.accept_local\" = 1\n\"net.ipv4.conf.server.rp_filter\" = 0",
+    );
+    wait_for_table(&lab, "all servers", SOON, |t| t.len() == 4);
+
+    let config = lab.dir().join("director.toml");
+    let args = ["check", "10.77.1.11", "--config", config.to_str().unwrap()];
+    let by_hand = understudy(&lab, &args);
+    assert!(
+        by_hand.contains("tcp through the virtual address 192.0.2.1:80"),
+        "{by_hand}"
+    );
+    assert_eq!(by_hand.matches("passed after").count(), 2, "{by_hand}");
+
+    // Hidden services are ours alone to see.
+    let witness = lab.ipvsadm("-Sn");
+    assert_eq!(witness.matches("-A -f ").count(), 4, "{witness}");
+    let lock = lab.director_socket().replace(".sock", ".lock");
+    let list = |more: &[&str]| {
+        let args = [&["ipvs", "list", "--lock", &lock], more].concat();
+        understudy(&lab, &args).matches("fwmark").count()
+    };
+    assert_eq!((list(&[]), list(&["--hidden"])), (0, 4));
+    let saved = understudy(&lab, &["ipvs", "save", "--lock", &lock]);
+    assert!(!saved.contains("-f "), "{saved}");
+    assert_eq!(status(&lab).services.len(), 2);
+
+    for (vip, prefix, name) in [(VIP4, 32, "10.77.1.11"), (VIP6, 128, "fd77:1::11")] {
+        let web1 = lab.server("web1");
+        web1.sh(&format!("ip addr del {vip}/{prefix} dev lo"));
+        let down = wait_for_server(&lab, vip, name, "down");
+        let reason = down.reason.unwrap();
+        assert!(
+            reason.contains("answers on its own address, not for the virtual one"),
+            "{reason}"
+        );
+        assert_eq!(down.weight, None, "{vip}: out of IPVS");
+        let found: Vec<_> = down.checks.iter().map(|c| c.health.as_str()).collect();
+        assert_eq!(found, ["up", "down"]);
+        assert_eq!(visible(&lab), 3);
+        web1.sh(&format!("ip addr add {vip}/{prefix} dev lo"));
+        wait_for_server(&lab, vip, name, "up");
+    }
+    wait_for_table(&lab, "all servers again", SOON, |t| t.len() == 4);
+
+    let before = taken_out(&director);
+    // Without its hidden service a probe reaches the director itself, and blames nobody.
+    for line in witness.lines().filter(|l| l.starts_with("-A -f ")) {
+        let mark = line.split_whitespace().nth(2).unwrap();
+        let six = if line.contains("-6") { "-6" } else { "" };
+        lab.ipvsadm(&format!("-D -f {mark} {six}"));
+    }
+    wait_until("hidden services again", SOON, || {
+        lab.ipvsadm("-Sn").matches("-a -f ").count() == 4
+    });
+    assert_eq!(taken_out(&director), before, "nobody was blamed");
+    assert_eq!(visible(&lab), 4);
+    director.signal(Signal::SIGTERM);
+    director.wait(SOON);
+    assert_eq!(
+        lab.ipvsadm("-Sn").matches("-A -f ").count(),
+        4,
+        "IPVS stays as it is"
+    );
+}
+
+#[test]
+fn a_director_that_drops_the_answers_says_so_and_what_to_do() {
+    let lab = Lab::new(DIRECT, &[("web1", Tree::Web), ("web2", Tree::Web)]);
+    let _director = start(&lab, "dr", "\"net.ipv4.conf.server.accept_local\" = 0");
+    wait_for("a warning", SOON, Duration::from_millis(300), || {
+        let warnings = status(&lab).warnings;
+        let says = |w: &String| {
+            w.contains("net.ipv4.conf.server.accept_local is 0")
+                && w.contains("under [kernel] write")
+        };
+        match warnings.iter().any(says) {
+            true => Ok(()),
+            false => Err(format!("{warnings:#?}")),
+        }
+    });
+    let down = wait_for_server(&lab, VIP4, "10.77.1.11", "down");
+    assert!(down.reason.unwrap().contains("no connection in time"));
+}
