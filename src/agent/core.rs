@@ -206,7 +206,7 @@ impl Shell {
             differs
         });
         if fx.targets {
-            let ids: BTreeSet<_> = self.core.watched_servers().collect();
+            let ids = self.core.watched_servers();
             self.metrics.keep_servers(|id| ids.contains(id));
             self.out.targets.send_replace(targets(&self.core));
         }

@@ -264,9 +264,7 @@ fn facts_to(
                 ?dests,
                 "connections of these servers do not come to stand, they are asked at once"
             );
-            if nudges.try_send(check::Nudge::Servers(servers)).is_err() {
-                debug!("too many hints at a time: these servers are asked at their interval");
-            }
+            check::Nudge::Servers(servers).send(&nudges);
         }
         Fact::Foreign(services) => drop(metrics.foreign_services.set(number(services))),
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    check::{Nudge, Target, Targets},
+    check::{Nudge, Targets},
     model::HostAddress,
     rtnl::{self, Change, Changes},
     telemetry::Chain,
@@ -69,9 +69,7 @@ pub(super) async fn run(
                     "a neighbour fails: servers are asked at once"
                 );
             }
-            if nudges.try_send(Nudge::Servers(behind)).is_err() {
-                debug!("too many hints at a time: these servers are asked at their interval");
-            }
+            Nudge::Servers(behind).send(&nudges);
         }
         // Not for each of many: a scan makes a failed neighbour of every address.
         if read_at.elapsed() > AGAIN {
@@ -83,11 +81,8 @@ pub(super) async fn run(
 
 /// Everybody who is asked, wherever the check goes.
 fn servers(targets: &Targets) -> BTreeSet<IpAddr> {
-    let of = |t: &Target| {
-        let slots = Arc::clone(&t.slots);
-        (0..slots.len()).filter_map(move |n| Some(slots.get(n)?.dest.addr))
-    };
-    targets.iter().flat_map(of).collect()
+    let slots = targets.iter().flat_map(|target| target.slots.iter());
+    slots.map(|slot| slot.dest.addr).collect()
 }
 
 async fn addresses() -> Vec<HostAddress> {

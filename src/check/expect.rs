@@ -63,11 +63,11 @@ impl Matcher {
 
     /// For a talk in which the other side goes on waiting: a regular expression that matches what has
     /// come so far is enough.
-    pub(super) fn judge_open(&self, seen: &[u8]) -> Option<bool> {
+    pub(super) fn judge_open(&self, seen: &[u8], fresh: usize) -> Option<bool> {
         match self {
             Self::Regex(regex) => regex.is_match(seen).then_some(true),
             Self::Sha256(digest) => (Sha256::digest(seen).as_slice() == digest).then_some(true),
-            Self::Text(_) | Self::Bytes(_) => self.judge(seen, false),
+            Self::Text(_) | Self::Bytes(_) => self.judge_piece(seen, fresh),
         }
     }
 }
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(m.judge(b"ok", false), None);
         assert_eq!(m.judge(b"okay", true), Some(false));
         assert_eq!(m.judge(b"ok", true), Some(true));
-        assert_eq!(m.judge_open(b"ok"), Some(true));
+        assert_eq!(m.judge_open(b"ok", 2), Some(true));
     }
 
     #[test]

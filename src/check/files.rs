@@ -55,11 +55,7 @@ pub async fn watch_files(
             () = sleep(AGAIN), if watched.lacks() => watched.look(),
             // Cancel-safe: events are taken where they are returned.
             written = watched.written() => match written {
-                Ok(file) => {
-                    if nudges.try_send(Nudge::File(file)).is_err() {
-                        debug!("too many hints at a time: this file is read at its interval");
-                    }
-                }
+                Ok(file) => Nudge::File(file).send(&nudges),
                 Err(error) => {
                     warn!(error = %Chain(&error), "files of checks can no longer be watched: they are read at their interval");
                     return stop.cancelled().await;

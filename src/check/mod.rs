@@ -103,10 +103,7 @@ impl Check {
     /// The same; the call holds what the probe left open.
     async fn ask(&self, at: SocketAddr, explain: bool) -> (Found, Call<'_>) {
         let begun = Instant::now();
-        let at = SocketAddr::new(
-            self.via.address.unwrap_or(at.ip()),
-            self.via.port.unwrap_or(at.port()),
-        );
+        let at = self.via.towards(at);
         let mut call = Call::begin(at, &self.via, self.timeout, explain);
         let asked = self.asker.ask(&mut call).await;
         let outcome = match call.judge(asked) {

@@ -65,12 +65,7 @@ pub(super) fn soon(now: Instant, place: u64, count: usize, timing: &CheckTiming)
 
 /// The target's first regular time that is not before `not_before`: its place within the interval,
 /// counted from `epoch`.
-pub(super) fn regular(
-    epoch: Instant,
-    not_before: Instant,
-    place: u64,
-    interval: Duration,
-) -> Instant {
+fn regular(epoch: Instant, not_before: Instant, place: u64, interval: Duration) -> Instant {
     let phase = share(place, interval);
     let since = not_before.saturating_duration_since(epoch);
     if since <= phase {
@@ -79,6 +74,20 @@ pub(super) fn regular(
     let (step, passed) = (nanos(interval), nanos(since - phase));
     let rounds = passed.div_ceil(step);
     epoch + phase + Duration::from_nanos(rounds.saturating_mul(step))
+}
+
+/// The regular time that follows a probe which began at `begun`. One that began a little before its
+/// regular time must not be followed by another one at that time.
+pub(super) fn after(
+    epoch: Instant,
+    begun: Instant,
+    now: Instant,
+    place: u64,
+    interval: Duration,
+) -> Instant {
+    let interval = clamp(interval);
+    let not_before = (begun + interval / 2).max(now);
+    regular(epoch, not_before, place, interval)
 }
 
 /// A part of `window`, evenly spread over places.

@@ -17,7 +17,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -95,6 +95,15 @@ pub enum Nudge {
     Servers(BTreeSet<IpAddr>),
     /// A file was written.
     File(PathBuf),
+}
+
+impl Nudge {
+    /// Sends it. Where there is no room it is lost: whoever it is about is asked at the regular time.
+    pub fn send(self, to: &mpsc::Sender<Self>) {
+        if to.try_send(self).is_err() {
+            debug!("too many hints at a time: this one waits for its interval");
+        }
+    }
 }
 
 /// Counts what the schedule does.
@@ -265,6 +274,12 @@ struct Watched<C> {
     turn: Turn,
 }
 
+impl<C> Watched<C> {
+    fn prepared(&self) -> MutexGuard<'_, Prepared<C>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One for all targets of a check.
 type Shared<C> = Arc<Mutex<Prepared<C>>>;
 
@@ -431,9 +446,9 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             let meant = match nudge {
                 Nudge::Servers(servers) => {
                     // A check may go elsewhere, above all to the virtual address.
-                    let slots = target.slots.iter().map(|slot| slot.dest.addr);
+                    let mut slots = target.slots.iter();
                     servers.contains(&target.at.ip())
-                        || slots.into_iter().any(|a| servers.contains(&a))
+                        || slots.any(|slot| servers.contains(&slot.dest.addr))
                 }
                 Nudge::File(path) => match &target.spec.kind {
                     CheckKind::FromFile(file) => file.path_for(target.at) == *path,
@@ -460,9 +475,8 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         };
         let now = Instant::now();
         if let Turn::Holds { timer, .. } = &mut target.turn {
-            let interval = pace::clamp(target.spec.timing.interval);
-            let not_before = now + interval / 2;
-            let at = pace::regular(self.epoch, not_before, target.place, interval);
+            let interval = target.spec.timing.interval;
+            let at = pace::after(self.epoch, now, now, target.place, interval);
             *timer = self.due.insert_at(id, at);
             target.pace.note(Outcome::Pass, &target.spec.timing);
             return self.report(id, Found::of(Outcome::Pass, Duration::ZERO));
@@ -491,21 +505,12 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             };
             return Ok(());
         }
-        let check = {
-            let mut prepared = target
-                .prepared
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            prepared.get(now, || self.prober.prepare(&target.spec))
-        };
+        let prepare = || self.prober.prepare(&target.spec);
+        let check = target.prepared().get(now, prepare);
         let check = match check {
             Ok(check) => check,
             Err(error) => {
-                let found = Found {
-                    detail: Some(Chain(&error).to_string().into()),
-                    ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
-                };
-                return self.settle(id, now, found);
+                return self.settle(id, now, Found::local(Chain(&error).to_string()));
             }
         };
         self.serial += 1;
@@ -571,9 +576,8 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         self.serial += 1;
         let (serial, at, begun) = (self.serial, target.at, end.begun);
         let timing = target.spec.timing;
-        let interval = pace::clamp(timing.interval);
-        let not_before = Instant::now() + interval / 2;
-        let next = pace::regular(self.epoch, not_before, target.place, interval);
+        let now = Instant::now();
+        let next = pace::after(self.epoch, now, now, target.place, timing.interval);
         let timer = self.due.insert_at(id, next);
         let task = self.probes.spawn(async move {
             let reason = kept(stream, at, &timing).await;
@@ -613,11 +617,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             Some(Turn::Holds { timer, .. }) => cancel(&mut self.due, timer),
             Some(Turn::Waits { .. }) | None => {}
         }
-        let found = Found {
-            detail: Some("the probe panicked: see the log".into()),
-            ..Found::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
-        };
-        self.settle(id, now, found)
+        self.settle(id, now, Found::local("the probe panicked: see the log"))
     }
 
     /// Reports what was found and sets the target's next time.
@@ -630,10 +630,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let now = Instant::now();
         if is_ours_to_mend(found.outcome) && target.pace.suspected() {
             // Before this counts for a verdict: perhaps what was read of this host is old.
-            let mut prepared = target
-                .prepared
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut prepared = target.prepared();
             prepared.stale = prepared.stale.min(now);
         }
         // Hurry does not help where this host is short of something.
@@ -644,15 +641,11 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         } else if (target.fast || target.pace.suspected()) && !local {
             (begun + pace::clamp(timing.fast_interval)).max(now)
         } else {
-            let interval = pace::clamp(if target.pace.fallen() {
-                timing.down_interval
-            } else {
-                timing.interval
-            });
-            // A probe begun a little before its regular time must not be followed by another one
-            // at that time.
-            let not_before = (begun + interval / 2).max(now);
-            pace::regular(self.epoch, not_before, target.place, interval)
+            let interval = match target.pace.fallen() {
+                true => timing.down_interval,
+                false => timing.interval,
+            };
+            pace::after(self.epoch, begun, now, target.place, interval)
         };
         target.turn = Turn::Waits {
             timer: self.due.insert_at(id, at),

@@ -13,7 +13,7 @@ use crate::{
     config::{self, Director},
     director::ways,
     ipvs::Ipvs,
-    model::{CheckSpec, DestKey, Found, Outcome, ServiceKey, ServiceState, Via},
+    model::{CheckSpec, DestKey, Found, Outcome, ServiceKey, ServiceState},
     telemetry::Chain,
 };
 
@@ -190,33 +190,11 @@ async fn through(
         fits.then_some(mark)
     };
     let mark = table.iter().find_map(leads_there);
-    let vip = match key {
-        ServiceKey::Addr(_, vip) => Some(vip.ip()),
-        ServiceKey::Fwmark(..) => None,
-    };
-    Ok(mark.zip(spec.via.address.or(vip)).map(|(mark, vip)| {
-        let at = SocketAddr::new(vip, spec.via.port.unwrap_or(dest.port));
-        let via = Via {
-            address: None,
-            port: None,
-            mark: Some(mark),
-            ..spec.via.clone()
-        };
-        (
-            at,
-            Arc::new(CheckSpec {
-                via,
-                ..spec.clone()
-            }),
-        )
-    }))
+    Ok(mark.and_then(|mark| spec.on_way(key, dest, mark)))
 }
 
 fn tell(spec: &CheckSpec, at: SocketAddr, found: &Found, stages: &[Stage]) -> String {
-    let to = SocketAddr::new(
-        spec.via.address.unwrap_or(at.ip()),
-        spec.via.port.unwrap_or(at.port()),
-    );
+    let to = spec.via.towards(at);
     let mut text = format!("  {}", spec.kind.label());
     if spec.via.through {
         text.push_str(&format!(" through the virtual address {to}"));

@@ -14,8 +14,8 @@ use std::{
 use crate::{
     config::{Director, VirtualService},
     model::{
-        CheckSpec, DestKey, Family, ForwardMethod, HostAddress, Protocol, Scheduler, ServiceKey,
-        SysctlName, SysctlValue, Weight,
+        DestKey, Family, ForwardMethod, HostAddress, Protocol, Scheduler, ServiceKey, SysctlName,
+        SysctlValue, Weight,
     },
 };
 
@@ -225,12 +225,8 @@ fn deaf_interfaces(config: &Director, facts: &Facts) -> Vec<String> {
     let mut deaf: BTreeMap<&str, BTreeSet<&ServiceKey>> = BTreeMap::new();
     let here = facts.addresses.as_deref().unwrap_or_default();
     for (key, service) in &config.services {
-        let vip = |check: &CheckSpec| match key {
-            ServiceKey::Addr(_, vip) => check.via.address.or(Some(vip.ip())),
-            ServiceKey::Fwmark(..) => check.via.address,
-        };
         let through = service.checks.all.iter().filter(|c| c.via.through);
-        let mut own = through.filter_map(|c| vip(c));
+        let mut own = through.filter_map(|c| c.via.virtual_address(*key));
         if !own.any(|vip| vip.is_ipv4() && facts.has(vip)) {
             continue;
         }

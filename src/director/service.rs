@@ -167,15 +167,11 @@ impl Core {
     }
 
     /// All destinations that are checked.
-    pub fn watched_servers(&self) -> impl Iterator<Item = (ServiceKey, DestKey)> {
-        let of = |(key, dests): (&ServiceKey, &BTreeMap<DestKey, Standing>)| {
-            let key = *key;
-            dests
-                .keys()
-                .map(move |dest| (key, *dest))
-                .collect::<Vec<_>>()
-        };
-        self.checked().flat_map(of)
+    #[must_use]
+    pub fn watched_servers(&self) -> BTreeSet<(ServiceKey, DestKey)> {
+        let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
+        let all = self.checked().flat_map(of);
+        all.map(|(key, dest)| (*key, *dest)).collect()
     }
 
     /// Whether somebody waits for the verdict on a server: a stand-in that is to enter.
@@ -218,13 +214,12 @@ impl Core {
                     let target = if spec.via.through {
                         self.through(*service, *dest, spec)
                     } else {
+                        let mut at = spec.via.towards(SocketAddr::new(dest.addr, dest.port));
                         // An echo has no port: one for all services on whatever ports.
-                        let port = match spec.kind {
-                            CheckKind::Icmp(_) => 0,
-                            _ => spec.via.port.unwrap_or(dest.port),
-                        };
-                        let addr = spec.via.address.unwrap_or(dest.addr);
-                        Some((SocketAddr::new(addr, port), Arc::clone(spec)))
+                        if let CheckKind::Icmp(_) = spec.kind {
+                            at.set_port(0);
+                        }
+                        Some((at, Arc::clone(spec)))
                     };
                     let Some(target) = target else { continue };
                     let slot = Slot {

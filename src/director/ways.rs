@@ -17,7 +17,7 @@ use crate::{
     health::{CheckState, Standing},
     model::{
         CheckSpec, DestAttrs, DestKey, DriftPolicy, Family, ForwardMethod, Marks, Scheduler,
-        Service, ServiceAttrs, ServiceFlags, ServiceKey, Tunnel, Via, Weight,
+        Service, ServiceAttrs, ServiceFlags, ServiceKey, Tunnel, Weight,
     },
     reconcile::plan,
 };
@@ -144,8 +144,8 @@ impl Ways {
 }
 
 impl Core {
-    /// Brings the ways up to date with who is watched. Says which services came or went.
-    pub(super) fn refresh_ways(&mut self) -> BTreeSet<ServiceKey> {
+    /// The ways that checks need, each with a scheduler of a service that needs it.
+    fn wanted_ways(&self) -> BTreeMap<Way, &Scheduler> {
         let mut wanted = BTreeMap::new();
         for (key, dests) in &self.health {
             let Some(config) = self.config.services.get(key) else {
@@ -153,12 +153,29 @@ impl Core {
             };
             if config.checks.all.iter().any(|c| c.via.through) {
                 for dest in dests.keys() {
-                    let scheduler = config.attrs.scheduler.clone();
-                    wanted.entry(way(config, *key, *dest)).or_insert(scheduler);
+                    let way = way(config, *key, *dest);
+                    wanted.entry(way).or_insert(&config.attrs.scheduler);
                 }
             }
         }
+        wanted
+    }
+
+    /// Brings the ways up to date with who is watched. Says which services came or went.
+    pub(super) fn refresh_ways(&mut self) -> BTreeSet<ServiceKey> {
+        let wanted = self.wanted_ways().into_iter();
+        let wanted = wanted
+            .map(|(way, scheduler)| (way, scheduler.clone()))
+            .collect();
         self.ways.refresh(&wanted)
+    }
+
+    /// Servers that no mark is left for.
+    pub(super) fn lacking_ways(&self) -> usize {
+        let wanted = self.wanted_ways().into_keys();
+        wanted
+            .filter(|way| !self.ways.ways.contains_key(way))
+            .count()
     }
 
     /// A check through the virtual address as it is made: where it goes and with which mark. `None` as
@@ -172,56 +189,22 @@ impl Core {
         let config = self.config.services.get(&key)?;
         let way = way(config, key, dest);
         let (mark, _) = self.ways.ways.get(&way)?;
-        let hidden = ServiceKey::Fwmark(way.family, *mark);
-        let (only, attrs) = way.dest();
-        let there = self.applied.kernel.get(&hidden)?;
-        if there.len() != 1 || there.get(&only) != Some(&attrs) {
-            return None;
-        }
-        let vip = match key {
-            ServiceKey::Addr(_, vip) => Some(vip),
-            ServiceKey::Fwmark(..) => None,
-        };
-        let at = SocketAddr::new(
-            spec.via.address.or(vip.map(|v| v.ip()))?,
-            spec.via.port.unwrap_or(dest.port),
-        );
-        let spec = CheckSpec {
-            via: Via {
-                address: None,
-                port: None,
-                mark: Some(*mark),
-                ..spec.via.clone()
-            },
-            ..spec.clone()
-        };
-        Some((at, Arc::new(spec)))
+        self.is_there(&ServiceKey::Fwmark(way.family, *mark), &way)
+            .then(|| spec.on_way(key, dest, *mark))?
     }
 
     /// The hidden services that the kernel has as they are wanted.
     pub(super) fn ways_there(&self) -> BTreeSet<ServiceKey> {
-        let there = |(key, way): (&ServiceKey, &Way)| {
-            let (only, attrs) = way.dest();
-            let dests = self.applied.kernel.get(key)?;
-            (dests.len() == 1 && dests.get(&only) == Some(&attrs)).then_some(*key)
-        };
-        self.ways.services.iter().filter_map(there).collect()
+        let there = self.ways.services.iter();
+        let there = there.filter(|(key, way)| self.is_there(key, way));
+        there.map(|(key, _)| *key).collect()
     }
 
-    /// Servers that no mark is left for.
-    pub(super) fn lacking_ways(&self) -> usize {
-        let mut wanted = BTreeSet::new();
-        for (key, dests) in &self.health {
-            if let Some(config) = self.config.services.get(key)
-                && config.checks.all.iter().any(|c| c.via.through)
-            {
-                wanted.extend(dests.keys().map(|dest| way(config, *key, *dest)));
-            }
-        }
-        wanted
-            .iter()
-            .filter(|w| !self.ways.ways.contains_key(w))
-            .count()
+    /// Whether the kernel has a hidden service with this destination alone.
+    fn is_there(&self, key: &ServiceKey, way: &Way) -> bool {
+        let (only, attrs) = way.dest();
+        let dests = self.applied.kernel.get(key);
+        dests.is_some_and(|dests| dests.len() == 1 && dests.get(&only) == Some(&attrs))
     }
 }
 

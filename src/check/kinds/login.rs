@@ -3,6 +3,7 @@
 use std::{fmt, path::Path};
 
 use super::super::{Unprepared, tls};
+use crate::model::LoginCheck;
 
 /// Named to a server where nobody may log in: it says in its log who that was.
 pub(super) const NOBODY: &str = "understudy";
@@ -21,9 +22,29 @@ impl fmt::Debug for Login {
     }
 }
 
+/// What every check that may log in has.
+#[derive(Debug)]
+pub(super) struct Access {
+    pub(super) login: Option<Login>,
+    pub(super) database: Option<String>,
+    pub(super) tls: Option<tls::Client>,
+}
+
+impl Access {
+    /// `alpn` names the protocol in TLS, where it has a name.
+    pub(super) fn prepare(options: &LoginCheck, alpn: &[&[u8]]) -> Result<Self, Unprepared> {
+        let client = |options| tls::Client::prepare(options, alpn);
+        Ok(Self {
+            login: Login::prepare(options.credentials.as_deref())?,
+            database: options.database.clone(),
+            tls: options.tls.as_ref().map(client).transpose()?,
+        })
+    }
+}
+
 impl Login {
     /// Reads a file of credentials, if there is one.
-    pub(super) fn prepare(path: Option<&Path>) -> Result<Option<Self>, Unprepared> {
+    fn prepare(path: Option<&Path>) -> Result<Option<Self>, Unprepared> {
         let Some(path) = path else {
             return Ok(None);
         };

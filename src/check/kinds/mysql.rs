@@ -13,9 +13,9 @@
 mod wire;
 
 use super::{
-    super::{Unprepared, call::Call, tls},
+    super::{Unprepared, call::Call},
     Kind,
-    login::{Login, NOBODY},
+    login::{Access, NOBODY},
     talk::Talk,
 };
 use crate::model::{FailReason, LoginCheck, Phase};
@@ -38,22 +38,13 @@ const NOT_YOU: [u16; 5] = [1251, 3118, 4151, 3159, 2059];
 
 /// See the module.
 #[derive(Debug)]
-pub(in crate::check) struct Mysql {
-    login: Option<Login>,
-    database: Option<String>,
-    tls: Option<tls::Client>,
-}
+pub(in crate::check) struct Mysql(Access);
 
 impl Kind for Mysql {
     type Options = LoginCheck;
 
     fn prepare(options: &LoginCheck) -> Result<Self, Unprepared> {
-        let prepare = |options| tls::Client::prepare(options, &[]);
-        Ok(Self {
-            login: Login::prepare(options.credentials.as_deref())?,
-            database: options.database.clone(),
-            tls: options.tls.as_ref().map(prepare).transpose()?,
-        })
+        Access::prepare(options, &[]).map(Self)
     }
 
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
@@ -74,18 +65,18 @@ impl Kind for Mysql {
             ));
         }
         let mut sequence = first.sequence.wrapping_add(1);
-        if let Some(client) = &self.tls {
+        if let Some(client) = &self.0.tls {
             if greeting.capabilities & wire::CLIENT_SSL == 0 {
                 return Err(FailReason::NoTls);
             }
-            let request = wire::ssl_request(self.database.is_some());
+            let request = wire::ssl_request(self.0.database.is_some());
             let request = wire::framed(sequence, &request);
             sequence = sequence.wrapping_add(1);
             talk.ask(Phase::Tls, &request, |_| Ok(Some(()))).await?;
             talk = talk.encrypt(client).await?;
         }
         let in_session = self.log_in(&mut talk, &greeting, sequence).await?;
-        if in_session && self.login.is_some() {
+        if in_session && self.0.login.is_some() {
             ping(&mut talk).await?;
         }
         if in_session {
@@ -104,7 +95,7 @@ impl Mysql {
         mut sequence: u8,
     ) -> Result<bool, FailReason> {
         let mut trial = Trial {
-            password: self.login.as_ref().map(|login| login.password.as_bytes()),
+            password: self.0.login.as_ref().map(|login| login.password.as_bytes()),
             encrypted: talk.is_encrypted(),
             method: greeting.method.clone(),
         };
@@ -119,9 +110,9 @@ impl Mysql {
         let proof = proof.or_else(|| trial.proof(&greeting.salt));
         let response = wire::response(
             trial.encrypted,
-            self.login.as_ref().map_or(NOBODY, |login| &login.user),
+            self.0.login.as_ref().map_or(NOBODY, |login| &login.user),
             &proof.unwrap_or_default(),
-            self.database.as_deref(),
+            self.0.database.as_deref(),
             &trial.method,
         );
         let mut out = wire::framed(sequence, &response);
@@ -132,7 +123,7 @@ impl Mysql {
                 Some(Reply::Ok) => return Ok(true),
                 Some(Reply::Refusal(refusal)) => {
                     let known = REFUSED.contains(&refusal.code) || NOT_YOU.contains(&refusal.code);
-                    if self.login.is_none() && known {
+                    if self.0.login.is_none() && known {
                         return Ok(false);
                     }
                     return Err(refused(talk, &refusal));
@@ -155,7 +146,7 @@ impl Mysql {
             out = match answer {
                 Some(answer) => wire::framed(sequence, &answer),
                 // Whoever has no password need not know how it is said.
-                None if self.login.is_none() => wire::framed(sequence, &[]),
+                None if self.0.login.is_none() => wire::framed(sequence, &[]),
                 None => {
                     let method = String::from_utf8_lossy(&trial.method).into_owned();
                     return Err(unknown(

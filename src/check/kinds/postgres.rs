@@ -23,43 +23,34 @@ use tokio_util::bytes::BytesMut;
 use super::{
     super::{Unprepared, call::Call, tls},
     Kind,
-    login::{Login, NOBODY},
+    login::{Access, Login, NOBODY},
     talk::{LONGEST, Talk},
 };
 use crate::model::{FailReason, LoginCheck, Phase, SqlState};
 
 /// See the module.
 #[derive(Debug)]
-pub(in crate::check) struct Postgres {
-    login: Option<Login>,
-    database: Option<String>,
-    tls: Option<tls::Client>,
-}
+pub(in crate::check) struct Postgres(Access);
 
 impl Kind for Postgres {
     type Options = LoginCheck;
 
     fn prepare(options: &LoginCheck) -> Result<Self, Unprepared> {
         // The name is asked for since PostgreSQL 17, where TLS may begin at once.
-        let prepare = |options| tls::Client::prepare(options, &[b"postgresql"]);
-        Ok(Self {
-            login: Login::prepare(options.credentials.as_deref())?,
-            database: options.database.clone(),
-            tls: options.tls.as_ref().map(prepare).transpose()?,
-        })
+        Access::prepare(options, &[b"postgresql"]).map(Self)
     }
 
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
         let mut talk = Talk::begin(call).await?;
-        if let Some(client) = &self.tls {
+        if let Some(client) = &self.0.tls {
             talk = encrypt(talk, client).await?;
         }
-        let user = self.login.as_ref().map_or(NOBODY, |login| &login.user);
+        let user = self.0.login.as_ref().map_or(NOBODY, |login| &login.user);
         let mut startup = vec![("user", user), ("application_name", NOBODY)];
-        startup.extend(self.database.as_deref().map(|name| ("database", name)));
+        startup.extend(self.0.database.as_deref().map(|name| ("database", name)));
         let startup = written(|out| frontend::startup_message(startup, out))?;
         let first = talk.ask(Phase::Greeting, &startup, message).await?;
-        let result = match &self.login {
+        let result = match &self.0.login {
             None => greeted(&mut talk, first).await,
             Some(login) => serve(&mut talk, login, first).await,
         };

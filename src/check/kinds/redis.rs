@@ -6,9 +6,9 @@
 use tokio_util::bytes::BytesMut;
 
 use super::{
-    super::{Unprepared, call::Call, tls},
+    super::{Unprepared, call::Call},
     Kind,
-    login::Login,
+    login::{Access, Login},
     talk::Talk,
 };
 use crate::model::{FailReason, LoginCheck, Phase};
@@ -18,30 +18,21 @@ const LONGEST: usize = 4_096;
 
 /// See the module.
 #[derive(Debug)]
-pub(in crate::check) struct Redis {
-    login: Option<Login>,
-    database: Option<String>,
-    tls: Option<tls::Client>,
-}
+pub(in crate::check) struct Redis(Access);
 
 impl Kind for Redis {
     type Options = LoginCheck;
 
     fn prepare(options: &LoginCheck) -> Result<Self, Unprepared> {
-        let prepare = |options| tls::Client::prepare(options, &[]);
-        Ok(Self {
-            login: Login::prepare(options.credentials.as_deref())?,
-            database: options.database.clone(),
-            tls: options.tls.as_ref().map(prepare).transpose()?,
-        })
+        Access::prepare(options, &[]).map(Self)
     }
 
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
         let mut talk = Talk::begin(call).await?;
-        if let Some(client) = &self.tls {
+        if let Some(client) = &self.0.tls {
             talk = talk.encrypt(client).await?;
         }
-        if let Some(Login { user, password }) = &self.login {
+        if let Some(Login { user, password }) = &self.0.login {
             // A password alone is the one of `requirepass`; users came with Redis 6.
             let command = match user.as_str() {
                 "" => command(&["AUTH", password]),
@@ -55,7 +46,7 @@ impl Kind for Redis {
                 });
             }
         }
-        if let Some(database) = &self.database {
+        if let Some(database) = &self.0.database {
             let command = command(&["SELECT", database]);
             if let Err(line) = talk.ask(Phase::Login, &command, answer).await? {
                 talk.call.quote(&line);
@@ -68,7 +59,7 @@ impl Kind for Redis {
                 talk.call.quote(&line);
                 Err(FailReason::Garbled)
             }
-            Err(line) if self.login.is_none() && line.starts_with(b"NOAUTH") => Ok(()),
+            Err(line) if self.0.login.is_none() && line.starts_with(b"NOAUTH") => Ok(()),
             Err(line) => {
                 talk.call.quote(&line);
                 Err(FailReason::Redis)

@@ -73,12 +73,7 @@ async fn read(
         let verdict = match more {
             0 if seen.is_empty() => return Err(FailReason::Reset),
             0 => expect.judge(seen, true),
-            fresh => match expect {
-                Matcher::Text(_) => expect.judge_piece(seen, fresh),
-                Matcher::Regex(_) | Matcher::Bytes(_) | Matcher::Sha256(_) => {
-                    expect.judge_open(seen)
-                }
-            },
+            fresh => expect.judge_open(seen, fresh),
         };
         match verdict {
             Some(true) => return Ok(()),

@@ -4,16 +4,13 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
+pub(super) use crate::check::testing::fail as failed;
 use crate::{
-    check::Check,
-    model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Via},
+    check::testing::{LONG, prepared},
+    model::{CheckKind, Found, Outcome},
 };
-
-/// Longer than any of these talks takes.
-const LONG: Duration = Duration::from_secs(20);
 
 /// What it heard after its last word.
 pub(super) type Heard = JoinHandle<Vec<u8>>;
@@ -46,12 +43,7 @@ pub(super) fn server(script: &[(&[u8], &[u8])]) -> (SocketAddr, Heard) {
 }
 
 pub(super) async fn found(at: SocketAddr, kind: CheckKind) -> Found {
-    let spec = CheckSpec {
-        kind,
-        via: Via::default(),
-        timing: CheckTiming::every(LONG),
-    };
-    Check::prepare(&spec).unwrap().probe(at).await
+    prepared(kind, LONG).probe(at).await
 }
 
 /// The outcome of a talk, and what is noted for people.
@@ -63,10 +55,6 @@ pub(super) async fn talk(
     let found = found(at, kind).await;
     let detail = found.detail.map(|detail| detail.to_string());
     (found.outcome, detail, heard.join().unwrap())
-}
-
-pub(super) const fn failed(reason: FailReason) -> Outcome {
-    Outcome::Fail(reason)
 }
 
 /// A file of credentials; it lives as long as what is returned.

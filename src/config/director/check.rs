@@ -524,14 +524,10 @@ impl Reader {
                 self.bad.push(through.span(), message);
             }
         }
-        let vip = match (key, via.address) {
-            (_, Some(address)) => address,
-            (ServiceKey::Addr(_, vip), None) => vip.ip(),
-            (ServiceKey::Fwmark(..), None) => {
-                let message = "a service by firewall mark names no virtual address: give the check one with connect_address";
-                self.bad.push(through.span(), message);
-                return;
-            }
+        let Some(vip) = via.virtual_address(key) else {
+            let message = "a service by firewall mark names no virtual address: give the check one with connect_address";
+            self.bad.push(through.span(), message);
+            return;
         };
         // An answer to the virtual address itself would be taken for a packet of another's.
         let own = via.source.or(self.own);

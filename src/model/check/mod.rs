@@ -3,7 +3,12 @@
 mod kind;
 mod reason;
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +83,28 @@ pub struct Via {
     pub through: bool,
 }
 
+impl Via {
+    /// Where a check of this server goes.
+    #[must_use]
+    pub fn towards(&self, server: SocketAddr) -> SocketAddr {
+        SocketAddr::new(
+            self.address.unwrap_or(server.ip()),
+            self.port.unwrap_or(server.port()),
+        )
+    }
+
+    /// The virtual address that a check of a service goes through; a service by firewall mark has none
+    /// of its own.
+    #[must_use]
+    pub fn virtual_address(&self, service: ServiceKey) -> Option<IpAddr> {
+        let own = match service {
+            ServiceKey::Addr(_, vip) => Some(vip.ip()),
+            ServiceKey::Fwmark(..) => None,
+        };
+        self.address.or(own)
+    }
+}
+
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CheckSpec {
@@ -88,6 +115,34 @@ pub struct CheckSpec {
     pub via: Via,
     /// When.
     pub timing: CheckTiming,
+}
+
+impl CheckSpec {
+    /// The check as it is made of a destination through the virtual address, and where it goes: on the
+    /// hidden service with this mark.
+    #[must_use]
+    pub fn on_way(
+        &self,
+        service: ServiceKey,
+        dest: DestKey,
+        mark: u32,
+    ) -> Option<(SocketAddr, Arc<Self>)> {
+        let at = SocketAddr::new(
+            self.via.virtual_address(service)?,
+            self.via.port.unwrap_or(dest.port),
+        );
+        let via = Via {
+            address: None,
+            port: None,
+            mark: Some(mark),
+            ..self.via.clone()
+        };
+        let spec = Self {
+            via,
+            ..self.clone()
+        };
+        Some((at, Arc::new(spec)))
+    }
 }
 
 /// How many of a server's checks have to be passed.
@@ -195,6 +250,15 @@ impl Found {
             detail: None,
             certificate_ends: None,
             elapsed,
+        }
+    }
+
+    /// Nothing of the server, for a reason of this host's own.
+    #[must_use]
+    pub fn local(why: impl Into<Arc<str>>) -> Self {
+        Self {
+            detail: Some(why.into()),
+            ..Self::of(Outcome::Fail(FailReason::Local), Duration::ZERO)
         }
     }
 }
