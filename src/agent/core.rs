@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -19,6 +20,7 @@ use crate::{
     check::{Report, Target, Targets},
     clock,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
+    health::Standing,
     model::{MonoTime, ServiceKey},
     reconcile::plan::{Applied, Desired},
     telemetry::{
@@ -49,6 +51,14 @@ pub struct Inputs {
     pub questions: mpsc::Receiver<oneshot::Sender<Status>>,
     /// What of this host does not fit.
     pub host: watch::Receiver<Vec<String>>,
+}
+
+/// What a turn begins with.
+enum Input {
+    Report(Report),
+    Event(Event),
+    Question(oneshot::Sender<Status>),
+    Beat,
 }
 
 /// What goes out.
@@ -85,9 +95,31 @@ impl Shell {
     /// Runs until `stop`.
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
         let mut last = clock::now();
-        let mut tick = time::Instant::now();
-        let mut certificates = tick;
+        let mut certificates = last;
+        let mut tick = last;
+        // One for all turns: under a steady stream of probes a new sleep each turn would never end.
+        let mut sleep = pin!(time::sleep(Duration::ZERO));
+        let mut wakes = tick;
         loop {
+            let due = self.core.next_deadline(last);
+            tick = due.map_or(tick, |due| tick.min(due));
+            if tick != wakes {
+                sleep
+                    .as_mut()
+                    .reset(time::Instant::now() + tick.since(last));
+                wakes = tick;
+            }
+            let input = tokio::select! {
+                () = stop.cancelled() => return,
+                // Cancel-safe, all of them: nothing is taken unless the branch wins.
+                Some(report) = inputs.reports.recv() => Input::Report(report),
+                Some(event) = inputs.events.recv() => Input::Event(event),
+                Ok(()) = inputs.applied.changed() => {
+                    Input::Event(Event::Applied(inputs.applied.borrow_and_update().clone()))
+                }
+                Some(answer) = inputs.questions.recv() => Input::Question(answer),
+                () = &mut sleep => Input::Beat,
+            };
             let now = clock::now();
             self.out.heartbeat.send_replace(now);
             if now.since(last) > STOPPED {
@@ -95,45 +127,34 @@ impl Shell {
                     stopped_s = now.since(last).as_secs(),
                     "this process was stopped: failed servers must show again that they fail"
                 );
-                self.take(Event::Woke);
+                self.take(Event::Woke, now);
             }
             last = now;
-            // Not a sleep of its own each turn: under a steady stream of probes it would never end.
-            if time::Instant::now() >= tick {
-                self.take(Event::Tick);
-                tick = time::Instant::now() + BEAT;
+            match input {
+                Input::Report(report) => self.probed(report, now),
+                Input::Event(event) => self.take(event, now),
+                Input::Question(answer) => self.answer(answer, &inputs.host.borrow(), now),
+                Input::Beat => {}
             }
-            if time::Instant::now() >= certificates {
+            if now >= tick {
+                self.take(Event::Tick, now);
+                tick = now.after(BEAT);
+            }
+            if now >= certificates {
                 self.look_at_certificates();
-                certificates = time::Instant::now() + CERTIFICATES;
+                certificates = now.after(CERTIFICATES);
             }
-            let due = self.core.next_deadline(now).map_or(BEAT, |d| d.since(now));
-            tick = tick.min(time::Instant::now() + due);
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                // Cancel-safe, all of them: nothing is taken unless the branch wins.
-                Some(r) = inputs.reports.recv() => {
-                    self.note_certificate(&r);
-                    Event::Probe { slots: r.slots, found: r.found }
-                }
-                Some(event) = inputs.events.recv() => event,
-                Ok(()) = inputs.applied.changed() => {
-                    Event::Applied(inputs.applied.borrow_and_update().clone())
-                }
-                Some(answer) = inputs.questions.recv() => {
-                    let mut status = self.core.status(now);
-                    status.warnings.extend(self.not_kept.clone());
-                    status.warnings.extend(inputs.host.borrow().iter().cloned());
-                    let certificates = self.core.certificate_warnings(clock::wall());
-                    status.warnings.extend(certificates.into_values());
-                    if answer.send(status).is_err() {
-                        tracing::debug!("operator went away before the answer");
-                    }
-                    continue;
-                }
-                () = time::sleep_until(tick) => continue,
-            };
-            self.take(event);
+        }
+    }
+
+    fn answer(&self, question: oneshot::Sender<Status>, host: &[String], now: MonoTime) {
+        let mut status = self.core.status(now);
+        status.warnings.extend(self.not_kept.clone());
+        status.warnings.extend(host.iter().cloned());
+        let certificates = self.core.certificate_warnings(clock::wall());
+        status.warnings.extend(certificates.into_values());
+        if question.send(status).is_err() {
+            tracing::debug!("operator went away before the answer");
         }
     }
 
@@ -149,18 +170,21 @@ impl Shell {
         self.ending = warnings.into_keys().collect();
     }
 
-    fn note_certificate(&self, report: &Report) {
-        if let Some(ends) = report.found.certificate_ends {
-            for slot in &*report.slots {
+    fn probed(&mut self, report: Report, now: MonoTime) {
+        let Report { slots, found } = report;
+        let with_certificate = found.certificate_ends.map(|_| Arc::clone(&slots));
+        self.take(Event::Probe { slots, found }, now);
+        for slot in with_certificate.iter().flat_map(|slots| slots.iter()) {
+            let standing = self.core.standing(slot.service, slot.dest);
+            if let Some(ends) = standing.and_then(Standing::certificate_ends) {
                 self.metrics
                     .set_certificate_ends(slot.service, slot.dest, ends);
             }
         }
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, event: Event, now: MonoTime) {
         let quiet = matches!(event, Event::Probe { .. } | Event::Tick);
-        let now = clock::now();
         let fx = self.core.handle(event, now);
         if quiet && fx == Effects::default() {
             return;

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{deadline::Deadline, net};
+use super::{deadline::Deadline, errno, net};
 use crate::model::{Advice, FailReason, Phase, Via};
 
 /// Characters of a foreign text that are kept for people.
@@ -38,12 +38,14 @@ pub(super) struct Call<'a> {
     pub(super) kept: Option<TcpStream>,
     /// Stages gone through, if anybody wants to know.
     pub(super) stages: Option<Vec<Stage>>,
+    begun: Instant,
     deadline: Deadline,
 }
 
 impl<'a> Call<'a> {
     /// Its time begins now.
     pub(super) fn begin(at: SocketAddr, via: &'a Via, timeout: Duration, explain: bool) -> Self {
+        let begun = Instant::now();
         Self {
             at,
             via,
@@ -52,8 +54,14 @@ impl<'a> Call<'a> {
             certificate_ends: None,
             kept: None,
             stages: explain.then(Vec::new),
-            deadline: Deadline::after(timeout),
+            begun,
+            deadline: Deadline::new(begun, timeout),
         }
+    }
+
+    /// Since it began.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// The whole time.
@@ -98,6 +106,16 @@ impl<'a> Call<'a> {
     pub(super) async fn connect(&mut self) -> Result<TcpStream, FailReason> {
         let connecting = net::connect(self.at, self.via);
         self.hold(Phase::Connect, connecting).await
+    }
+
+    /// Connects, for a talk in short messages.
+    pub(super) async fn connect_to_talk(&mut self) -> Result<TcpStream, FailReason> {
+        let stream = self.connect().await?;
+        // Under TLS for one, it would wait out the other side's delayed acknowledgements (RFC 1122,
+        // section 4.2.3.2): 40 ms each.
+        let set = stream.set_nodelay(true);
+        set.map_err(|error| errno::reason(&error, self.at, Phase::Connect))?;
+        Ok(stream)
     }
 
     /// Notes something for people.

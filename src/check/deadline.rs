@@ -34,16 +34,15 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// The limit begins now.
-    pub(super) fn after(limit: Duration) -> Self {
-        let now = Instant::now();
+    /// The limit begins at `begun`.
+    pub(super) fn new(begun: Instant, limit: Duration) -> Self {
         let mut deadline = Self {
             limit,
-            end: now + limit,
-            tick: now,
+            end: begun + limit,
+            tick: begun,
             lost: Duration::ZERO,
         };
-        deadline.advance(now);
+        deadline.advance(begun);
         deadline
     }
 
@@ -94,9 +93,10 @@ impl Deadline {
     /// A failure is the server's only where this process ran: a server may well close a connection
     /// on which it heard nothing for a minute.
     pub(super) fn judge<T>(&self, result: Result<T, FailReason>) -> Result<T, FailReason> {
-        let lost = self.lost + Instant::now().saturating_duration_since(self.tick);
+        // The clock is read for a failure only.
+        let lost = || self.lost + Instant::now().saturating_duration_since(self.tick);
         match result {
-            Err(_) if lost >= self.limit / 2 => Err(FailReason::Local),
+            Err(_) if lost() >= self.limit / 2 => Err(FailReason::Local),
             other => other,
         }
     }
@@ -116,7 +116,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_in_time_is_a_time_out_of_its_phase() {
         let begun = Instant::now();
-        let told: Told = Deadline::after(LIMIT).hold(Phase::Answer, pending()).await;
+        let told: Told = Deadline::new(Instant::now(), LIMIT)
+            .hold(Phase::Answer, pending())
+            .await;
         assert_eq!(told, Err(FailReason::TimedOut(Phase::Answer)));
         assert!(begun.elapsed() < LIMIT + Duration::from_millis(50));
     }
@@ -124,7 +126,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_limit_covers_all_phases() {
         let begun = Instant::now();
-        let mut deadline = Deadline::after(LIMIT);
+        let mut deadline = Deadline::new(Instant::now(), LIMIT);
         let slow = async {
             tokio::time::sleep(LIMIT * 3 / 4).await;
             Ok(())
@@ -137,7 +139,7 @@ mod tests {
 
     /// The process is stopped for `stop` once `before` has passed, and runs again.
     async fn stopped(before: Duration, stop: Duration, work: impl Future<Output = Told>) -> Told {
-        let mut deadline = Deadline::after(LIMIT);
+        let mut deadline = Deadline::new(Instant::now(), LIMIT);
         let (told, ()) = join!(biased; deadline.hold(Phase::Answer, work), async {
             tokio::time::sleep(before).await;
             advance(stop).await;
@@ -180,7 +182,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_came_during_the_stop_counts() {
         let (tx, rx) = oneshot::channel();
-        let mut deadline = Deadline::after(LIMIT);
+        let mut deadline = Deadline::new(Instant::now(), LIMIT);
         let work = async { rx.await.map_err(|_gone| FailReason::Reset) };
         let (told, ()) = join!(biased; deadline.hold(Phase::Answer, work), async {
             advance(Duration::from_secs(60)).await;
@@ -192,7 +194,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_closed_during_the_stop_does_not_count() {
         let (tx, rx) = oneshot::channel::<()>();
-        let mut deadline = Deadline::after(LIMIT);
+        let mut deadline = Deadline::new(Instant::now(), LIMIT);
         let work = async { rx.await.map_err(|_gone| FailReason::Reset) };
         let (told, ()) = join!(biased; deadline.hold(Phase::Answer, work), async {
             advance(Duration::from_secs(60)).await;
@@ -216,7 +218,9 @@ mod tests {
                 std::task::Poll::Pending
             }
         });
-        let told: Told = Deadline::after(LIMIT).hold(Phase::Answer, work).await;
+        let told: Told = Deadline::new(Instant::now(), LIMIT)
+            .hold(Phase::Answer, work)
+            .await;
         assert_eq!(told, Ok(()));
     }
 }

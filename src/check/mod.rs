@@ -20,8 +20,6 @@ mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 pub use call::Stage;
 pub use files::watch_files;
 pub use schedule::{
@@ -102,7 +100,6 @@ impl Check {
 
     /// The same; the call holds what the probe left open.
     async fn ask(&self, at: SocketAddr, explain: bool) -> (Found, Call<'_>) {
-        let begun = Instant::now();
         let at = self.via.towards(at);
         let mut call = Call::begin(at, &self.via, self.timeout, explain);
         let asked = self.asker.ask(&mut call).await;
@@ -115,7 +112,7 @@ impl Check {
             advice: call.advice,
             detail: call.detail.take().map(Arc::from),
             certificate_ends: call.certificate_ends,
-            elapsed: begun.elapsed(),
+            elapsed: call.elapsed(),
         };
         (found, call)
     }

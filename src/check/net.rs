@@ -36,9 +36,6 @@ pub(super) async fn connect(at: SocketAddr, via: &Via) -> Result<TcpStream, Fail
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
         socket.set_zero_linger()?;
-        // A talk in short messages, under TLS for one, would wait out the other side's delayed
-        // acknowledgements (RFC 1122, section 4.2.3.2): 40 ms each.
-        socket.set_nodelay(true)?;
         leave(SockRef::from(&socket), at, via)?;
         if let Some(source) = via.source {
             if via.through {
@@ -143,4 +140,40 @@ pub(super) fn leave(socket: SockRef<'_>, at: SocketAddr, via: &Via) -> io::Resul
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ports_towards_a_virtual_address_are_taken_in_turn_past_those_in_use() {
+        let source: IpAddr = Ipv4Addr::LOCALHOST.into();
+        let at: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let bound = |at| {
+            let socket = TcpSocket::new_v4().unwrap();
+            bind_in_turn(&socket, source, at).unwrap();
+            (socket.local_addr().unwrap().port(), socket)
+        };
+        let ports: Vec<_> = (0..20).map(|_| bound(at).0).collect();
+        assert!(ports.is_sorted() && ports[0] >= PORTS.0, "{ports:?}");
+        let (last, held) = bound(at);
+        assert!(last > ports[19], "not one of those used before");
+        // As if the turn had come round to a port that is in use.
+        TURNS.lock().unwrap().insert(at, last);
+        assert!(bound(at).0 > last);
+        drop(held);
+        TURNS.lock().unwrap().insert(at, PORTS.1);
+        assert_eq!(bound(at).0, PORTS.1);
+        let first = bound(at).0;
+        assert!(
+            (PORTS.0..=ports[0]).contains(&first),
+            "it begins anew: {first}"
+        );
+        let other: SocketAddr = "192.0.2.2:80".parse().unwrap();
+        assert!(
+            (PORTS.0..last).contains(&bound(other).0),
+            "a turn of its own"
+        );
+    }
 }

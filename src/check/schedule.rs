@@ -29,7 +29,7 @@ use tokio::{
     select,
     sync::{mpsc, watch},
     task::{AbortHandle, JoinError, JoinSet},
-    time::{Instant, sleep},
+    time::{Instant, sleep_until},
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -518,18 +518,17 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let (serial, at) = (self.serial, target.at);
         let patience = pace::patience(&target.spec.timing).filter(|_| target.pace.passing());
         let task = self.probes.spawn(async move {
-            let begun = Instant::now();
             let (found, second, kept) = match patience {
                 None => {
                     let (found, kept) = P::probe(&check, at).await;
                     (found, None, kept)
                 }
-                Some(patience) => patiently::<P>(&check, at, patience).await,
+                Some(patience) => patiently::<P>(&check, at, now + patience).await,
             };
             Ended {
                 target: id,
                 serial,
-                begun,
+                begun: now,
                 found,
                 second,
                 kept,
@@ -679,18 +678,18 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
     }
 }
 
-/// A probe, and a second one beside it once the first has been silent for `patience`. Where the first
+/// A probe, and a second one beside it where the first is silent until `patience`. Where the first
 /// passes after all the second is dropped; where it fails the second is waited for.
 async fn patiently<P: Prober>(
     check: &P::Check,
     at: SocketAddr,
-    patience: Duration,
+    patience: Instant,
 ) -> (Found, Option<Found>, Option<TcpStream>) {
     let mut first = pin!(P::probe(check, at));
     select! {
         biased;
         (found, kept) = &mut first => return (found, None, kept),
-        () = sleep(patience) => {}
+        () = sleep_until(patience) => {}
     }
     // On the heap: it is rarely there.
     let mut second = Box::pin(P::probe(check, at));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
+use tokio::runtime::Builder;
 
 use super::{Failure, Logs, read};
 use crate::{agent, config, telemetry};
@@ -24,7 +25,8 @@ pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect();
-    daemon(a, async {
+    // Its work is thousands of short turns a second: to hand one to another thread costs more than it.
+    daemon(a, Builder::new_current_thread(), async {
         agent::director::run(config, &digest)
             .await
             .map_err(|e| Failure::failed(&e))
@@ -33,17 +35,19 @@ pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
 
 pub(super) fn provisioner(a: &Arguments) -> Result<(), Failure> {
     let config = config::provisioner::parse(&a.config, &read(&a.config)?)?;
-    daemon(a, async {
+    daemon(a, Builder::new_multi_thread(), async {
         agent::provisioner::run(config)
             .await
             .map_err(|e| Failure::failed(&e))
     })
 }
 
-fn daemon(a: &Arguments, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn daemon(
+    a: &Arguments,
+    mut runtime: Builder,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     telemetry::init_logs(a.logs.log_format).map_err(|e| Failure::failed(&e))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let runtime = runtime.enable_all().build();
     runtime.map_err(|e| Failure::failed(&e))?.block_on(work)
 }

@@ -335,6 +335,7 @@ impl Core {
             return;
         };
         if !standing.verdict().is_unknown()
+            && !standing.awaits_advice(checks)
             && let Some(kernel) = self.adopted.get_mut(&service)
         {
             // There is a verdict: what was found at the start has had its use.

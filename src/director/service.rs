@@ -76,14 +76,22 @@ impl Core {
 
     fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
         let standing = self.standing(key, dest);
+        let found = self.adopted_as(key, dest);
         match standing.map(Standing::verdict) {
             Some(Health::Up { .. }) => Place::In(DestAttrs {
-                weight: standing.map_or(attrs.weight, |s| s.weight(attrs.weight)),
+                weight: match (standing, found) {
+                    // Perhaps its agent has it drained, and was not heard yet.
+                    (Some(standing), Some(found)) if self.awaits_advice(key, standing) => {
+                        found.weight
+                    }
+                    (Some(standing), _) => standing.weight(attrs.weight),
+                    (None, _) => attrs.weight,
+                },
                 ..attrs
             }),
             Some(Health::Down { .. }) => Place::Failed,
             // Of unknown health: it keeps the weight that it has.
-            Some(Health::Unknown { .. }) | None => match self.adopted_as(key, dest) {
+            Some(Health::Unknown { .. }) | None => match found {
                 Some(found) => Place::In(DestAttrs {
                     weight: found.weight,
                     ..attrs
@@ -93,6 +101,12 @@ impl Core {
         }
     }
 
+    fn awaits_advice(&self, key: ServiceKey, standing: &Standing) -> bool {
+        let config = self.config.services.get(&key);
+        config.is_some_and(|config| standing.awaits_advice(&config.checks))
+    }
+
+    /// What was found of a destination at the start, until there is a verdict on it.
     fn adopted_as(&self, key: ServiceKey, dest: DestKey) -> Option<&DestAttrs> {
         self.adopted.get(&key).and_then(|s| s.get(&dest))
     }
@@ -247,7 +261,8 @@ impl Core {
     }
 
     /// Where a server stands as one of a service's; `None` if it is not watched.
-    pub(super) fn standing(&self, service: ServiceKey, dest: DestKey) -> Option<&Standing> {
+    #[must_use]
+    pub fn standing(&self, service: ServiceKey, dest: DestKey) -> Option<&Standing> {
         self.health.get(&service)?.get(&dest)
     }
 

@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     config,
     model::{
-        DestAttrs, DestKey, FailReason, ForwardMethod, Found, MonoTime, Outcome, ReplacementId,
-        ServiceKey, Slot, Tunnel, WallMillis, Weight,
+        Advice, DestAttrs, DestKey, FailReason, ForwardMethod, Found, MonoTime, Outcome,
+        ReplacementId, ServiceKey, Slot, Tunnel, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Spare, Want},
     },
     reconcile::plan::Applied,
@@ -482,6 +482,48 @@ fn a_restart_adopts_what_it_finds() {
     );
     w.probe(2, Outcome::Pass);
     assert_eq!(w.in_service(80), [1, 2, 3]);
+}
+
+/// The first service, where either of a plain check and an agent is enough.
+fn advised(kernel: Kernel) -> World {
+    let check = "check = { interval = \"1s\", rise = 2, fall = 2 }\nreal_server = [{ address = \"10.0.0.1:80\"";
+    let agent = "check = [{ interval = \"1s\", rise = 2, fall = 2 }, { interval = \"1s\", connect_port = 9999, agent = {} }]\nchecks_needed = 1\nreal_server = [{ address = \"10.0.0.1:80\"";
+    let text = CONFIG.replacen(check, agent, 1);
+    let memory = World::fresh().core.memory();
+    World::of(&text, Recall::Known(memory), kernel)
+}
+
+#[test]
+fn a_drained_server_keeps_its_weight_over_a_restart_until_its_agent_has_spoken() {
+    let mut kernel = full_kernel();
+    let drained = (dest(1, 80), attrs(0));
+    kernel.get_mut(&service(80)).unwrap().extend([drained]);
+    for (says, weight) in [
+        (Ok(None), 5),
+        (Ok(Some(Advice::Percent(0))), 0),
+        // It may have been drained by hand; an agent that is gone has no say.
+        (Err(FailReason::Refused), 5),
+    ] {
+        let mut w = advised(kernel.clone());
+        w.probe(1, Outcome::Pass);
+        assert!(w.core.verdict(service(80), dest(1, 80)).unwrap().is_up());
+        let has = |w: &World| w.kernel()[&service(80)][&dest(1, 80)];
+        assert_eq!(has(&w), attrs(0), "its agent was not heard yet");
+        let slot = Slot {
+            service: service(80),
+            dest: dest(1, 80),
+            check: 1,
+        };
+        let mut found = Found::of(Outcome::Pass, Duration::ZERO);
+        match says {
+            Ok(advice) => found.advice = advice,
+            Err(reason) => found.outcome = Outcome::Fail(reason),
+        }
+        let slots = [slot].into();
+        let fx = w.core.handle(Event::Probe { slots, found }, at(1));
+        assert!(fx.dirty.contains(&service(80)));
+        assert_eq!(has(&w), attrs(weight), "{says:?}");
+    }
 }
 
 #[test]

@@ -125,6 +125,19 @@ impl Standing {
         advised.min_by_key(|(_, advice)| weight(*advice, configured))
     }
 
+    /// Whether a check that may have a say in its weight has found nothing yet.
+    #[must_use]
+    pub fn awaits_advice(&self, checks: &Checks) -> bool {
+        let mut all = checks.all.iter().zip(&self.checks);
+        all.any(|(spec, state)| spec.kind.advises() && state.last.is_none())
+    }
+
+    /// When the first of the certificates ends that its checks saw, in seconds since 1970.
+    #[must_use]
+    pub fn certificate_ends(&self) -> Option<i64> {
+        self.checks.iter().filter_map(|c| c.certificate_ends).min()
+    }
+
     /// Its weight as its checks want it.
     #[must_use]
     pub fn weight(&self, configured: Weight) -> Weight {
@@ -159,7 +172,7 @@ impl Standing {
         let (Some(state), Some(spec)) = (self.checks.get_mut(check), checks.all.get(check)) else {
             return Change::default();
         };
-        state.last = Some(found.outcome);
+        let first = state.last.replace(found.outcome).is_none();
         state.detail.clone_from(&found.detail);
         if found.certificate_ends.is_some() {
             state.certificate_ends = found.certificate_ends;
@@ -222,6 +235,7 @@ impl Standing {
             Together::Unknown => {}
         }
         change.matters = advised
+            || (first && spec.kind.advises())
             || change.transition.is_some()
             || before.is_unknown() != self.verdict.is_unknown();
         change

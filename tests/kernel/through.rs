@@ -1,22 +1,29 @@
 //! Checks that travel to a real server as a client's packets do: through IPVS, to the virtual address.
 
 use std::fs;
+use std::net::UdpSocket;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use understudy::director::status::ServerStatus;
 
 use crate::lab::process::Process;
-use crate::lab::server::Tree;
+use crate::lab::server::{Server, Tree};
 use crate::lab::{DIRECTOR, Forward, Lab, VIP4, VIP6, Wiring, wait_for, wait_until};
 use crate::scene::{SOON, status, table, understudy, wait_for_table};
+
+/// What lets the director hear servers answer it from its own virtual address.
+const HEARS: &str =
+    "\"net.ipv4.conf.server.accept_local\" = 1\n\"net.ipv4.conf.server.rp_filter\" = 0";
 
 const DIRECT: Wiring = Wiring {
     v4: Forward::Direct,
     v6: Forward::Direct,
 };
 
-/// A service of both servers for each virtual address, checked directly and through that address.
+/// A service of both servers for each virtual address, checked directly and through that address;
+/// for tunnels one over UDP as well.
 fn start<'a>(lab: &'a Lab, forward: &str, kernel: &str) -> Process<'a> {
     let mut text = format!(
         r#"[director]
@@ -31,19 +38,29 @@ resync = "1s"
         lab.director_state().display(),
         lab.director_socket(),
     );
-    for (vip, source, servers) in [
+    let mut all = vec![
         (
             format!("{VIP4}:80"),
             "10.77.1.1",
             ["10.77.1.11:80", "10.77.1.12:80"],
+            "tcp = {}",
         ),
         (
             format!("[{VIP6}]:80"),
             "fd77:1::1",
             ["[fd77:1::11]:80", "[fd77:1::12]:80"],
+            "tcp = {}",
         ),
-    ] {
-        let [one, two] = servers;
+    ];
+    if forward == "tun" {
+        all.push((
+            format!("udp/{VIP4}:7"),
+            "10.77.1.1",
+            ["10.77.1.11:7", "10.77.1.12:7"],
+            "udp = { send = \"?\", expect = \"?\" }",
+        ));
+    }
+    for (vip, source, [one, two], check) in all {
         text += &format!(
             r#"
 [[virtual_service]]
@@ -55,11 +72,11 @@ damping = {{ half_life = "0s" }}
 [[virtual_service.check]]
 interval = "300ms"
 timeout = "2s"
-tcp = {{}}
+{check}
 [[virtual_service.check]]
 interval = "300ms"
 timeout = "2s"
-tcp = {{}}
+{check}
 through = "vip"
 source = "{source}"
 "#
@@ -106,11 +123,7 @@ fn visible(lab: &Lab) -> usize {
 #[test]
 fn a_direct_server_without_the_virtual_address_is_taken_out_though_it_answers() {
     let lab = Lab::new(DIRECT, &[("web1", Tree::Web), ("web2", Tree::Web)]);
-    let mut director = start(
-        &lab,
-        "dr",
-        "\"net.ipv4.conf.server.accept_local\" = 1\n\"net.ipv4.conf.server.rp_filter\" = 0",
-    );
+    let mut director = start(&lab, "dr", HEARS);
     wait_for_table(&lab, "all servers", SOON, |t| t.len() == 4);
 
     let config = lab.dir().join("director.toml");
@@ -172,6 +185,60 @@ fn a_direct_server_without_the_virtual_address_is_taken_out_though_it_answers() 
         4,
         "IPVS stays as it is"
     );
+}
+
+/// Sends every datagram back from the address that it came to.
+fn echo(server: &Server) {
+    for address in [server.address4(), VIP4.to_owned()] {
+        let socket = server
+            .netns
+            .run(|| UdpSocket::bind((address.as_str(), 7)).unwrap());
+        thread::spawn(move || {
+            let mut datagram = [0; 64];
+            // Ends with the process.
+            while let Ok((length, from)) = socket.recv_from(&mut datagram) {
+                drop(socket.send_to(&datagram[..length], from));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_tunnel_server_that_does_not_unpack_is_taken_out_though_it_answers() {
+    let lab = Lab::new(DIRECT, &[("web1", Tree::Web), ("web2", Tree::Web)]);
+    for server in lab.servers() {
+        // Each takes in what no tunnel of its own is for.
+        server.sh("ip link set tunl0 up && ip link set ip6tnl0 up");
+        server.sh("sysctl -qw net.ipv4.conf.tunl0.rp_filter=0 net.ipv4.conf.all.rp_filter=0");
+        echo(server);
+    }
+    let _director = start(&lab, "tun", HEARS);
+    // Of two virtual addresses and one service more.
+    wait_for_table(&lab, "all servers", SOON, |t| t.len() == 6);
+    for (device, services, name) in [
+        (
+            "tunl0",
+            &["tcp/192.0.2.1:80", "udp/192.0.2.1:7"][..],
+            "10.77.1.11",
+        ),
+        ("ip6tnl0", &["tcp/[2001:db8::1]:80"][..], "fd77:1::11"),
+    ] {
+        let web1 = lab.server("web1");
+        web1.sh(&format!("ip link set {device} down"));
+        for service in services {
+            let down = wait_for_server(&lab, service, name, "down");
+            let reason = down.reason.unwrap();
+            assert!(reason.contains("does it unpack the tunnel"), "{reason}");
+            let found: Vec<_> = down.checks.iter().map(|c| c.health.as_str()).collect();
+            assert_eq!(found, ["up", "down"]);
+        }
+        assert_eq!(visible(&lab), 6 - services.len());
+        web1.sh(&format!("ip link set {device} up"));
+        for service in services {
+            wait_for_server(&lab, service, name, "up");
+        }
+    }
+    wait_for_table(&lab, "all servers again", SOON, |t| t.len() == 6);
 }
 
 #[test]

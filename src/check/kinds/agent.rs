@@ -27,7 +27,7 @@ impl Kind for Agent {
     }
 
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
-        let mut stream = call.connect().await?;
+        let mut stream = call.connect_to_talk().await?;
         let at = call.at;
         let mut line = Vec::new();
         let talking = async {

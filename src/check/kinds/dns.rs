@@ -125,7 +125,7 @@ async fn over_udp(call: &mut Call<'_>, query: &[u8]) -> Result<Vec<u8>, FailReas
 /// Each message is preceded by its length (RFC 1035, section 4.2.2), in one write with it (RFC 7766,
 /// section 8).
 async fn over_tcp(call: &mut Call<'_>, query: &[u8]) -> Result<Vec<u8>, FailReason> {
-    let mut stream = call.connect().await?;
+    let mut stream = call.connect_to_talk().await?;
     let at = call.at;
     let length = u16::try_from(query.len()).map_err(|_never| FailReason::Local)?;
     let framed = [&length.to_be_bytes(), query].concat();

@@ -53,7 +53,7 @@ impl Kind for Grpc {
     }
 
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
-        let stream = call.connect().await?;
+        let stream = call.connect_to_talk().await?;
         let Some(tls) = &self.tls else {
             return self.talk(call, stream).await;
         };

@@ -60,7 +60,7 @@ pub(super) struct Talk<'c, 'v> {
 impl<'c, 'v> Talk<'c, 'v> {
     /// Connects.
     pub(super) async fn begin(call: &'c mut Call<'v>) -> Result<Self, FailReason> {
-        let stream = Stream::Plain(call.connect().await?);
+        let stream = Stream::Plain(call.connect_to_talk().await?);
         Ok(Self {
             call,
             stream,

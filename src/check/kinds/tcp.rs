@@ -31,7 +31,10 @@ impl Kind for Tcp {
     }
 
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
-        let mut stream = call.connect().await?;
+        let mut stream = match self.send.is_empty() {
+            true => call.connect().await?,
+            false => call.connect_to_talk().await?,
+        };
         let at = call.at;
         if !self.send.is_empty() {
             let sending = async {

@@ -23,7 +23,7 @@ impl Kind for Tls {
     /// In TLS 1.3 a server that wants a certificate of ours refuses only after the handshake: that is
     /// not waited for.
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
-        let stream = call.connect().await?;
+        let stream = call.connect_to_talk().await?;
         self.client.handshake(call, stream).await.map(drop)
     }
 }

@@ -460,6 +460,29 @@ async fn a_check_that_lacks_something_blames_nobody_and_is_tried_again() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_check_names_is_read_again_each_minute_and_stays_where_it_cannot_be() {
+    let mut bench = Bench::start(vec![target(1, SECOND, 2)], 16);
+    let mut readings = Vec::new();
+    for second in 0..200 {
+        // Of a file that is gone the old content goes on.
+        *bench.world.missing.lock().unwrap() = second > 90;
+        assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+        readings.push(bench.world.prepared.load(Ordering::SeqCst));
+    }
+    let begun = bench.world.starts_of(1);
+    let read: Vec<_> = (1..200)
+        .filter(|n| readings[*n] > readings[n - 1])
+        .collect();
+    assert_eq!(readings[0], 1);
+    assert_eq!(readings[199], 4, "after one, two and three minutes");
+    let after = |n: &usize| begun[*n] - begun[0];
+    for (n, minute) in read.iter().zip(1..) {
+        let due = minute * REREAD;
+        assert!((due..due + 4 * SECOND).contains(&after(n)), "{read:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_kept_connection_passes_at_each_interval_without_another_probe() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

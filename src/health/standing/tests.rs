@@ -240,3 +240,18 @@ proptest! {
         prop_assert!(rank(after(need, &better)) >= rank(after(need, &outcomes)));
     }
 }
+
+#[test]
+fn of_several_certificates_the_first_to_end_counts() {
+    let checks = checks(3, Need::All);
+    let mut standing = Standing::new(&checks, false, at(0));
+    assert_eq!(standing.certificate_ends(), None);
+    for (n, ends) in [(0, 2_000), (2, 3_000), (0, 2_500)] {
+        let found = Found {
+            certificate_ends: Some(ends),
+            ..found(Outcome::Pass)
+        };
+        standing.observe(n, &found, &checks, &DAMPING, at(1), false);
+    }
+    assert_eq!(standing.certificate_ends(), Some(2_500));
+}

@@ -90,6 +90,12 @@ impl CheckKind {
         }
     }
 
+    /// Whether an answer may say something of the server's weight.
+    #[must_use]
+    pub const fn advises(&self) -> bool {
+        matches!(self, Self::Agent(_) | Self::FromFile(_) | Self::External(_))
+    }
+
     /// Whether the server's port is asked: a check without it can stand in a service without ports.
     #[must_use]
     pub const fn needs_port(&self) -> bool {
