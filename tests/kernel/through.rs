@@ -54,17 +54,19 @@ resync = "1s"
     ];
     if forward == "tun" {
         all.push((
-            format!("udp/{VIP4}:7"),
+            format!("{VIP4}:7"),
             "10.77.1.1",
             ["10.77.1.11:7", "10.77.1.12:7"],
             "udp = { send = \"?\", expect = \"?\" }",
         ));
     }
     for (vip, source, [one, two], check) in all {
+        let protocol = &check[..3];
         text += &format!(
             r#"
 [[virtual_service]]
 address = "{vip}"
+protocol = "{protocol}"
 scheduler = "rr"
 forward = "{forward}"
 real_server = [{{ address = "{one}" }}, {{ address = "{two}" }}]
