@@ -17,30 +17,37 @@
 mod bare;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     env,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
+use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use understudy::{
-    check::{self, Network, Observer, Target},
-    health::{Standing, Transition},
-    model::{
-        CheckKind, CheckSpec, CheckTiming, Checks, Damping, DestKey, FailReason, MonoTime, Need,
-        Outcome, Protocol, ServiceKey, Slot, Via,
+    agent::{
+        core::{self, Inputs, Outputs, Shell},
+        state_file::StateFile,
     },
+    check::{self, Network, Observer},
+    clock, config,
+    director::{Core, Start},
+    model::Outcome,
+    reconcile::plan::Applied,
+    telemetry::metrics::DirectorMetrics,
 };
 
 /// The first probes are not as the later ones.
@@ -169,57 +176,25 @@ fn spin() {
     }
 }
 
-/// The check room with a verdict for each server, as the director's core has.
+/// Five minutes of a director.
 fn calm_child(port: u16) {
-    let spec = spec("tcp");
-    let checks = Checks {
-        all: vec![Arc::clone(&spec)],
-        need: Need::All,
-    };
-    let targets = targets(&spec, port, 1_000);
-    let counted = Counted::default();
-    let (mut out, mut local) = (0, 0);
-    let runtime = runtime();
-    runtime.block_on(async {
-        let (_targets, targets) = watch::channel(Arc::new(targets));
-        let (_nudges, nudges) = mpsc::channel(1);
-        let (reports, mut read) = mpsc::channel(1024);
-        let observer = counted.clone();
-        let mut room = tokio::task::JoinSet::new();
-        let stop = CancellationToken::new();
-        room.spawn(check::run_with(
-            Network::default(),
-            targets,
-            nudges,
-            reports,
-            observer,
-            stop,
-        ));
-        let mut standings: std::collections::HashMap<DestKey, Standing> = Default::default();
-        let begun = Instant::now();
-        let until = tokio::time::Instant::now() + seconds(300);
-        while let Ok(Some(report)) = tokio::time::timeout_at(until, read.recv()).await {
-            let now = MonoTime::from_boot(begun.elapsed());
-            local += u64::from(report.found.outcome == Outcome::Fail(FailReason::Local));
-            for slot in &*report.slots {
-                let standing = standings
-                    .entry(slot.dest)
-                    .or_insert_with(|| Standing::new(&checks, false, now));
-                let damping = Damping::default();
-                let change = standing.observe(0, &report.found, &checks, &damping, now, false);
-                out += u64::from(matches!(change.transition, Some(Transition::WentDown(_))));
-            }
-        }
+    with_director("tcp", port, 1_000, async |counts, registry| {
+        tokio::time::sleep(seconds(300)).await;
+        let mut metrics = String::new();
+        prometheus_client::encoding::text::encode(&mut metrics, registry).unwrap();
+        let sum = |name: &str, label: &str| {
+            let lines = metrics.lines();
+            let lines = lines.filter(|l| l.starts_with(name) && l.contains(label));
+            let values = lines.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok());
+            values.sum::<u64>()
+        };
+        let up = sum("understudy_real_server_transitions_total", "to=\"up\"");
+        assert_eq!(up, 1_000, "all servers went up once: {metrics}");
+        let out = sum("understudy_real_server_transitions_total", "to=\"down\"");
+        let local = sum("understudy_probes_total", "reason=\"local\"");
+        let [probes, failed, late, latest_us] = counts.read();
+        println!("{probes} {failed} {late} {latest_us} {out} {local}");
     });
-    let Counts {
-        probes,
-        failed,
-        late,
-        latest_us,
-    } = &*counted.0;
-    let [probes, failed, late, latest_us] =
-        [probes, failed, late, latest_us].map(|n| n.load(Ordering::Relaxed));
-    println!("{probes} {failed} {late} {latest_us} {out} {local}");
 }
 
 fn numbers(line: &str) -> [f64; 6] {
@@ -301,8 +276,8 @@ fn address(n: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 0)) + n)
 }
 
-#[derive(Clone, Default)]
-struct Counted(Arc<Counts>);
+#[derive(Clone)]
+struct Counted(Arc<Counts>, DirectorMetrics);
 
 #[derive(Default)]
 struct Counts {
@@ -312,19 +287,39 @@ struct Counts {
     latest_us: AtomicU64,
 }
 
+impl Counts {
+    fn all(&self) -> [&AtomicU64; 4] {
+        [&self.probes, &self.failed, &self.late, &self.latest_us]
+    }
+    fn read(&self) -> [u64; 4] {
+        self.all().map(|n| n.load(Ordering::Relaxed))
+    }
+    fn reset(&self) {
+        for n in self.all() {
+            n.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Observer for Counted {
-    fn probed(&self, outcome: Outcome, _elapsed: Duration) {
+    fn probed(&self, outcome: Outcome, elapsed: Duration) {
         self.0.probes.fetch_add(1, Ordering::Relaxed);
         let failed = outcome != Outcome::Pass;
         self.0.failed.fetch_add(failed.into(), Ordering::Relaxed);
+        self.1.probed(outcome, elapsed);
     }
     fn begun_late(&self, by: Duration) {
         self.0.late.fetch_add((by > LATE).into(), Ordering::Relaxed);
         let us = u64::try_from(by.as_micros()).unwrap();
         self.0.latest_us.fetch_max(us, Ordering::Relaxed);
+        self.1.begun_late(by);
     }
-    fn report_dropped(&self) {}
-    fn in_flight(&self, _probes: usize, _targets: usize) {}
+    fn report_dropped(&self) {
+        self.1.report_dropped();
+    }
+    fn in_flight(&self, probes: usize, targets: usize) {
+        self.1.in_flight(probes, targets);
+    }
 }
 
 fn memory_kib() -> u64 {
@@ -333,80 +328,98 @@ fn memory_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap()
-}
-
-fn spec(kind: &str) -> Arc<CheckSpec> {
-    let kind = match kind {
-        "http" => CheckKind::Http(Box::default()),
-        _ => CheckKind::default(),
-    };
-    Arc::new(CheckSpec {
-        kind,
-        via: Via::default(),
-        timing: CheckTiming::every(Duration::from_secs(1)),
-    })
-}
-
-fn targets(spec: &Arc<CheckSpec>, port: u16, count: u32) -> Vec<Target> {
-    let service = ServiceKey::Addr(Protocol::Tcp, "192.0.2.1:80".parse().unwrap());
-    let target = |n| {
-        let dest = DestKey {
-            addr: IpAddr::V4(address(n)),
-            port,
-        };
-        let slot = Slot {
-            service,
-            dest,
-            check: 0,
-        };
-        Target {
-            at: SocketAddr::new(dest.addr, port),
-            spec: Arc::clone(spec),
-            slots: [slot].into(),
-            fast: false,
+/// Services of twenty servers each, asked every second.
+fn config(kind: &str, port: u16, count: u32) -> config::Director {
+    let mut text = "[director]\nname = \"bench\"\naddress = \"127.0.0.1\"\n".to_owned();
+    for n in 0..count {
+        if n % 20 == 0 {
+            text.push_str(&format!(
+                "[[virtual_service]]\naddress = \"192.0.2.1:{}\"\nscheduler = \"wlc\"\nforward = \"nat\"\ncheck = {{ interval = \"1s\", timeout = \"1s\", {kind} = {{}} }}\n",
+                1 + n / 20
+            ));
         }
-    };
-    (0..count).map(target).collect()
+        text.push_str(&format!(
+            "[[virtual_service.real_server]]\naddress = \"{}:{port}\"\n",
+            address(n)
+        ));
+    }
+    config::director::parse(Path::new("bench.toml"), &text).unwrap()
 }
 
-/// The check room as the director runs it.
+/// A director on one thread, as it always runs, without what needs IPVS: its checks, its core, its
+/// memory and its metrics. Nobody reads what it wants of the kernel.
+fn with_director(kind: &str, port: u16, count: u32, look: impl AsyncFnOnce(&Counts, &Registry)) {
+    let config = Arc::new(config(kind, port, count));
+    let folder = tempfile::tempdir().unwrap();
+    let (file, recall) = StateFile::open(folder.path(), &config.name).unwrap();
+    let mut registry = Registry::default();
+    let metrics = DirectorMetrics::register(&mut registry, &understudy::BUILD);
+    let counted = Counted(Arc::default(), metrics.clone());
+    let core = Core::new(
+        Arc::clone(&config),
+        Start {
+            now: clock::now(),
+            wall: clock::wall(),
+            boot_id: clock::boot_id().unwrap(),
+            recall,
+            kernel: BTreeMap::new(),
+            marked: BTreeSet::new(),
+        },
+    );
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (targets, to_check) = watch::channel(core::targets(&core));
+        let (desired, _desired) = watch::channel(core::desired(&core, false));
+        let (outbox, _outbox) = watch::channel(core.outbox());
+        let (heartbeat, _heartbeat) = watch::channel(clock::now());
+        let (_applied, applied) = watch::channel(Applied::default());
+        let (_nudges, nudges) = mpsc::channel(1);
+        let (to_core, reports) = mpsc::channel(8192);
+        let (_events, events) = mpsc::channel(1);
+        let (_questions, questions) = mpsc::channel(1);
+        let (_host, host) = watch::channel(Vec::new());
+        let out = Outputs {
+            desired,
+            targets,
+            outbox,
+            heartbeat,
+        };
+        let shell = Shell::new(core, file, metrics, out);
+        let inputs = Inputs {
+            reports,
+            events,
+            applied,
+            questions,
+            host,
+        };
+        let stop = CancellationToken::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        let network = Network::default();
+        tasks.spawn(check::run_with(
+            network,
+            to_check,
+            nudges,
+            to_core,
+            counted.clone(),
+            stop.clone(),
+        ));
+        tasks.spawn(shell.run(inputs, stop));
+        look(&counted.0, &registry).await;
+    });
+}
+
+/// A director of so many servers.
 fn ours(kind: &str, port: u16, count: u32) {
     on_core(0);
-    let targets = targets(&spec(kind), port, count);
-    let counted = Counted::default();
-    let runtime = runtime();
-    runtime.block_on(async {
-        let (_targets, targets) = watch::channel(Arc::new(targets));
-        let (_nudges, nudges) = mpsc::channel(1);
-        let (reports, mut read) = mpsc::channel(1024);
-        let stop = CancellationToken::new();
-        let observer = counted.clone();
-        let network = Network::default();
-        let mut checks = tokio::task::JoinSet::new();
-        checks.spawn(check::run_with(
-            network, targets, nudges, reports, observer, stop,
-        ));
-        // The core's part is not measured: reports are taken and dropped.
-        checks.spawn(async move { while read.recv().await.is_some() {} });
+    with_director(kind, port, count, async |counts, _| {
         // Spread over a second of its own where there are more than a thousand.
         tokio::time::sleep(WARM_UP).await;
-        let Counts {
-            probes,
-            failed,
-            late,
-            latest_us,
-        } = &*counted.0;
-        for count in [probes, failed, late, latest_us] {
-            count.store(0, Ordering::Relaxed);
-        }
+        counts.reset();
         let before = bare::cpu_time();
         tokio::time::sleep(window()).await;
         let cpu = (bare::cpu_time() - before).as_micros();
-        let [probes, failed, late, latest_us] =
-            [probes, failed, late, latest_us].map(|n| n.load(Ordering::Relaxed));
+        let [probes, failed, late, latest_us] = counts.read();
         println!(
             "{probes} {failed} {late} {latest_us} {cpu} {}",
             memory_kib()

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::state_file::StateFile;
+use super::state_file::{self, Keeper, StateFile};
 use crate::{
     check::{Report, Target, Targets},
     clock,
@@ -58,6 +58,7 @@ enum Input {
     Report(Report),
     Event(Event),
     Question(oneshot::Sender<Status>),
+    Written(Result<(), state_file::Error>),
     Beat,
 }
 
@@ -77,21 +78,33 @@ pub struct Outputs {
 /// The core and its hands.
 #[derive(Debug)]
 pub struct Shell {
-    /// Decides.
-    pub core: Core,
-    /// Its memory.
-    pub file: StateFile,
-    /// What is counted.
-    pub metrics: DirectorMetrics,
-    /// What goes out.
-    pub out: Outputs,
+    core: Core,
+    memory: Keeper,
+    metrics: DirectorMetrics,
+    out: Outputs,
+    /// Services whose part of what is wanted is to be computed anew.
+    dirty: BTreeSet<ServiceKey>,
     /// Why the memory could not be kept, if it could not.
-    pub not_kept: Option<String>,
+    not_kept: Option<String>,
     /// Services of whose certificates was told that they end soon.
-    pub ending: BTreeSet<ServiceKey>,
+    ending: BTreeSet<ServiceKey>,
 }
 
 impl Shell {
+    /// Around a core, with its memory's file.
+    #[must_use]
+    pub fn new(core: Core, file: StateFile, metrics: DirectorMetrics, out: Outputs) -> Self {
+        Self {
+            core,
+            memory: Keeper::new(file),
+            metrics,
+            out,
+            dirty: BTreeSet::new(),
+            not_kept: None,
+            ending: BTreeSet::new(),
+        }
+    }
+
     /// Runs until `stop`.
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
         let mut last = clock::now();
@@ -110,7 +123,7 @@ impl Shell {
                 wakes = tick;
             }
             let input = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 // Cancel-safe, all of them: nothing is taken unless the branch wins.
                 Some(report) = inputs.reports.recv() => Input::Report(report),
                 Some(event) = inputs.events.recv() => Input::Event(event),
@@ -118,6 +131,7 @@ impl Shell {
                     Input::Event(Event::Applied(inputs.applied.borrow_and_update().clone()))
                 }
                 Some(answer) = inputs.questions.recv() => Input::Question(answer),
+                kept = self.memory.written() => Input::Written(kept),
                 () = &mut sleep => Input::Beat,
             };
             let now = clock::now();
@@ -134,16 +148,28 @@ impl Shell {
                 Input::Report(report) => self.probed(report, now),
                 Input::Event(event) => self.take(event, now),
                 Input::Question(answer) => self.answer(answer, &inputs.host.borrow(), now),
+                Input::Written(kept) => {
+                    self.kept(kept);
+                    self.remember();
+                    self.publish(now);
+                }
                 Input::Beat => {}
             }
             if now >= tick {
                 self.take(Event::Tick, now);
+                if self.memory.failed() {
+                    self.remember();
+                }
                 tick = now.after(BEAT);
             }
             if now >= certificates {
                 self.look_at_certificates();
                 certificates = now.after(CERTIFICATES);
             }
+        }
+        if !self.memory.is_settled() {
+            let kept = self.memory.written().await;
+            self.kept(kept);
         }
     }
 
@@ -193,46 +219,67 @@ impl Shell {
             self.tell(note);
         }
         self.remember();
-        self.publish(&fx, now);
+        self.dirty.extend(&fx.dirty);
+        if fx.targets {
+            let ids = self.core.watched_servers();
+            self.metrics.keep_servers(|id| ids.contains(id));
+            self.out.targets.send_replace(targets(&self.core));
+        }
+        self.publish(now);
     }
 
-    /// Memory first: what is told to others must not be forgotten.
     fn remember(&mut self) {
         if self.core.may_write_memory() {
-            let kept = self.file.keep(self.core.memory());
-            self.not_kept = kept.err().map(|e| {
-                let why = Chain(&e).to_string();
-                error!(error = %why, "state was not kept: a restart will ask the provisioner for the stand-ins; free space or mend permissions");
-                format!("{why}: a restart will ask the provisioner for the stand-ins; free space or mend permissions")
-            });
+            self.memory.keep(|| self.core.memory());
         }
         let ok = self.not_kept.is_none() && self.core.remembers();
         self.metrics.state_file_ok.set(ok.into());
     }
 
-    fn publish(&mut self, fx: &Effects, now: MonoTime) {
-        if !fx.dirty.is_empty() {
-            self.out.desired.send_modify(|d| {
-                let mut changed = false;
-                for key in &fx.dirty {
-                    changed |= renew(d, *key, &self.core);
-                }
-                if *d.made != *self.core.made() {
-                    d.made = Arc::new(self.core.made().clone());
-                }
-                d.generation += u64::from(changed);
-            });
-        }
-        let outbox = self.core.outbox();
-        self.out.outbox.send_if_modified(|o| {
-            let differs = *o != outbox;
-            *o = outbox;
-            differs
+    fn kept(&mut self, kept: Result<(), state_file::Error>) {
+        let before = self.not_kept.take();
+        self.not_kept = kept.err().map(|e| {
+            let why = Chain(&e);
+            format!("{why}: a restart will ask the provisioner for the stand-ins; free space or mend permissions")
         });
-        if fx.targets {
-            let ids = self.core.watched_servers();
-            self.metrics.keep_servers(|id| ids.contains(id));
-            self.out.targets.send_replace(targets(&self.core));
+        match &self.not_kept {
+            // In the text too: whoever reads the journal sees no fields.
+            Some(why) if before.is_none() => error!("state was not kept: {why}"),
+            None if before.is_some() => info!("state is kept again"),
+            Some(_) | None => {}
+        }
+    }
+
+    /// Memory first: while it is written, nobody is told what must not be forgotten. That is no requests of
+    /// replacements, and no new hidden services; a failed server is taken out meanwhile.
+    fn publish(&mut self, now: MonoTime) {
+        let Self {
+            core, dirty, out, ..
+        } = self;
+        let settled = self.memory.is_settled();
+        out.desired.send_if_modified(|d| {
+            let mut changed = false;
+            let mut renewed = false;
+            dirty.retain(|key| {
+                let waits = !settled && !d.services.contains_key(key);
+                renewed |= !waits;
+                changed |= !waits && renew(d, *key, core);
+                waits
+            });
+            let remade = settled && *d.made != *core.made();
+            if remade {
+                d.made = Arc::new(core.made().clone());
+            }
+            d.generation += u64::from(changed);
+            renewed || remade
+        });
+        if settled {
+            let outbox = core.outbox();
+            out.outbox.send_if_modified(|o| {
+                let differs = *o != outbox;
+                *o = outbox;
+                differs
+            });
         }
         self.count(now);
     }
@@ -370,33 +417,149 @@ mod tests {
     use crate::{
         config,
         director::{Recall, Start},
-        model::WallMillis,
+        model::{
+            DestAttrs, DestKey, FailReason, ForwardMethod, Found, Outcome, Slot, Tunnel,
+            WallMillis, Weight, wire::Members,
+        },
     };
 
     const CONFIG: &str = r#"
 [director]
 name = "lb1"
 address = "10.77.0.1"
+[provisioner]
+socket = "/run/understudy/provisioner.sock"
+address = "10.77.0.1"
+[replacement]
+replace_after = "1ms"
 [[virtual_service]]
 address = "192.0.2.1:80"
 scheduler = "wlc"
 forward = "nat"
-real_server = [{ address = "10.0.0.1:80" }]
+real_server = [{ address = "10.0.0.1:80" }, { address = "10.0.0.2:80" }]
 "#;
 
-    #[test]
-    fn a_service_that_did_not_change_keeps_its_shared_part() {
+    fn service() -> ServiceKey {
+        "tcp/192.0.2.1:80".parse().unwrap()
+    }
+
+    fn core(kernel: BTreeMap<DestKey, DestAttrs>) -> Core {
         let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
-        let key = "tcp/192.0.2.1:80".parse().unwrap();
         let start = Start {
-            now: MonoTime::ZERO,
+            now: clock::now(),
             wall: WallMillis(0),
             boot_id: "boot".into(),
             recall: Recall::Forgot("there is no state file".into()),
-            kernel: BTreeMap::new(),
+            kernel: [(service(), kernel)].into(),
             marked: BTreeSet::new(),
         };
-        let core = Core::new(Arc::new(config), start);
+        Core::new(Arc::new(config), start)
+    }
+
+    /// Waits for the condition, with a limit.
+    async fn sees<T>(watched: &mut watch::Receiver<T>, is: impl FnMut(&T) -> bool) {
+        let seen = time::timeout(Duration::from_secs(20), watched.wait_for(is)).await;
+        seen.expect("it comes to be so").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_a_request_and_no_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("state.json.new");
+        // Whoever opens a pipe to write waits for somebody who reads.
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (file, _) = StateFile::open(dir.path(), &"lb1".parse().unwrap()).unwrap();
+        let dest = |n: u8| DestKey {
+            addr: [10, 0, 0, n].into(),
+            port: 80,
+        };
+        let attrs = DestAttrs {
+            weight: Weight::ONE,
+            forward: ForwardMethod::Nat,
+            upper: 0,
+            lower: 0,
+            tunnel: Tunnel::default(),
+        };
+        let core = core([(dest(1), attrs), (dest(2), attrs)].into());
+        let (desired, mut to_kernel) = watch::channel(desired(&core, false));
+        let (targets, _targets) = watch::channel(Arc::default());
+        let (outbox, mut to_provisioner) = watch::channel(core.outbox());
+        let (heartbeat, _heartbeat) = watch::channel(clock::now());
+        let (report, reports) = mpsc::channel(16);
+        let (event, events) = mpsc::channel(16);
+        let (_applied, applied) = watch::channel(Applied::default());
+        let (_questions, questions) = mpsc::channel(1);
+        let (_host, host) = watch::channel(Vec::new());
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
+        let out = Outputs {
+            desired,
+            targets,
+            outbox,
+            heartbeat,
+        };
+        let inputs = Inputs {
+            reports,
+            events,
+            applied,
+            questions,
+            host,
+        };
+        let stop = CancellationToken::new();
+        let shell = Shell::new(core, file, metrics, out);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test itself sees the end of the task"
+        )]
+        let task = tokio::spawn(shell.run(inputs, stop.clone()));
+        // The provisioner has spoken: from now on there is something to be kept.
+        let listed = Event::Members(Members::default());
+        event.send(listed).await.unwrap();
+        for outcome in [Outcome::Pass, Outcome::Fail(FailReason::Refused)] {
+            for n in [1, 2] {
+                let outcome = if n == 2 { Outcome::Pass } else { outcome };
+                for _ in 0..3 {
+                    let slot = Slot {
+                        service: service(),
+                        dest: dest(n),
+                        check: 0,
+                    };
+                    let slots = [slot].into();
+                    let found = Found::of(outcome, Duration::ZERO);
+                    report.send(Report { slots, found }).await.unwrap();
+                }
+            }
+        }
+        sees(&mut to_kernel, |d| {
+            d.services[&service()].out.contains(&dest(1))
+        })
+        .await;
+        let decided = async {
+            loop {
+                let mut text = String::new();
+                prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+                if text.contains("replacements_requested_total 1") {
+                    return;
+                }
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let decided = time::timeout(Duration::from_secs(20), decided).await;
+        decided.expect("the core wants a replacement");
+        let told_before = !to_provisioner.borrow().requests.is_empty();
+        // It says that it could not, and goes on: nothing can be synced to a pipe.
+        let read = tokio::task::spawn_blocking(move || std::fs::read(pipe));
+        sees(&mut to_provisioner, |o| !o.requests.is_empty()).await;
+        assert!(!read.await.unwrap().unwrap().is_empty());
+        assert!(!told_before, "of what could be forgotten");
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn a_service_that_did_not_change_keeps_its_shared_part() {
+        let key = service();
+        let core = core(BTreeMap::new());
         let mut all = desired(&core, false);
         assert_eq!(all.services.len(), 1);
         let part = Arc::clone(&all.services[&key]);

@@ -36,8 +36,8 @@ use crate::{
     },
 };
 
-/// Reports of checks that wait for the core: some milliseconds' worth at ten thousand a second.
-const REPORTS: usize = 1024;
+/// Reports of checks that wait for the core: most of a second's worth at ten thousand a second.
+const REPORTS: usize = 8192;
 
 /// Hints to the checks that wait: what finds no room is asked at its regular time.
 const NUDGES: usize = 256;
@@ -215,14 +215,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         outbox,
         heartbeat,
     };
-    let shell = Shell {
-        core,
-        file,
-        metrics,
-        out,
-        not_kept: None,
-        ending: BTreeSet::new(),
-    };
+    let shell = Shell::new(core, file, metrics, out);
     tasks.start("core", |stop| {
         shell.run(
             Inputs {

@@ -18,7 +18,8 @@ use crate::{
     telemetry::Chain,
 };
 
-/// Addresses are read again no sooner than this.
+/// Addresses are read again no sooner than this; and a neighbour that is none of the servers hurries the
+/// servers in other networks no sooner: a scan makes a failed neighbour of every address.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tells the checks until `stop`. A kernel that cannot be listened to costs quickness, nothing else.
@@ -37,6 +38,7 @@ pub(super) async fn run(
     // As they were before the change: a link that is removed takes its addresses with it.
     let mut here = addresses().await;
     let mut read_at = Instant::now();
+    let mut far_at: Option<Instant> = None;
     loop {
         let news = select! {
             () = stop.cancelled() => return,
@@ -56,6 +58,14 @@ pub(super) async fn run(
             if behind.is_empty() {
                 continue;
             }
+            if let Change::NeighbourFailed(addr) = change
+                && !servers.contains(&addr)
+            {
+                if far_at.is_some_and(|at| at.elapsed() < AGAIN) {
+                    continue;
+                }
+                far_at = Some(Instant::now());
+            }
             if let Change::LinkDown(_) = change {
                 info!(
                     ?change,
@@ -71,7 +81,6 @@ pub(super) async fn run(
             }
             Nudge::Servers(behind).send(&nudges);
         }
-        // Not for each of many: a scan makes a failed neighbour of every address.
         if read_at.elapsed() > AGAIN {
             here = addresses().await;
             read_at = Instant::now();

@@ -2,8 +2,15 @@
 
 use std::{
     fs::{self, File},
+    future::pending,
     io::{self, Write},
     path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
 };
 
 use crate::{
@@ -104,6 +111,92 @@ impl StateFile {
         }
         self.written = Some(memory);
         Ok(true)
+    }
+}
+
+/// A writing that failed is tried again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Writes the file on a thread of its own: a disk that hangs holds up neither a check nor IPVS.
+#[derive(Debug)]
+pub struct Keeper {
+    /// Not here while it is written.
+    file: Option<StateFile>,
+    writing: Option<JoinHandle<(StateFile, Result<bool, Error>)>>,
+    /// When the last writing failed, if it did.
+    failed: Option<Instant>,
+    path: PathBuf,
+}
+
+impl Keeper {
+    /// Of this file.
+    #[must_use]
+    pub fn new(file: StateFile) -> Self {
+        Self {
+            path: file.path.clone(),
+            file: Some(file),
+            writing: None,
+            failed: None,
+        }
+    }
+
+    /// Begins to write `memory`, if nothing is being written, the file holds something else, and it did not
+    /// fail just now.
+    pub fn keep(&mut self, memory: impl FnOnce() -> Memory) {
+        let Some(file) = &self.file else { return };
+        if self.failed.is_some_and(|failed| failed.elapsed() < AGAIN) {
+            return;
+        }
+        let memory = memory();
+        if file.written.as_ref() != Some(&memory)
+            && let Some(mut file) = self.file.take()
+        {
+            self.writing = Some(spawn_blocking(move || {
+                let kept = file.keep(memory);
+                (file, kept)
+            }));
+        }
+    }
+
+    /// Whether nothing is being written: what was to be kept is kept, or cannot be.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.writing.is_none()
+    }
+
+    /// Whether the last writing failed.
+    #[must_use]
+    pub const fn failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// Waits for the end of a writing; for ever where there is none. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// See [`StateFile::keep`].
+    pub async fn written(&mut self) -> Result<(), Error> {
+        let Some(writing) = &mut self.writing else {
+            return pending().await;
+        };
+        let ended = writing.await;
+        self.writing = None;
+        let kept = ended.map_or_else(
+            // Nobody writes it any more.
+            |panicked| {
+                Err(Error {
+                    path: self.path.clone(),
+                    action: "written",
+                    source: io::Error::other(panicked),
+                })
+            },
+            |(file, kept)| {
+                self.file = Some(file);
+                kept.map(drop)
+            },
+        );
+        self.failed = kept.as_ref().err().map(|_| Instant::now());
+        kept
     }
 }
 

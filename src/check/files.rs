@@ -15,7 +15,7 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::{
     select,
     sync::{mpsc, watch},
-    time::sleep,
+    time::{Instant, interval_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -41,6 +41,7 @@ pub async fn watch_files(
         }
     };
     targets.mark_changed();
+    let mut again = interval_at(Instant::now() + AGAIN, AGAIN);
     loop {
         select! {
             () = stop.cancelled() => return,
@@ -52,7 +53,8 @@ pub async fn watch_files(
                 let files = files(&targets.borrow_and_update());
                 watched.adopt(files);
             }
-            () = sleep(AGAIN), if watched.lacks() => watched.look(),
+            // Cancel-safe: a tick is taken where it is returned.
+            _ = again.tick() => watched.look(),
             // Cancel-safe: events are taken where they are returned.
             written = watched.written() => match written {
                 Ok(file) => Nudge::File(file).send(&nudges),
@@ -107,10 +109,6 @@ impl Watched {
         let wanted: BTreeSet<_> = self.files.iter().filter_map(|f| f.parent()).collect();
         let there: BTreeSet<_> = self.folders.values().map(PathBuf::as_path).collect();
         wanted.difference(&there).map(|f| f.to_path_buf()).collect()
-    }
-
-    fn lacks(&self) -> bool {
-        !self.missing().is_empty()
     }
 
     fn look(&mut self) {

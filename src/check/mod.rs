@@ -12,6 +12,7 @@ mod files;
 mod kinds;
 mod net;
 mod pace;
+mod prepared;
 mod random;
 mod schedule;
 #[cfg(test)]
@@ -63,13 +64,10 @@ pub enum Unprepared {
     Option(String),
 }
 
-/// A check ready to be made: what its options name has been read.
+/// A check ready to be made: what its options name has been read. It serves all checks of these
+/// options, whichever way they go.
 #[derive(Debug)]
-pub struct Check {
-    asker: Asker,
-    via: Via,
-    timeout: Duration,
-}
+pub struct Check(Asker);
 
 impl Check {
     /// Reads what the options name. Blocks where they name files.
@@ -77,32 +75,34 @@ impl Check {
     /// # Errors
     ///
     /// See [`Unprepared`].
-    pub fn prepare(spec: &CheckSpec) -> Result<Self, Unprepared> {
-        Ok(Self {
-            asker: Asker::prepare(&spec.kind)?,
-            via: spec.via.clone(),
-            timeout: spec.timing.timeout,
-        })
+    pub fn prepare(kind: &CheckKind) -> Result<Self, Unprepared> {
+        Asker::prepare(kind).map(Self)
     }
 
-    /// Asks the server at `at` once. One deadline covers the whole probe.
+    /// Asks the server at `at` once, on the way and in the time that `spec` says. One deadline covers the
+    /// whole probe.
     ///
     /// Dropping the future ends the probe and closes its socket.
-    pub async fn probe(&self, at: SocketAddr) -> Found {
-        self.ask(at, false).await.0
+    pub async fn probe(&self, at: SocketAddr, spec: &CheckSpec) -> Found {
+        self.ask(at, spec, false).await.0
     }
 
     /// The same, with each stage of the way.
-    pub async fn explain(&self, at: SocketAddr) -> (Found, Vec<Stage>) {
-        let (found, call) = self.ask(at, true).await;
+    pub async fn explain(&self, at: SocketAddr, spec: &CheckSpec) -> (Found, Vec<Stage>) {
+        let (found, call) = self.ask(at, spec, true).await;
         (found, call.stages.unwrap_or_default())
     }
 
     /// The same; the call holds what the probe left open.
-    async fn ask(&self, at: SocketAddr, explain: bool) -> (Found, Call<'_>) {
-        let at = self.via.towards(at);
-        let mut call = Call::begin(at, &self.via, self.timeout, explain);
-        let asked = self.asker.ask(&mut call).await;
+    async fn ask<'s>(
+        &self,
+        at: SocketAddr,
+        spec: &'s CheckSpec,
+        explain: bool,
+    ) -> (Found, Call<'s>) {
+        let at = spec.via.towards(at);
+        let mut call = Call::begin(at, &spec.via, spec.timing.timeout, explain);
+        let asked = self.0.ask(&mut call).await;
         let outcome = match call.judge(asked) {
             Ok(()) => Outcome::Pass,
             Err(reason) => Outcome::Fail(reason),
@@ -128,8 +128,8 @@ pub async fn probe(at: SocketAddr, kind: &CheckKind, timeout: Duration) -> Outco
             ..CheckTiming::every(timeout)
         },
     };
-    match Check::prepare(&spec) {
-        Ok(check) => check.probe(at).await.outcome,
+    match Check::prepare(kind) {
+        Ok(check) => check.probe(at, &spec).await.outcome,
         Err(error) => {
             tracing::warn!(error = %crate::telemetry::Chain(&error), server = %at, "check cannot be made");
             Outcome::Fail(FailReason::Local)

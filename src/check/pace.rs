@@ -4,7 +4,7 @@ use std::{fmt::Display, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::model::{CheckTiming, FailReason, Outcome};
+use crate::model::{CheckTiming, FailReason, Outcome, Phase};
 
 /// A configuration that says less still leaves the servers alone this long.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -20,6 +20,9 @@ const FIRST_GAP: Duration = Duration::from_millis(1);
 
 /// Begun later than this after its time, a probe is late.
 const LATE: Duration = Duration::from_millis(100);
+
+/// Turns of so long are a busy host's everyday.
+const LEAST_LATE: Duration = Duration::from_millis(16);
 
 /// Lateness is judged over this long.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -129,9 +132,9 @@ impl Pace {
         }
     }
 
-    /// Whether the target passed until it failed, and has not failed often enough to be out.
+    /// Whether the target fails, and has not failed often enough to be out.
     pub(super) const fn suspected(self) -> bool {
-        self.passing && self.failures > 0
+        self.failures > 0 && !self.fallen
     }
 
     /// Whether the target passed when it was asked last.
@@ -142,6 +145,39 @@ impl Pace {
     /// Whether the target has failed often enough to be out, and not passed since.
     pub(super) const fn fallen(self) -> bool {
         self.fallen
+    }
+}
+
+/// When probes were begun late last: of each power of two of milliseconds, the last that was so late.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lateness([Option<Instant>; 16]);
+
+impl Lateness {
+    /// Notes how late a probe begins.
+    pub(super) fn note(&mut self, late: Duration, now: Instant) {
+        let powers = late
+            .as_millis()
+            .checked_ilog2()
+            .map_or(0, |power| power + 1);
+        let powers = usize::try_from(powers).unwrap_or(usize::MAX);
+        for last in self.0.iter_mut().take(powers) {
+            *last = Some(now);
+        }
+    }
+
+    /// Whether a failure of a probe that began at `begun` may be this host's: each step of a talk waits for
+    /// its turn, and a talk has up to sixteen. A connection is one step, of which the probe's own time limit
+    /// knows whether it was this host that was late.
+    pub(super) fn excuses(&self, outcome: Outcome, begun: Instant, timing: &CheckTiming) -> bool {
+        let Outcome::Fail(FailReason::TimedOut(phase)) = outcome else {
+            return false;
+        };
+        let step = (timing.timeout / 16).max(LEAST_LATE).as_millis();
+        let power = step.next_power_of_two().ilog2();
+        let last = usize::try_from(power)
+            .ok()
+            .and_then(|power| self.0.get(power));
+        phase != Phase::Connect && last.copied().flatten().is_some_and(|last| last >= begun)
     }
 }
 
@@ -195,7 +231,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::Phase;
 
     fn timing(interval: Duration, fall: u32) -> CheckTiming {
         CheckTiming {
@@ -269,9 +304,42 @@ mod tests {
         }
         assert_eq!(
             seen,
-            [false, false, true, true, true, false, false, false],
-            "never passed; passed; first; not the server's; second; fallen; fallen; back"
+            [true, false, true, true, true, false, false, false],
+            "first of a new one; passed; first; not the server's; second; fallen; fallen; back"
         );
+    }
+
+    #[test]
+    fn a_talk_on_a_host_that_is_late_itself_is_excused() {
+        let t = timing(Duration::from_secs(1), 2);
+        let begun = Instant::now();
+        let later = begun + Duration::from_millis(500);
+        let late = |ms| {
+            let mut lateness = Lateness::default();
+            lateness.note(Duration::from_millis(ms), later);
+            lateness
+        };
+        let slow = Outcome::Fail(FailReason::TimedOut(Phase::Login));
+        for (ms, excused) in [
+            (0, false),
+            (1, false),
+            (60, false),
+            (64, true),
+            (90_000, true),
+        ] {
+            assert_eq!(late(ms).excuses(slow, begun, &t), excused, "{ms} ms late");
+        }
+        assert!(
+            !late(100).excuses(slow, later + Duration::from_millis(1), &t),
+            "before it began"
+        );
+        for other in [
+            Outcome::Pass,
+            Outcome::Fail(FailReason::Refused),
+            Outcome::Fail(FailReason::TimedOut(Phase::Connect)),
+        ] {
+            assert!(!late(100).excuses(other, begun, &t), "{other:?}");
+        }
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -39,12 +39,10 @@ use tracing::{debug, error, warn};
 
 use super::{
     Check, Unprepared, errno,
-    pace::{self, Pace, Punctuality},
+    pace::{self, Lateness, Pace, Punctuality},
+    prepared::Prepared,
 };
-use crate::{
-    model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Phase, Slot},
-    telemetry::Chain,
-};
+use crate::model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Phase, Slot};
 
 /// Probes in flight, each one descriptor: below the unit's `LimitNOFILE`, and as many silent
 /// servers at an interval equal to the time-out.
@@ -53,9 +51,6 @@ const MAX_IN_FLIGHT: usize = 8_192;
 /// A probe begun later than this (and than its interval) was held up by a stop of this process:
 /// the start of all overdue probes is then spread anew.
 const STOPPED: Duration = Duration::from_secs(1);
-
-/// What a check names on this host is read again after this.
-const REREAD: Duration = Duration::from_secs(60);
 
 /// A hint does not have anybody asked again sooner than this.
 const HINT_GAP: Duration = Duration::from_millis(500);
@@ -122,16 +117,18 @@ pub trait Observer: Send + Sync + 'static {
 pub trait Prober: Send + Sync + 'static {
     /// A check ready to be made.
     type Check: Send + Sync + 'static;
-    /// Reads what a check names.
+    /// Reads what a check names. May block: the schedule has a thread for it.
     ///
     /// # Errors
     ///
     /// What of this host keeps the check from being made.
-    fn prepare(&self, spec: &CheckSpec) -> Result<Self::Check, Unprepared>;
-    /// Asks the server at `at` once. A connection that is to be kept comes back.
+    fn prepare(&self, kind: &CheckKind) -> Result<Self::Check, Unprepared>;
+    /// Asks the server at `at` once, as `spec` says. A connection that is to be kept comes back.
     fn probe(
+        &self,
         check: &Self::Check,
         at: SocketAddr,
+        spec: &CheckSpec,
     ) -> impl Future<Output = (Found, Option<TcpStream>)> + Send;
 }
 
@@ -156,20 +153,22 @@ impl fmt::Debug for Network {
 }
 
 impl Prober for Network {
-    type Check = (Check, Option<(u32, Arc<dyn Ways>)>);
+    type Check = Check;
 
-    fn prepare(&self, spec: &CheckSpec) -> Result<Self::Check, Unprepared> {
-        let through = spec.via.mark.filter(|_| spec.via.through);
-        let way = through.zip(self.ways.clone());
-        Ok((Check::prepare(spec)?, way))
+    fn prepare(&self, kind: &CheckKind) -> Result<Check, Unprepared> {
+        Check::prepare(kind)
     }
 
-    async fn probe(check: &Self::Check, at: SocketAddr) -> (Found, Option<TcpStream>) {
-        let (check, way) = check;
-        let (mut found, call) = check.ask(at, false).await;
+    async fn probe(
+        &self,
+        check: &Check,
+        at: SocketAddr,
+        spec: &CheckSpec,
+    ) -> (Found, Option<TcpStream>) {
+        let (mut found, call) = check.ask(at, spec, false).await;
         // After a pass as well: another server may have answered.
-        if let Some((mark, ways)) = way
-            && !ways.stands(at, *mark).await
+        if let (true, Some(mark), Some(ways)) = (spec.via.through, spec.via.mark, &self.ways)
+            && !ways.stands(at, mark).await
         {
             found.outcome = Outcome::Fail(FailReason::Local);
             found.detail = Some("its hidden service is not in IPVS".into());
@@ -201,7 +200,7 @@ pub async fn run_with(
     stop: CancellationToken,
 ) {
     let mut schedule = Schedule {
-        prober,
+        prober: Arc::new(prober),
         reports,
         observer,
         epoch: Instant::now(),
@@ -214,6 +213,7 @@ pub async fn run_with(
         serial: 0,
         full_at: None,
         punctuality: Punctuality::default(),
+        lateness: Lateness::default(),
     };
     targets.mark_changed();
     loop {
@@ -263,8 +263,8 @@ type Known = (SocketAddr, Arc<CheckSpec>);
 struct Watched<C> {
     at: SocketAddr,
     spec: Arc<CheckSpec>,
-    /// Shared with all targets of the same check.
-    prepared: Shared<C>,
+    /// Shared with all targets of the same options.
+    prepared: Arc<Prepared<C>>,
     slots: Arc<[Slot]>,
     fast: bool,
     place: u64,
@@ -272,47 +272,6 @@ struct Watched<C> {
     /// When it was asked last.
     begun: Option<Instant>,
     turn: Turn,
-}
-
-impl<C> Watched<C> {
-    fn prepared(&self) -> MutexGuard<'_, Prepared<C>> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One for all targets of a check.
-type Shared<C> = Arc<Mutex<Prepared<C>>>;
-
-/// A check ready to be made; none as long as something of this host is missing.
-#[derive(Debug)]
-struct Prepared<C> {
-    check: Option<Arc<C>>,
-    /// When what it names is to be read again.
-    stale: Instant,
-}
-
-impl<C> Prepared<C> {
-    /// The check, read anew where it is time: certificates and passwords change on disk. One that cannot
-    /// be read again stays as it was.
-    fn get(
-        &mut self,
-        now: Instant,
-        prepare: impl FnOnce() -> Result<C, Unprepared>,
-    ) -> Result<Arc<C>, Unprepared> {
-        match &self.check {
-            Some(check) if now < self.stale => return Ok(Arc::clone(check)),
-            Some(_) | None => {}
-        }
-        self.stale = now + REREAD;
-        match (prepare(), &self.check) {
-            (Ok(check), _) => Ok(Arc::clone(self.check.insert(Arc::new(check)))),
-            (Err(error), Some(check)) => {
-                warn!(error = %Chain(&error), "what a check names cannot be read again: it goes on with what was there");
-                Ok(Arc::clone(check))
-            }
-            (Err(error), None) => Err(error),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -331,6 +290,8 @@ enum Turn {
         task: AbortHandle,
         serial: u64,
         timer: delay_queue::Key,
+        /// Somebody has a doubt: at the next time it is asked anew, over another connection.
+        doubted: bool,
     },
 }
 
@@ -346,14 +307,14 @@ struct Ended {
 }
 
 struct Schedule<P: Prober, O> {
-    prober: P,
+    prober: Arc<P>,
     reports: mpsc::Sender<Report>,
     observer: O,
     /// Regular times are counted from here.
     epoch: Instant,
     watched: Slab<Watched<P::Check>>,
     known: HashMap<Known, usize>,
-    prepared: HashMap<Arc<CheckSpec>, Shared<P::Check>>,
+    prepared: HashMap<CheckKind, Arc<Prepared<P::Check>>>,
     due: DelayQueue<usize>,
     probes: JoinSet<Ended>,
     /// Probes in flight: the tasks without those that watch a kept connection.
@@ -363,6 +324,7 @@ struct Schedule<P: Prober, O> {
     /// When there was no room for another probe last.
     full_at: Option<Instant>,
     punctuality: Punctuality,
+    lateness: Lateness,
 }
 
 impl<P: Prober, O: Observer> Schedule<P, O> {
@@ -384,8 +346,8 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 }
             }
         }
-        let specs: HashSet<&Arc<CheckSpec>> = targets.iter().map(|t| &t.spec).collect();
-        self.prepared.retain(|spec, _| specs.contains(spec));
+        let kinds: HashSet<&CheckKind> = targets.iter().map(|t| &t.spec.kind).collect();
+        self.prepared.retain(|kind, _| kinds.contains(kind));
         let now = Instant::now();
         let beginners = wanted.len().saturating_sub(self.known.len());
         for (key, target) in wanted {
@@ -405,14 +367,15 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             let kind = target.spec.kind.label();
             let place = pace::place(&format_args!("{} {kind} {check}", target.at));
             let at = pace::first(now, place, beginners, &target.spec.timing);
-            let fresh = || {
-                Arc::new(Mutex::new(Prepared {
-                    check: None,
-                    stale: now,
-                }))
+            let prepared = match self.prepared.get(&target.spec.kind) {
+                Some(prepared) => Arc::clone(prepared),
+                None => {
+                    let fresh = Arc::new(Prepared::new());
+                    let kind = target.spec.kind.clone();
+                    self.prepared.insert(kind, Arc::clone(&fresh));
+                    fresh
+                }
             };
-            let prepared = self.prepared.entry(Arc::clone(&target.spec));
-            let prepared = Arc::clone(prepared.or_insert_with(fresh));
             let entry = self.watched.vacant_entry();
             self.known.insert(key, entry.key());
             let timer = self.due.insert_at(entry.key(), at);
@@ -461,6 +424,9 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 if let Some(begun) = target.begun {
                     soon = soon.max(begun + target.spec.timing.fast_interval.min(HINT_GAP));
                 }
+                if let Turn::Holds { doubted, .. } = &mut target.turn {
+                    *doubted = true;
+                }
                 hurry(&mut self.due, target, soon);
             }
         }
@@ -474,15 +440,20 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             return Ok(());
         };
         let now = Instant::now();
-        if let Turn::Holds { timer, .. } = &mut target.turn {
-            let interval = target.spec.timing.interval;
-            let at = pace::after(self.epoch, now, now, target.place, interval);
-            *timer = self.due.insert_at(id, at);
-            target.pace.note(Outcome::Pass, &target.spec.timing);
-            return self.report(id, Found::of(Outcome::Pass, Duration::ZERO));
+        match &mut target.turn {
+            Turn::Holds { timer, doubted, .. } if !*doubted => {
+                let interval = target.spec.timing.interval;
+                let at = pace::after(self.epoch, now, now, target.place, interval);
+                *timer = self.due.insert_at(id, at);
+                target.pace.note(Outcome::Pass, &target.spec.timing);
+                return self.report(id, Found::of(Outcome::Pass, Duration::ZERO));
+            }
+            Turn::Holds { task, .. } => task.abort(),
+            Turn::Waits { .. } | Turn::Runs { .. } => {}
         }
         let late = now.saturating_duration_since(deadline);
         self.observer.begun_late(late);
+        self.lateness.note(late, now);
         if let Some(behind) = self.punctuality.note(late, now) {
             warn!(
                 late = behind.late,
@@ -505,25 +476,37 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             };
             return Ok(());
         }
-        let prepare = || self.prober.prepare(&target.spec);
-        let check = target.prepared().get(now, prepare);
-        let check = match check {
-            Ok(check) => check,
-            Err(error) => {
-                return self.settle(id, now, Found::local(Chain(&error).to_string()));
-            }
-        };
+        if target.prepared.is_due(now) {
+            let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
+            let prepare = move || prober.prepare(&spec.kind);
+            target.prepared.read(now, prepare);
+        }
         self.serial += 1;
         target.begun = Some(now);
         let (serial, at) = (self.serial, target.at);
-        let patience = pace::patience(&target.spec.timing).filter(|_| target.pace.passing());
+        let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
+        let prepared = Arc::clone(&target.prepared);
+        let patience = pace::patience(&spec.timing).filter(|_| target.pace.passing());
         let task = self.probes.spawn(async move {
-            let (found, second, kept) = match patience {
+            let mut begun = now;
+            let check = match prepared.ready() {
+                Some(check) => check,
                 None => {
-                    let (found, kept) = P::probe(&check, at).await;
+                    let check = prepared.check(spec.timing.timeout).await;
+                    begun = Instant::now();
+                    check
+                }
+            };
+            let (found, second, kept) = match (check, patience) {
+                (Err(why), _) => (Found::local(why.to_string()), None, None),
+                (Ok(check), None) => {
+                    let (found, kept) = prober.probe(&check, at, &spec).await;
                     (found, None, kept)
                 }
-                Some(patience) => patiently::<P>(&check, at, now + patience).await,
+                (Ok(check), Some(patience)) => {
+                    let probe = || prober.probe(&check, at, &spec);
+                    patiently(probe, begun + patience).await
+                }
             };
             Ended {
                 target: id,
@@ -542,7 +525,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
 
     /// Takes what a probe found, or the end of a kept connection.
     fn ended(&mut self, end: Result<Ended, JoinError>) -> Result<(), Unread> {
-        let end = match end {
+        let mut end = match end {
             Ok(end) => end,
             Err(error) if error.is_panic() => return self.panicked(&error),
             // Its target was dropped.
@@ -556,6 +539,19 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             Turn::Runs { serial, .. } if serial == end.serial => {
                 self.running -= 1;
                 self.observer.in_flight(self.running, self.known.len());
+                let timing = &target.spec.timing;
+                for found in [Some(&mut end.found), end.second.as_mut()]
+                    .into_iter()
+                    .flatten()
+                {
+                    if self.lateness.excuses(found.outcome, end.begun, timing) {
+                        *found = Found {
+                            detail: Some("no answer in time, but this host was late itself".into()),
+                            outcome: Outcome::Fail(FailReason::Local),
+                            ..found.clone()
+                        };
+                    }
+                }
             }
             Turn::Holds { serial, timer, .. } if serial == end.serial => {
                 cancel(&mut self.due, &timer);
@@ -593,6 +589,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             task,
             serial,
             timer,
+            doubted: false,
         };
         target.pace.note(end.found.outcome, &timing);
         self.report(id, end.found)
@@ -629,8 +626,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let now = Instant::now();
         if is_ours_to_mend(found.outcome) && target.pace.suspected() {
             // Before this counts for a verdict: perhaps what was read of this host is old.
-            let mut prepared = target.prepared();
-            prepared.stale = prepared.stale.min(now);
+            target.prepared.doubt();
         }
         // Hurry does not help where this host is short of something.
         let local = found.outcome == Outcome::Fail(FailReason::Local);
@@ -680,19 +676,18 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
 
 /// A probe, and a second one beside it where the first is silent until `patience`. Where the first
 /// passes after all the second is dropped; where it fails the second is waited for.
-async fn patiently<P: Prober>(
-    check: &P::Check,
-    at: SocketAddr,
+async fn patiently<F: Future<Output = (Found, Option<TcpStream>)>>(
+    probe: impl Fn() -> F,
     patience: Instant,
 ) -> (Found, Option<Found>, Option<TcpStream>) {
-    let mut first = pin!(P::probe(check, at));
+    let mut first = pin!(probe());
     select! {
         biased;
         (found, kept) = &mut first => return (found, None, kept),
         () = sleep_until(patience) => {}
     }
     // On the heap: it is rarely there.
-    let mut second = Box::pin(P::probe(check, at));
+    let mut second = Box::pin(probe());
     let mut early = None;
     let (found, kept) = loop {
         select! {
@@ -726,14 +721,18 @@ const fn is_ours_to_mend(outcome: Outcome) -> bool {
     )
 }
 
-/// Brings a waiting target's probe forward to `soon`.
+/// Brings the next time of a target that is not being asked forward to `soon`.
 fn hurry<C>(due: &mut DelayQueue<usize>, target: &Watched<C>, soon: Instant) {
-    if let Turn::Waits { timer, .. } = &target.turn
-        && due.deadline(timer) > soon
-    {
-        due.reset_at(timer, soon);
+    match &target.turn {
+        Turn::Waits { timer, .. } | Turn::Holds { timer, .. } if due.deadline(timer) > soon => {
+            due.reset_at(timer, soon);
+        }
+        Turn::Waits { .. } | Turn::Holds { .. } | Turn::Runs { .. } => {}
     }
 }
+
+/// As many does the kernel take (`MAX_TCP_KEEPCNT`, include/net/tcp.h).
+const MOST_RETRIES: u32 = 127;
 
 /// Waits for the end of a connection. A host that vanished without a word is found by TCP's keepalive.
 async fn kept(mut stream: TcpStream, at: SocketAddr, timing: &CheckTiming) -> FailReason {
@@ -742,7 +741,7 @@ async fn kept(mut stream: TcpStream, at: SocketAddr, timing: &CheckTiming) -> Fa
     let keepalive = TcpKeepalive::new()
         .with_time(timing.interval.max(second))
         .with_interval(timing.interval.max(second))
-        .with_retries(timing.fall.max(1));
+        .with_retries(timing.fall.clamp(1, MOST_RETRIES));
     if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive) {
         return errno::reason(&error, at, Phase::Answer);
     }

@@ -42,13 +42,26 @@ pub(super) fn file(name: &str) -> PathBuf {
         .join(name)
 }
 
-pub(super) fn prepared(kind: CheckKind, timeout: Duration) -> Check {
+/// A check and its way.
+pub(super) struct Ready {
+    check: Check,
+    pub(super) spec: CheckSpec,
+}
+
+impl Ready {
+    pub(super) async fn probe(&self, at: SocketAddr) -> Found {
+        self.check.probe(at, &self.spec).await
+    }
+}
+
+pub(super) fn prepared(kind: CheckKind, timeout: Duration) -> Ready {
     let spec = CheckSpec {
         kind,
         via: Via::default(),
         timing: CheckTiming::every(timeout),
     };
-    Check::prepare(&spec).unwrap()
+    let check = Check::prepare(&spec.kind).unwrap();
+    Ready { check, spec }
 }
 
 /// One probe of a server that serves one connection; what it saw is the second.

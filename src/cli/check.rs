@@ -141,8 +141,8 @@ async fn ask(config: &Director, key: ServiceKey, dest: DestKey) -> Result<u32, F
                 }
             },
         };
-        let (found, stages) = match Check::prepare(&spec) {
-            Ok(check) => check.explain(at).await,
+        let (found, stages) = match Check::prepare(&spec.kind) {
+            Ok(check) => check.explain(at, &spec).await,
             Err(error) => {
                 let why = Chain(&error).to_string();
                 say(&format!(

@@ -49,5 +49,9 @@ fn daemon(
 ) -> Result<(), Failure> {
     telemetry::init_logs(a.logs.log_format).map_err(|e| Failure::failed(&e))?;
     let runtime = runtime.enable_all().build();
-    runtime.map_err(|e| Failure::failed(&e))?.block_on(work)
+    let runtime = runtime.map_err(|e| Failure::failed(&e))?;
+    let done = runtime.block_on(work);
+    // A file system that hangs keeps a thread that reads there, and must not keep the process.
+    runtime.shutdown_background();
+    done
 }

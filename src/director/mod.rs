@@ -308,6 +308,9 @@ impl Core {
         let Some(config) = self.config.services.get(&service) else {
             return;
         };
+        let spec = config.checks.all.get(check);
+        let advises = spec.is_some_and(|spec| spec.kind.advises());
+        let weight = advises.then(|| self.configured_weight(service, dest));
         // A report about a target that is gone.
         let Some(dests) = self.health.get_mut(&service) else {
             return;
@@ -330,6 +333,8 @@ impl Core {
         let Some(standing) = dests.get_mut(&dest) else {
             return;
         };
+        let advice = |standing: &Standing| Some(standing.advice(weight?)?.1);
+        let advised = advice(standing);
         let change = standing.observe(check, found, checks, damping, now, needed);
         let Some(standing) = dests.get(&dest) else {
             return;
@@ -363,8 +368,8 @@ impl Core {
         {
             fx.notes.push(Note::HeldOut(service, dest, left));
         }
-        if change.advised {
-            let advice = standing.advice(Weight::ONE).map(|(_, advice)| advice);
+        if advice(standing) != advised {
+            let advice = advice(standing);
             fx.notes.push(Note::Advised(service, dest, advice));
         }
         if change.blind {

@@ -11,7 +11,7 @@ use super::{Arrival, Core};
 use crate::{
     health::{Health, Standing},
     model::{
-        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot,
+        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot, Weight,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -99,6 +99,15 @@ impl Core {
                 None => Place::Waiting,
             },
         }
+    }
+
+    /// The weight that the configuration gives a destination, or the one in whose place it stands.
+    pub(super) fn configured_weight(&self, key: ServiceKey, dest: DestKey) -> Weight {
+        let servers = self.config.services.get(&key).map(|config| &config.servers);
+        let replaced = |(d, _): &(&DestKey, &DestAttrs)| self.stand_ins(d).any(|s| s == dest);
+        let own = servers.and_then(|servers| servers.get(&dest));
+        let attrs = own.or_else(|| Some(servers?.iter().find(replaced)?.1));
+        attrs.map_or(Weight::ONE, |attrs| attrs.weight)
     }
 
     fn awaits_advice(&self, key: ServiceKey, standing: &Standing) -> bool {

@@ -163,9 +163,9 @@ impl Core {
                 Some(Health::Up { since: at, .. } | Health::Down { since: at, .. }) => since(at),
                 Some(Health::Unknown { .. }) | None => None,
             };
-            let reason = config
-                .zip(standing)
-                .and_then(|(config, standing)| why(config, standing, now));
+            let reason = config.zip(standing).and_then(|(config, standing)| {
+                why(config, standing, self.configured_weight(key, dest), now)
+            });
             let checks = config
                 .zip(standing)
                 .map_or_else(Vec::new, |(config, standing)| {
@@ -409,7 +409,12 @@ impl Core {
 }
 
 /// Why a server is not in service as configured.
-fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<String> {
+fn why(
+    config: &VirtualService,
+    standing: &Standing,
+    configured: Weight,
+    now: MonoTime,
+) -> Option<String> {
     match standing.verdict() {
         Health::Down { reason, .. } => {
             let held = standing.penalty().held(&config.damping, now);
@@ -431,7 +436,7 @@ fn why(config: &VirtualService, standing: &Standing, now: MonoTime) -> Option<St
             Some(text)
         }
         Health::Up { .. } => {
-            let (check, advice) = standing.advice(Weight::ONE)?;
+            let (check, advice) = standing.advice(configured)?;
             let check = config.checks.all.get(check)?;
             Some(format!("{} wants {advice}", check.kind.label()))
         }

@@ -10,9 +10,6 @@ use crate::model::{
 /// A check that could not be made so often in a row is told of.
 pub const BLIND: u32 = 3;
 
-/// Some weight, large enough that any advice shows in it.
-const WEIGHT: u16 = 10_000;
-
 /// What one check has found so far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckState {
@@ -28,6 +25,19 @@ pub struct CheckState {
     pub blind: u32,
     /// When the certificate ends that it saw last, in seconds since 1970.
     pub certificate_ends: Option<i64>,
+}
+
+impl CheckState {
+    /// What it says of the weight. A check that is down has no say.
+    fn say(&self) -> Option<Advice> {
+        self.advice.filter(|_| self.health.down_since().is_none())
+    }
+
+    /// Whether it may have something to say of the weight, and was not heard yet: neither did it pass, nor
+    /// fail so often that it is down.
+    fn awaited(&self, spec: &CheckSpec) -> bool {
+        spec.kind.advises() && self.health.is_unknown() && self.last != Some(Outcome::Pass)
+    }
 }
 
 /// Where a real server stands in one service: the verdict over all of its checks.
@@ -49,7 +59,7 @@ pub struct Change {
     pub transition: Option<Transition>,
     /// It would come back, and stays out for its falls.
     pub held_out: bool,
-    /// Somebody wants another weight than before.
+    /// The check says something else of the weight than before.
     pub advised: bool,
     /// The check could not be made several times in a row: nobody knows how the server is.
     pub blind: bool,
@@ -115,21 +125,19 @@ impl Standing {
         }
     }
 
-    /// What its checks want of its weight, and which of them: the least of what they say. A check that
-    /// is down has no say.
+    /// What its checks want of its weight, and which of them: the least of what they say.
     #[must_use]
     pub fn advice(&self, configured: Weight) -> Option<(usize, Advice)> {
         let advised = self.checks.iter().enumerate();
-        let advised = advised.filter(|(_, c)| c.health.down_since().is_none());
-        let advised = advised.filter_map(|(n, c)| Some((n, c.advice?)));
+        let advised = advised.filter_map(|(n, c)| Some((n, c.say()?)));
         advised.min_by_key(|(_, advice)| weight(*advice, configured))
     }
 
-    /// Whether a check that may have a say in its weight has found nothing yet.
+    /// Whether a check that may have a say in its weight was not heard yet.
     #[must_use]
     pub fn awaits_advice(&self, checks: &Checks) -> bool {
         let mut all = checks.all.iter().zip(&self.checks);
-        all.any(|(spec, state)| spec.kind.advises() && state.last.is_none())
+        all.any(|(spec, state)| state.awaited(spec))
     }
 
     /// When the first of the certificates ends that its checks saw, in seconds since 1970.
@@ -167,12 +175,11 @@ impl Standing {
         now: MonoTime,
         needed: bool,
     ) -> Change {
-        // Of any weight: advice is told where it changes.
-        let weight_before = self.weight(Weight::of(WEIGHT));
         let (Some(state), Some(spec)) = (self.checks.get_mut(check), checks.all.get(check)) else {
             return Change::default();
         };
-        let first = state.last.replace(found.outcome).is_none();
+        let (said, awaited) = (state.say(), state.awaited(spec));
+        state.last = Some(found.outcome);
         state.detail.clone_from(&found.detail);
         if found.certificate_ends.is_some() {
             state.certificate_ends = found.certificate_ends;
@@ -186,7 +193,8 @@ impl Standing {
         };
         let blind = state.blind == BLIND;
         state.health = state.health.observe(found.outcome, spec.timing, now).0;
-        let advised = self.weight(Weight::of(WEIGHT)) != weight_before;
+        let advised = state.say() != said;
+        let heard = awaited && !state.awaited(spec);
         let before = self.verdict;
         let mut change = Change {
             advised,
@@ -235,7 +243,7 @@ impl Standing {
             Together::Unknown => {}
         }
         change.matters = advised
-            || (first && spec.kind.advises())
+            || heard
             || change.transition.is_some()
             || before.is_unknown() != self.verdict.is_unknown();
         change

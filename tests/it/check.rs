@@ -501,8 +501,8 @@ async fn blames_nobody_without_its_way() {
         let network = Network {
             ways: Some(Arc::new(Said(there))),
         };
-        let check = network.prepare(&spec).unwrap();
-        let (found, _) = Network::probe(&check, at).await;
+        let check = network.prepare(&spec.kind).unwrap();
+        let (found, _) = network.probe(&check, at, &spec).await;
         assert_eq!(found.outcome, fail(wanted));
     }
 }

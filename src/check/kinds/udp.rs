@@ -79,7 +79,7 @@ mod tests {
             via: Via::default(),
             timing: CheckTiming::every(timeout),
         };
-        Check::prepare(&spec).unwrap().probe(at).await
+        Check::prepare(&spec.kind).unwrap().probe(at, &spec).await
     }
 
     /// A server that answers one datagram by this one, if it is the expected one.

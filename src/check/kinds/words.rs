@@ -2,7 +2,9 @@
 //!
 //! Words stand in any order on one line, separated by blanks, tabs or commas: `up`, `ready`, `down`,
 //! `fail`, `stopped`, `drain`, `maint`, `75%`; after `#` follows a description (HAProxy's configuration
-//! manual, `agent-check`). A whole number is a weight, as in keepalived's `FILE_CHECK`.
+//! manual, `agent-check`), in capitals or not. Each line says the whole: a word that is no longer said no
+//! longer counts. A whole number is the weight itself; keepalived's `FILE_CHECK` adds its number to the
+//! weight.
 
 use crate::model::{Advice, FailReason};
 
@@ -33,13 +35,13 @@ pub(super) fn read(line: &str) -> Result<Said, &str> {
         .filter(|w| !w.is_empty())
     {
         any = true;
-        match word {
+        match word.to_ascii_lowercase().as_str() {
             "up" | "ready" => {}
             "down" | "fail" | "stopped" => said.down = said.down.or(Some(FailReason::SaidDown)),
             "maint" => said.down = Some(FailReason::SaidMaintenance),
             "drain" => said.advice = Some(Advice::Percent(0)),
             // IPVS counts in thresholds of its own; the server's limit is not ours to set.
-            _ if word.starts_with("maxconn:") => {}
+            word if word.starts_with("maxconn:") => {}
             _ => {
                 let advice = number(word).ok_or(word)?;
                 // What drains stays so, wherever it stands in the line.
@@ -88,6 +90,7 @@ mod tests {
             ("up", said(None, None)),
             ("ready 75%", said(None, Some(Advice::Percent(75)))),
             ("75%,up\r", said(None, Some(Advice::Percent(75)))),
+            ("UP Ready", said(None, None)),
             ("drain", said(None, Some(Advice::Percent(0)))),
             ("drain 50%", said(None, Some(Advice::Percent(0)))),
             ("12", said(None, Some(Advice::Weight(12)))),

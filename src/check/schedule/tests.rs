@@ -14,7 +14,7 @@ use tokio::{
     time::{advance, sleep, timeout},
 };
 
-use super::*;
+use super::{super::prepared::REREAD, *};
 use crate::model::{CheckKind, CheckTiming, DestKey, Phase, Protocol, ServiceKey, Via};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ impl Drop for Running<'_> {
 impl Prober for Fake {
     type Check = Self;
 
-    fn prepare(&self, _spec: &CheckSpec) -> Result<Self, Unprepared> {
+    fn prepare(&self, _kind: &CheckKind) -> Result<Self, Unprepared> {
         self.0.prepared.fetch_add(1, Ordering::SeqCst);
         match *self.0.missing.lock().unwrap() {
             true => Err(Unprepared::NoAuthorities),
@@ -78,7 +78,12 @@ impl Prober for Fake {
         }
     }
 
-    async fn probe(check: &Self, at: SocketAddr) -> (Found, Option<TcpStream>) {
+    async fn probe(
+        &self,
+        check: &Self,
+        at: SocketAddr,
+        _spec: &CheckSpec,
+    ) -> (Found, Option<TcpStream>) {
         let begun = Instant::now();
         let outcome = check.found(at).await;
         let kept = match outcome {
@@ -516,6 +521,53 @@ async fn the_end_of_a_kept_connection_is_a_failure_at_once() {
     let dropped = Outcome::Fail(FailReason::Dropped);
     assert_eq!(bench.report().await.found.outcome, dropped);
     assert_eq!(bench.report().await.found.outcome, REFUSED, "asked at once");
+}
+
+#[tokio::test]
+async fn a_hint_has_a_server_with_a_kept_connection_asked_anew() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (mut far, _) = listener.accept().await.unwrap();
+    let fake = Fake::default();
+    *fake.0.kept.lock().unwrap() = Some(near);
+    let mut bench = Bench::start_in(fake, vec![target(1, 3_600 * SECOND, 2)], 16);
+    assert_eq!(bench.report().await.found.outcome, Outcome::Pass);
+    bench.world.find(1, REFUSED, Duration::ZERO);
+    let servers = [dest(1).addr].into();
+    bench.nudges.send(Nudge::Servers(servers)).await.unwrap();
+    assert_eq!(bench.report().await.found.outcome, REFUSED);
+    // The kept one is not left behind.
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_talk_is_no_failure_where_the_schedule_was_late() {
+    let slow = Outcome::Fail(FailReason::TimedOut(Phase::Login));
+    let fake = Fake::default();
+    fake.0.find(1, slow, 3 * SECOND / 2);
+    let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 1), target(2, SECOND, 1)], 16);
+    assert_eq!(bench.report().await.slots[0].dest, dest(2));
+    while bench.world.starts_of(1).is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Beyond the second one's time, while the first one is asked.
+    advance(6 * SECOND / 5).await;
+    let report = loop {
+        let report = bench.report().await;
+        if report.slots[0].dest == dest(1) {
+            break report;
+        }
+    };
+    assert_eq!(report.found.outcome, Outcome::Fail(FailReason::Local));
+    let report = loop {
+        let report = bench.report().await;
+        if report.slots[0].dest == dest(1) {
+            break report;
+        }
+    };
+    assert_eq!(report.found.outcome, slow, "nobody was late meanwhile");
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,6 +105,10 @@ fn the_least_of_what_is_advised_counts_and_a_failed_probe_advises_nothing() {
     assert_eq!(standing.weight(ten), Weight::of(3));
     let local = Outcome::Fail(FailReason::Local);
     assert!(!say(&mut standing, 1, &found(local)), "that says nothing");
+    // However small the configured weight is beside another that was advised.
+    assert!(say(&mut standing, 1, &advise(Some(Advice::Weight(30)))));
+    assert!(say(&mut standing, 0, &advise(Some(Advice::Percent(20)))));
+    assert_eq!(standing.weight(ten), Weight::of(2));
     assert!(say(&mut standing, 0, &advise(Some(Advice::Percent(0)))));
     assert_eq!(standing.weight(ten), Weight::QUIESCED);
 }

@@ -106,7 +106,10 @@ async fn what_is_no_answer_at_all_is_shown() {
         via: crate::model::Via::default(),
         timing: crate::model::CheckTiming::every(std::time::Duration::from_millis(300)),
     };
-    let found = crate::check::Check::prepare(&spec).unwrap().probe(at).await;
+    let found = crate::check::Check::prepare(&spec.kind)
+        .unwrap()
+        .probe(at, &spec)
+        .await;
     assert_eq!(found.outcome, failed(FailReason::Garbled));
     assert_eq!(found.detail.as_deref(), Some("\"who are you?\""));
 }
