@@ -22,7 +22,7 @@ use crate::{
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
     health::Standing,
     model::{MonoTime, ServiceKey},
-    reconcile::plan::{Applied, Desired},
+    reconcile::plan::{Applied, Desired, Want},
     telemetry::{
         Chain,
         metrics::{DirectorMetrics, StandInState, To},
@@ -160,6 +160,7 @@ impl Shell {
                 if self.memory.failed() {
                     self.remember();
                 }
+                self.look_at_memory();
                 tick = now.after(BEAT);
             }
             if now >= certificates {
@@ -167,9 +168,12 @@ impl Shell {
                 certificates = now.after(CERTIFICATES);
             }
         }
-        if !self.memory.is_settled() {
+        // The newest memory, whatever is being written.
+        self.remember();
+        while !self.memory.is_settled() {
             let kept = self.memory.written().await;
             self.kept(kept);
+            self.remember();
         }
     }
 
@@ -236,6 +240,19 @@ impl Shell {
         self.metrics.state_file_ok.set(ok.into());
     }
 
+    /// Tells of a disk that hangs.
+    fn look_at_memory(&mut self) {
+        if let (Some(since), None) = (self.memory.hangs(), &self.not_kept) {
+            let why = format!(
+                "the state file has been written for {} s: replacements are not asked for until it is there; does its disk answer?",
+                since.as_secs()
+            );
+            error!("state was not kept: {why}");
+            self.not_kept = Some(why);
+            self.metrics.state_file_ok.set(0);
+        }
+    }
+
     fn kept(&mut self, kept: Result<(), state_file::Error>) {
         let before = self.not_kept.take();
         self.not_kept = kept.err().map(|e| {
@@ -250,8 +267,8 @@ impl Shell {
         }
     }
 
-    /// Memory first: while it is written, nobody is told what must not be forgotten. That is no requests of
-    /// replacements, and no new hidden services; a failed server is taken out meanwhile.
+    /// Memory first: while it is written, nobody is told what must not be forgotten. That is new requests of
+    /// replacements, new hidden services, and stand-ins that enter; a failed server is taken out meanwhile.
     fn publish(&mut self, now: MonoTime) {
         let Self {
             core, dirty, out, ..
@@ -261,9 +278,16 @@ impl Shell {
             let mut changed = false;
             let mut renewed = false;
             dirty.retain(|key| {
-                let waits = !settled && !d.services.contains_key(key);
-                renewed |= !waits;
-                changed |= !waits && renew(d, *key, core);
+                let part = core.desired(*key);
+                let enters = |part: &Want| enters(core, *key, part, d.services.get(key));
+                let waits = !settled && part.as_ref().is_some_and(enters);
+                let part = match (part, d.services.get(key)) {
+                    (Some(new), Some(old)) if waits => Some(meanwhile(old, &new)),
+                    (Some(_), None) if waits => None,
+                    (part, _) => part,
+                };
+                changed |= put(d, *key, part);
+                renewed = true;
                 waits
             });
             let remade = settled && *d.made != *core.made();
@@ -273,14 +297,16 @@ impl Shell {
             d.generation += u64::from(changed);
             renewed || remade
         });
-        if settled {
-            let outbox = core.outbox();
-            out.outbox.send_if_modified(|o| {
-                let differs = *o != outbox;
-                *o = outbox;
-                differs
-            });
-        }
+        let mut outbox = core.outbox();
+        out.outbox.send_if_modified(|o| {
+            if !settled {
+                // Of requests those that were told before and are still wanted.
+                outbox.requests.retain(|key| o.requests.contains(key));
+            }
+            let differs = *o != outbox;
+            *o = outbox;
+            differs
+        });
         self.count(now);
     }
 
@@ -369,13 +395,28 @@ impl Shell {
     }
 }
 
-/// Brings one service's part up to date; an equal part stays the shared one.
-fn renew(desired: &mut Desired, key: ServiceKey, core: &Core) -> bool {
-    let part = core.desired(key).map(Arc::new);
+/// Whether something comes into a service that a director which forgot it would take for a stranger: a stand-in,
+/// or the whole of a hidden service.
+fn enters(core: &Core, key: ServiceKey, new: &Want, old: Option<&Arc<Want>>) -> bool {
+    let Some(old) = old else { return true };
+    let mut dests = new.service.dests.keys();
+    dests.any(|dest| !old.service.dests.contains_key(dest) && !core.is_configured(key, *dest))
+}
+
+/// What is wanted of a service until what enters it is kept: as before, without the servers that failed.
+fn meanwhile(old: &Want, new: &Want) -> Want {
+    let mut part = old.clone();
+    part.service.dests.retain(|dest, _| !new.out.contains(dest));
+    part.out.extend(&new.out);
+    part
+}
+
+/// Puts one service's part in its place; an equal part stays the shared one.
+fn put(desired: &mut Desired, key: ServiceKey, part: Option<Want>) -> bool {
     match (part, desired.services.get(&key)) {
-        (Some(new), Some(old)) if new == *old => false,
+        (Some(new), Some(old)) if new == **old => false,
         (Some(new), _) => {
-            desired.services.insert(key, new);
+            desired.services.insert(key, Arc::new(new));
             true
         }
         (None, _) => desired.services.remove(&key).is_some(),
@@ -392,7 +433,7 @@ pub fn desired(core: &Core, exclusive: bool) -> Desired {
         made: Arc::new(core.made().clone()),
     };
     for key in core.services() {
-        renew(&mut desired, key, core);
+        put(&mut desired, key, core.desired(key));
     }
     desired
 }
@@ -410,161 +451,4 @@ pub fn targets(core: &Core) -> Arc<Targets> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::{
-        config,
-        director::{Recall, Start},
-        model::{
-            DestAttrs, DestKey, FailReason, ForwardMethod, Found, Outcome, Slot, Tunnel,
-            WallMillis, Weight, wire::Members,
-        },
-    };
-
-    const CONFIG: &str = r#"
-[director]
-name = "lb1"
-address = "10.77.0.1"
-[provisioner]
-socket = "/run/understudy/provisioner.sock"
-address = "10.77.0.1"
-[replacement]
-replace_after = "1ms"
-[[virtual_service]]
-address = "192.0.2.1:80"
-scheduler = "wlc"
-forward = "nat"
-real_server = [{ address = "10.0.0.1:80" }, { address = "10.0.0.2:80" }]
-"#;
-
-    fn service() -> ServiceKey {
-        "tcp/192.0.2.1:80".parse().unwrap()
-    }
-
-    fn core(kernel: BTreeMap<DestKey, DestAttrs>) -> Core {
-        let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
-        let start = Start {
-            now: clock::now(),
-            wall: WallMillis(0),
-            boot_id: "boot".into(),
-            recall: Recall::Forgot("there is no state file".into()),
-            kernel: [(service(), kernel)].into(),
-            marked: BTreeSet::new(),
-        };
-        Core::new(Arc::new(config), start)
-    }
-
-    /// Waits for the condition, with a limit.
-    async fn sees<T>(watched: &mut watch::Receiver<T>, is: impl FnMut(&T) -> bool) {
-        let seen = time::timeout(Duration::from_secs(20), watched.wait_for(is)).await;
-        seen.expect("it comes to be so").unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_disk_that_hangs_holds_up_a_request_and_no_removal() {
-        let dir = tempfile::tempdir().unwrap();
-        let pipe = dir.path().join("state.json.new");
-        // Whoever opens a pipe to write waits for somebody who reads.
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let (file, _) = StateFile::open(dir.path(), &"lb1".parse().unwrap()).unwrap();
-        let dest = |n: u8| DestKey {
-            addr: [10, 0, 0, n].into(),
-            port: 80,
-        };
-        let attrs = DestAttrs {
-            weight: Weight::ONE,
-            forward: ForwardMethod::Nat,
-            upper: 0,
-            lower: 0,
-            tunnel: Tunnel::default(),
-        };
-        let core = core([(dest(1), attrs), (dest(2), attrs)].into());
-        let (desired, mut to_kernel) = watch::channel(desired(&core, false));
-        let (targets, _targets) = watch::channel(Arc::default());
-        let (outbox, mut to_provisioner) = watch::channel(core.outbox());
-        let (heartbeat, _heartbeat) = watch::channel(clock::now());
-        let (report, reports) = mpsc::channel(16);
-        let (event, events) = mpsc::channel(16);
-        let (_applied, applied) = watch::channel(Applied::default());
-        let (_questions, questions) = mpsc::channel(1);
-        let (_host, host) = watch::channel(Vec::new());
-        let mut registry = prometheus_client::registry::Registry::default();
-        let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
-        let out = Outputs {
-            desired,
-            targets,
-            outbox,
-            heartbeat,
-        };
-        let inputs = Inputs {
-            reports,
-            events,
-            applied,
-            questions,
-            host,
-        };
-        let stop = CancellationToken::new();
-        let shell = Shell::new(core, file, metrics, out);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the test itself sees the end of the task"
-        )]
-        let task = tokio::spawn(shell.run(inputs, stop.clone()));
-        // The provisioner has spoken: from now on there is something to be kept.
-        let listed = Event::Members(Members::default());
-        event.send(listed).await.unwrap();
-        for outcome in [Outcome::Pass, Outcome::Fail(FailReason::Refused)] {
-            for n in [1, 2] {
-                let outcome = if n == 2 { Outcome::Pass } else { outcome };
-                for _ in 0..3 {
-                    let slot = Slot {
-                        service: service(),
-                        dest: dest(n),
-                        check: 0,
-                    };
-                    let slots = [slot].into();
-                    let found = Found::of(outcome, Duration::ZERO);
-                    report.send(Report { slots, found }).await.unwrap();
-                }
-            }
-        }
-        sees(&mut to_kernel, |d| {
-            d.services[&service()].out.contains(&dest(1))
-        })
-        .await;
-        let decided = async {
-            loop {
-                let mut text = String::new();
-                prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-                if text.contains("replacements_requested_total 1") {
-                    return;
-                }
-                time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let decided = time::timeout(Duration::from_secs(20), decided).await;
-        decided.expect("the core wants a replacement");
-        let told_before = !to_provisioner.borrow().requests.is_empty();
-        // It says that it could not, and goes on: nothing can be synced to a pipe.
-        let read = tokio::task::spawn_blocking(move || std::fs::read(pipe));
-        sees(&mut to_provisioner, |o| !o.requests.is_empty()).await;
-        assert!(!read.await.unwrap().unwrap().is_empty());
-        assert!(!told_before, "of what could be forgotten");
-        stop.cancel();
-        task.await.unwrap();
-    }
-
-    #[test]
-    fn a_service_that_did_not_change_keeps_its_shared_part() {
-        let key = service();
-        let core = core(BTreeMap::new());
-        let mut all = desired(&core, false);
-        assert_eq!(all.services.len(), 1);
-        let part = Arc::clone(&all.services[&key]);
-        assert!(!renew(&mut all, key, &core));
-        // The reconciler tells by this that there is nothing to read or write.
-        assert!(Arc::ptr_eq(&part, &all.services[&key]));
-    }
-}
+mod tests;

@@ -117,6 +117,9 @@ impl StateFile {
 /// A writing that failed is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// A writing that takes longer is told of.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Writes the file on a thread of its own: a disk that hangs holds up neither a check nor IPVS.
 #[derive(Debug)]
 pub struct Keeper {
@@ -125,6 +128,8 @@ pub struct Keeper {
     writing: Option<JoinHandle<(StateFile, Result<bool, Error>)>>,
     /// When the last writing failed, if it did.
     failed: Option<Instant>,
+    /// When the last writing began.
+    begun: Instant,
     path: PathBuf,
 }
 
@@ -134,6 +139,7 @@ impl Keeper {
     pub fn new(file: StateFile) -> Self {
         Self {
             path: file.path.clone(),
+            begun: Instant::now(),
             file: Some(file),
             writing: None,
             failed: None,
@@ -151,6 +157,7 @@ impl Keeper {
         if file.written.as_ref() != Some(&memory)
             && let Some(mut file) = self.file.take()
         {
+            self.begun = Instant::now();
             self.writing = Some(spawn_blocking(move || {
                 let kept = file.keep(memory);
                 (file, kept)
@@ -162,6 +169,13 @@ impl Keeper {
     #[must_use]
     pub const fn is_settled(&self) -> bool {
         self.writing.is_none()
+    }
+
+    /// For how long a writing has gone on that should have ended long ago.
+    #[must_use]
+    pub fn hangs(&self) -> Option<Duration> {
+        self.writing.as_ref()?;
+        Some(self.begun.elapsed()).filter(|since| *since > PATIENCE)
     }
 
     /// Whether the last writing failed.
@@ -181,20 +195,26 @@ impl Keeper {
         };
         let ended = writing.await;
         self.writing = None;
-        let kept = ended.map_or_else(
-            // Nobody writes it any more.
-            |panicked| {
+        let kept = match ended {
+            Ok((file, kept)) => {
+                self.file = Some(file);
+                kept.map(drop)
+            }
+            Err(panicked) => {
+                // As where it could not be written. What it held is not known.
+                drop(fs::remove_file(&self.path));
+                self.file = Some(StateFile {
+                    path: self.path.clone(),
+                    set_aside: false,
+                    written: None,
+                });
                 Err(Error {
                     path: self.path.clone(),
                     action: "written",
                     source: io::Error::other(panicked),
                 })
-            },
-            |(file, kept)| {
-                self.file = Some(file);
-                kept.map(drop)
-            },
-        );
+            }
+        };
         self.failed = kept.as_ref().err().map(|_| Instant::now());
         kept
     }

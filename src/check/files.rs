@@ -2,10 +2,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    future::poll_fn,
+    future::{pending, poll_fn},
     io,
     path::PathBuf,
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +14,7 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::{
     select,
     sync::{mpsc, watch},
+    task::{JoinHandle, spawn_blocking},
     time::{Instant, interval_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,12 @@ use crate::{model::CheckKind, telemetry::Chain};
 
 /// A folder that was not there is looked for again after this.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// What a folder is watched for.
+const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
+    .union(WatchMask::MOVED_TO)
+    .union(WatchMask::MOVED_FROM)
+    .union(WatchMask::DELETE);
 
 /// Tells of each file that a check reads and that somebody wrote, until `stop`. Folders are watched:
 /// a file that is replaced is another file.
@@ -79,6 +85,22 @@ struct Watched {
     events: EventStream<[u8; 4096]>,
     files: BTreeSet<PathBuf>,
     folders: HashMap<WatchDescriptor, PathBuf>,
+    /// Folders are being watched anew: a path leads into file systems that may hang.
+    looking: Option<JoinHandle<Vec<(WatchDescriptor, PathBuf)>>>,
+    /// There was reason for another look meanwhile.
+    behind: bool,
+}
+
+/// Waits for the end of a look; for ever where there is none.
+async fn looked(
+    looking: &mut Option<JoinHandle<Vec<(WatchDescriptor, PathBuf)>>>,
+) -> Vec<(WatchDescriptor, PathBuf)> {
+    let Some(look) = looking else {
+        return pending().await;
+    };
+    let found = look.await;
+    *looking = None;
+    found.unwrap_or_default()
 }
 
 impl Watched {
@@ -87,11 +109,19 @@ impl Watched {
             events: Inotify::init()?.into_event_stream([0; 4096])?,
             files: BTreeSet::new(),
             folders: HashMap::new(),
+            looking: None,
+            behind: false,
         })
     }
 
     fn adopt(&mut self, files: BTreeSet<PathBuf>) {
         self.files = files;
+        self.forget();
+        self.look();
+    }
+
+    /// Ends the watch of folders that nobody asks for.
+    fn forget(&mut self) {
         let wanted: BTreeSet<_> = self.files.iter().filter_map(|f| f.parent()).collect();
         let mut watches = self.events.watches();
         self.folders.retain(|watch, folder| {
@@ -101,7 +131,6 @@ impl Watched {
             }
             keep
         });
-        self.look();
     }
 
     /// Folders that are not watched, and ought to be.
@@ -111,25 +140,43 @@ impl Watched {
         wanted.difference(&there).map(|f| f.to_path_buf()).collect()
     }
 
+    /// Begins to watch what is not watched. One look at a time.
     fn look(&mut self) {
-        let changes = WatchMask::CLOSE_WRITE
-            | WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE;
-        for folder in self.missing() {
-            match self.events.watches().add(&folder, changes) {
-                Ok(watch) => drop(self.folders.insert(watch, folder)),
-                Err(error) => {
-                    debug!(folder = %folder.display(), %error, "folder is not watched yet")
-                }
-            }
+        let missing = self.missing();
+        self.behind = self.looking.is_some();
+        if self.behind || missing.is_empty() {
+            return;
         }
+        let mut watches = self.events.watches();
+        self.looking = Some(spawn_blocking(move || {
+            let watch = |folder: PathBuf| match watches.add(&folder, CHANGES) {
+                Ok(watch) => Some((watch, folder)),
+                Err(error) => {
+                    debug!(folder = %folder.display(), %error, "folder is not watched yet");
+                    None
+                }
+            };
+            missing.into_iter().filter_map(watch).collect()
+        }));
     }
 
     /// The next of the files that somebody wrote.
     async fn written(&mut self) -> io::Result<PathBuf> {
         loop {
-            let event = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
+            let event = select! {
+                // Cancel-safe: the task stays where it is until it has ended.
+                found = looked(&mut self.looking) => {
+                    self.folders.extend(found);
+                    // Others may be wanted by now.
+                    self.forget();
+                    if self.behind {
+                        self.look();
+                    }
+                    continue;
+                }
+                // Cancel-safe: an event is taken where it is returned.
+                event = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)) => event,
+            };
             let event = event.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
             if event.mask.contains(EventMask::IGNORED) {
                 // The folder is gone.

@@ -4,7 +4,7 @@ use std::{fmt::Display, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::model::{CheckTiming, FailReason, Outcome, Phase};
+use crate::model::{CheckKind, CheckSpec, CheckTiming, FailReason, Outcome, Phase};
 
 /// A configuration that says less still leaves the servers alone this long.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -148,36 +148,53 @@ impl Pace {
     }
 }
 
-/// When probes were begun late last: of each power of two of milliseconds, the last that was so late.
+/// For how long this host was late: of each power of two of milliseconds the time in which a probe was overdue by
+/// as much and more.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Lateness([Option<Instant>; 16]);
+pub(super) struct Lateness([Overdue; 16]);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Overdue {
+    all: Duration,
+    /// Counted up to here.
+    until: Option<Instant>,
+}
 
 impl Lateness {
-    /// Notes how late a probe begins.
-    pub(super) fn note(&mut self, late: Duration, now: Instant) {
-        let powers = late
-            .as_millis()
-            .checked_ilog2()
-            .map_or(0, |power| power + 1);
+    /// Notes that a probe which was due at `due` begins now. Probes that were overdue together count once.
+    pub(super) fn note(&mut self, due: Instant, now: Instant) {
+        let late = now.saturating_duration_since(due).as_millis();
+        let powers = late.checked_ilog2().map_or(0, |power| power + 1);
         let powers = usize::try_from(powers).unwrap_or(usize::MAX);
-        for last in self.0.iter_mut().take(powers) {
-            *last = Some(now);
+        for overdue in self.0.iter_mut().take(powers) {
+            let from = overdue.until.map_or(due, |until| until.max(due));
+            overdue.all += now.saturating_duration_since(from);
+            overdue.until = Some(now);
         }
     }
 
-    /// Whether a failure of a probe that began at `begun` may be this host's: each step of a talk waits for
-    /// its turn, and a talk has up to sixteen. A connection is one step, of which the probe's own time limit
-    /// knows whether it was this host that was late.
-    pub(super) fn excuses(&self, outcome: Outcome, begun: Instant, timing: &CheckTiming) -> bool {
+    /// For how long, by so much as a step of a talk cannot bear: it has up to sixteen of them, and each waits for its
+    /// turn.
+    pub(super) fn all(&self, timing: &CheckTiming) -> Duration {
+        let step = (timing.timeout / 16).max(LEAST_LATE).as_millis();
+        let power = usize::try_from(step.next_power_of_two().ilog2()).ok();
+        let overdue = power.and_then(|power| self.0.get(power));
+        overdue.map_or(Duration::ZERO, |overdue| overdue.all)
+    }
+
+    /// Whether a failure of a probe that began when the lateness was `before` is perhaps this host's, which was late
+    /// for half of the probe's time. What takes one step only has its own measure in [`super::deadline`].
+    pub(super) fn excuses(&self, outcome: Outcome, before: Duration, spec: &CheckSpec) -> bool {
+        let timing = &spec.timing;
         let Outcome::Fail(FailReason::TimedOut(phase)) = outcome else {
             return false;
         };
-        let step = (timing.timeout / 16).max(LEAST_LATE).as_millis();
-        let power = step.next_power_of_two().ilog2();
-        let last = usize::try_from(power)
-            .ok()
-            .and_then(|power| self.0.get(power));
-        phase != Phase::Connect && last.copied().flatten().is_some_and(|last| last >= begun)
+        let one_step = matches!(
+            spec.kind,
+            CheckKind::Icmp(_) | CheckKind::Udp(_) | CheckKind::Dns(_)
+        );
+        let late = self.all(timing).saturating_sub(before);
+        phase != Phase::Connect && !one_step && late >= timing.timeout / 2
     }
 }
 
@@ -231,6 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::{IcmpCheck, Via};
 
     fn timing(interval: Duration, fall: u32) -> CheckTiming {
         CheckTiming {
@@ -310,36 +328,52 @@ mod tests {
     }
 
     #[test]
-    fn a_talk_on_a_host_that_is_late_itself_is_excused() {
-        let t = timing(Duration::from_secs(1), 2);
+    fn a_talk_on_a_host_that_is_late_for_half_of_its_time_is_excused() {
+        let spec = |kind| CheckSpec {
+            kind,
+            via: Via::default(),
+            timing: timing(Duration::from_secs(1), 2),
+        };
+        let tcp = spec(CheckKind::default());
         let begun = Instant::now();
-        let later = begun + Duration::from_millis(500);
-        let late = |ms| {
+        let ms = Duration::from_millis;
+        // So many turns, each so late, ten milliseconds between them.
+        let late = |turns: u32, by: Duration| {
             let mut lateness = Lateness::default();
-            lateness.note(Duration::from_millis(ms), later);
+            for turn in 0..turns {
+                let due = begun + turn * (by + ms(10));
+                // Many are due in each.
+                lateness.note(due, due + by);
+                lateness.note(due + ms(1), due + by);
+            }
             lateness
         };
         let slow = Outcome::Fail(FailReason::TimedOut(Phase::Login));
-        for (ms, excused) in [
-            (0, false),
-            (1, false),
-            (60, false),
-            (64, true),
-            (90_000, true),
+        for (turns, by, excused) in [
+            (0, ms(1), false),
+            // A hiccup is none, however many were due in it; nor is what a step can bear.
+            (1, ms(200), false),
+            (100, ms(60), false),
+            (4, ms(120), false),
+            (5, ms(120), true),
+            (1, ms(90_000), true),
         ] {
-            assert_eq!(late(ms).excuses(slow, begun, &t), excused, "{ms} ms late");
+            let lateness = late(turns, by);
+            let found = lateness.excuses(slow, Duration::ZERO, &tcp);
+            assert_eq!(found, excused, "{turns} turns {by:?} late");
+            let before = lateness.all(&tcp.timing);
+            assert!(!lateness.excuses(slow, before, &tcp), "before it began");
         }
-        assert!(
-            !late(100).excuses(slow, later + Duration::from_millis(1), &t),
-            "before it began"
-        );
+        let much = late(100, ms(120));
         for other in [
             Outcome::Pass,
             Outcome::Fail(FailReason::Refused),
             Outcome::Fail(FailReason::TimedOut(Phase::Connect)),
         ] {
-            assert!(!late(100).excuses(other, begun, &t), "{other:?}");
+            assert!(!much.excuses(other, Duration::ZERO, &tcp), "{other:?}");
         }
+        let echo = spec(CheckKind::Icmp(IcmpCheck::default()));
+        assert!(!much.excuses(slow, Duration::ZERO, &echo));
     }
 
     proptest! {

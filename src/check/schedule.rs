@@ -271,6 +271,10 @@ struct Watched<C> {
     pace: Pace,
     /// When it was asked last.
     begun: Option<Instant>,
+    /// How late this host had been until then.
+    late_before: Duration,
+    /// A hint came about it: a connection that is kept says nothing any more.
+    doubted: bool,
     turn: Turn,
 }
 
@@ -285,13 +289,12 @@ enum Turn {
         task: AbortHandle,
         serial: u64,
     },
-    /// Its connection is kept open, and watched; at each interval that is told as a pass.
+    /// Its connection is kept open, and watched; at each interval that is told as a pass, unless there is a doubt:
+    /// then it is asked anew, over another connection.
     Holds {
         task: AbortHandle,
         serial: u64,
         timer: delay_queue::Key,
-        /// Somebody has a doubt: at the next time it is asked anew, over another connection.
-        doubted: bool,
     },
 }
 
@@ -372,6 +375,9 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 None => {
                     let fresh = Arc::new(Prepared::new());
                     let kind = target.spec.kind.clone();
+                    if !kind.reads() {
+                        fresh.take(self.prober.prepare(&kind));
+                    }
                     self.prepared.insert(kind, Arc::clone(&fresh));
                     fresh
                 }
@@ -388,6 +394,8 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 place,
                 pace: Pace::default(),
                 begun: None,
+                late_before: Duration::ZERO,
+                doubted: false,
                 turn: Turn::Waits {
                     timer,
                     respread: false,
@@ -424,9 +432,8 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 if let Some(begun) = target.begun {
                     soon = soon.max(begun + target.spec.timing.fast_interval.min(HINT_GAP));
                 }
-                if let Turn::Holds { doubted, .. } = &mut target.turn {
-                    *doubted = true;
-                }
+                // What is on its way may have come before.
+                target.doubted = true;
                 hurry(&mut self.due, target, soon);
             }
         }
@@ -441,7 +448,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         };
         let now = Instant::now();
         match &mut target.turn {
-            Turn::Holds { timer, doubted, .. } if !*doubted => {
+            Turn::Holds { timer, .. } if !target.doubted => {
                 let interval = target.spec.timing.interval;
                 let at = pace::after(self.epoch, now, now, target.place, interval);
                 *timer = self.due.insert_at(id, at);
@@ -453,7 +460,6 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         }
         let late = now.saturating_duration_since(deadline);
         self.observer.begun_late(late);
-        self.lateness.note(late, now);
         if let Some(behind) = self.punctuality.note(late, now) {
             warn!(
                 late = behind.late,
@@ -466,6 +472,9 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         }
         let respread = matches!(target.turn, Turn::Waits { respread: true, .. });
         let waited_for_room = self.full_at.is_some_and(|full| full >= deadline);
+        if !waited_for_room {
+            self.lateness.note(deadline, now);
+        }
         let interval = pace::clamp(target.spec.timing.interval);
         if late > STOPPED.max(interval) && !respread && !waited_for_room {
             // This process was stopped and everything is overdue at once.
@@ -476,13 +485,16 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             };
             return Ok(());
         }
-        if target.prepared.is_due(now) {
-            let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
-            let prepare = move || prober.prepare(&spec.kind);
-            target.prepared.read(now, prepare);
+        let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
+        let prepare = move || prober.prepare(&spec.kind);
+        let reads = target.spec.kind.reads();
+        if reads && target.prepared.is_due(now) {
+            target.prepared.read(now, prepare.clone());
         }
         self.serial += 1;
         target.begun = Some(now);
+        target.doubted = false;
+        target.late_before = self.lateness.all(&target.spec.timing);
         let (serial, at) = (self.serial, target.at);
         let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
         let prepared = Arc::clone(&target.prepared);
@@ -492,7 +504,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             let check = match prepared.ready() {
                 Some(check) => check,
                 None => {
-                    let check = prepared.check(spec.timing.timeout).await;
+                    let check = prepared.check(spec.timing.timeout, prepare).await;
                     begun = Instant::now();
                     check
                 }
@@ -539,12 +551,14 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             Turn::Runs { serial, .. } if serial == end.serial => {
                 self.running -= 1;
                 self.observer.in_flight(self.running, self.known.len());
-                let timing = &target.spec.timing;
                 for found in [Some(&mut end.found), end.second.as_mut()]
                     .into_iter()
                     .flatten()
                 {
-                    if self.lateness.excuses(found.outcome, end.begun, timing) {
+                    if self
+                        .lateness
+                        .excuses(found.outcome, target.late_before, &target.spec)
+                    {
                         *found = Found {
                             detail: Some("no answer in time, but this host was late itself".into()),
                             outcome: Outcome::Fail(FailReason::Local),
@@ -572,7 +586,10 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let (serial, at, begun) = (self.serial, target.at, end.begun);
         let timing = target.spec.timing;
         let now = Instant::now();
-        let next = pace::after(self.epoch, now, now, target.place, timing.interval);
+        let next = match target.doubted {
+            true => now + pace::clamp(timing.fast_interval),
+            false => pace::after(self.epoch, now, now, target.place, timing.interval),
+        };
         let timer = self.due.insert_at(id, next);
         let task = self.probes.spawn(async move {
             let reason = kept(stream, at, &timing).await;
@@ -589,7 +606,6 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             task,
             serial,
             timer,
-            doubted: false,
         };
         target.pace.note(end.found.outcome, &timing);
         self.report(id, end.found)

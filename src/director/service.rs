@@ -115,6 +115,13 @@ impl Core {
         config.is_some_and(|config| standing.awaits_advice(&config.checks))
     }
 
+    /// Whether the configuration names a destination as one of a service's.
+    #[must_use]
+    pub fn is_configured(&self, key: ServiceKey, dest: DestKey) -> bool {
+        let config = self.config.services.get(&key);
+        config.is_some_and(|config| config.servers.contains_key(&dest))
+    }
+
     /// What was found of a destination at the start, until there is a verdict on it.
     fn adopted_as(&self, key: ServiceKey, dest: DestKey) -> Option<&DestAttrs> {
         self.adopted.get(&key).and_then(|s| s.get(&dest))

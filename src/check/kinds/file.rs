@@ -1,16 +1,15 @@
 //! A file of this host says a word on the server. It is read when it is due, and when it was written.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::Read as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::{sync::Semaphore, task};
-
 use super::{
-    super::{Unprepared, call::Call},
+    super::{Unprepared, call::Call, prepared},
     Kind, agent,
 };
 use crate::model::{FailReason, FileCheck, Phase};
@@ -18,14 +17,12 @@ use crate::model::{FailReason, FileCheck, Phase};
 /// The file's first line is read up to here.
 const LONGEST: u64 = 4_096;
 
-/// So many readings at a time: on a file system that hangs each keeps a thread.
-const READERS: usize = 8;
-
 /// See the module.
 #[derive(Debug)]
 pub(in crate::check) struct File {
     options: FileCheck,
-    readers: Arc<Semaphore>,
+    /// What is being read: on a file system that hangs each reading keeps a thread.
+    reading: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 impl Kind for File {
@@ -34,7 +31,7 @@ impl Kind for File {
     fn prepare(options: &FileCheck) -> Result<Self, Unprepared> {
         Ok(Self {
             options: options.clone(),
-            readers: Arc::new(Semaphore::new(READERS)),
+            reading: Arc::default(),
         })
     }
 
@@ -79,14 +76,38 @@ impl Kind for File {
 
 impl File {
     async fn read(&self, path: PathBuf) -> io::Result<Vec<u8>> {
-        let permit = Arc::clone(&self.readers).acquire_owned().await;
-        let permit = permit.map_err(io::Error::other)?;
-        let reading = task::spawn_blocking(move || {
-            let text = read(&path);
-            drop(permit);
-            text
-        });
-        reading.await?
+        let Some(reading) = Reading::begin(&self.reading, path) else {
+            return Err(io::Error::other(
+                "it is still being read: does its file system answer?",
+            ));
+        };
+        let text = prepared::read(move || read(&reading.path));
+        let text = text.await;
+        text.unwrap_or_else(|| Err(io::Error::other("reading it panicked")))
+    }
+}
+
+/// A file that is being read.
+struct Reading {
+    all: Arc<Mutex<BTreeSet<PathBuf>>>,
+    path: PathBuf,
+}
+
+impl Reading {
+    /// None where it is being read already.
+    fn begin(all: &Arc<Mutex<BTreeSet<PathBuf>>>, path: PathBuf) -> Option<Self> {
+        let mut set = all.lock().unwrap_or_else(PoisonError::into_inner);
+        set.insert(path.clone()).then(|| Self {
+            all: Arc::clone(all),
+            path,
+        })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut set = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        set.remove(&self.path);
     }
 }
 
@@ -117,16 +138,24 @@ mod tests {
         });
         let check = prepared(kind, Duration::from_millis(100));
         let at = "192.0.2.1:80".parse().unwrap();
-        let mut all = Vec::new();
-        for _ in 0..2 * READERS {
-            all.push(check.probe(at).await);
-        }
-        // Lets the readers go.
+        let found = [check.probe(at).await, check.probe(at).await];
+        // Lets the reader go, and takes what comes to it for its answer.
         fs::write(&pipe, "down").unwrap();
-        for found in all {
+        let words = ["not read in time", "still being read"];
+        for (found, words) in found.into_iter().zip(words) {
             assert_eq!(found.outcome, fail(FailReason::Local));
             let detail = found.detail.unwrap();
-            assert!(detail.contains("not read in time"), "{detail}");
+            assert!(detail.contains(words), "{detail}");
         }
+        fs::remove_file(&pipe).unwrap();
+        fs::write(&pipe, "down").unwrap();
+        // The last reading may just be ending.
+        let down = async {
+            while check.probe(at).await.outcome != fail(FailReason::SaidDown) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let down = tokio::time::timeout(Duration::from_secs(20), down).await;
+        down.expect("it is read again");
     }
 }

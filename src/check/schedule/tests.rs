@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{super::prepared::REREAD, *};
-use crate::model::{CheckKind, CheckTiming, DestKey, Phase, Protocol, ServiceKey, Via};
+use crate::model::{CheckKind, CheckTiming, DestKey, Phase, Protocol, ServiceKey, TlsOptions, Via};
 
 const SECOND: Duration = Duration::from_secs(1);
 const REFUSED: Outcome = Outcome::Fail(FailReason::Refused);
@@ -154,6 +154,17 @@ fn target(n: u32, interval: Duration, fall: u32) -> Target {
         slots: [slot].into(),
         fast: false,
     }
+}
+
+/// With a check for which something has to be read.
+fn reading(n: u32) -> Target {
+    let mut target = target(n, SECOND, 2);
+    let spec = CheckSpec {
+        kind: CheckKind::Tls(TlsOptions::default()),
+        ..(*target.spec).clone()
+    };
+    target.spec = Arc::new(spec);
+    target
 }
 
 struct Bench {
@@ -444,7 +455,7 @@ async fn a_nudge_brings_a_probe_forward_and_no_verdict() {
 async fn a_check_that_lacks_something_blames_nobody_and_is_tried_again() {
     let fake = Fake::default();
     *fake.0.missing.lock().unwrap() = true;
-    let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 2)], 16);
+    let mut bench = Bench::start_in(fake, vec![reading(1)], 16);
     for _ in 0..3 {
         let found = bench.report().await.found;
         assert_eq!(found.outcome, Outcome::Fail(FailReason::Local));
@@ -467,7 +478,7 @@ async fn a_check_that_lacks_something_blames_nobody_and_is_tried_again() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_check_names_is_read_again_each_minute_and_stays_where_it_cannot_be() {
-    let mut bench = Bench::start(vec![target(1, SECOND, 2)], 16);
+    let mut bench = Bench::start(vec![reading(1)], 16);
     let mut readings = Vec::new();
     for second in 0..200 {
         // Of a file that is gone the old content goes on.
@@ -546,14 +557,14 @@ async fn a_hint_has_a_server_with_a_kept_connection_asked_anew() {
 async fn a_slow_talk_is_no_failure_where_the_schedule_was_late() {
     let slow = Outcome::Fail(FailReason::TimedOut(Phase::Login));
     let fake = Fake::default();
-    fake.0.find(1, slow, 3 * SECOND / 2);
+    fake.0.find(1, slow, 2 * SECOND);
     let mut bench = Bench::start_in(fake, vec![target(1, SECOND, 1), target(2, SECOND, 1)], 16);
     assert_eq!(bench.report().await.slots[0].dest, dest(2));
     while bench.world.starts_of(1).is_empty() {
         sleep(Duration::from_millis(1)).await;
     }
     // Beyond the second one's time, while the first one is asked.
-    advance(6 * SECOND / 5).await;
+    advance(9 * SECOND / 5).await;
     let report = loop {
         let report = bench.report().await;
         if report.slots[0].dest == dest(1) {

@@ -90,6 +90,28 @@ impl CheckKind {
         }
     }
 
+    /// Whether something of this host has to be read before it can be made: certificates, keys, passwords.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        let credentials = match self {
+            Self::Http(http) => http.credentials.is_some(),
+            Self::Postgres(login) | Self::Mysql(login) | Self::Redis(login) => {
+                login.credentials.is_some()
+            }
+            Self::Tls(_)
+            | Self::Smtp(_)
+            | Self::Grpc(_)
+            | Self::Tcp(_)
+            | Self::Dns(_)
+            | Self::Udp(_)
+            | Self::Icmp(_)
+            | Self::Agent(_)
+            | Self::FromFile(_)
+            | Self::External(_) => false,
+        };
+        credentials || self.tls().is_some()
+    }
+
     /// Whether an answer may say something of the server's weight.
     #[must_use]
     pub const fn advises(&self) -> bool {
