@@ -358,6 +358,19 @@ impl Shell {
             Note::Advised(service, dest, None) => {
                 info!(%service, server = %dest, "the real server has its configured weight again");
             }
+            Note::QuorumLost(service, live, needed, sorry) if sorry.is_empty() => {
+                warn!(%service, live, needed, "quorum lost: too few real servers are up, and no sorry server is; those that are left go on");
+                m.set_quorum_held(*service, false);
+            }
+            Note::QuorumLost(service, live, needed, sorry) => {
+                let sorry: Vec<_> = sorry.iter().map(ToString::to_string).collect();
+                warn!(%service, live, needed, sorry = sorry.join(" "), "quorum lost: too few real servers are up, sorry servers take the new connections");
+                m.set_quorum_held(*service, false);
+            }
+            Note::QuorumHeld(service, live) => {
+                info!(%service, live, "quorum regained: the real servers serve again");
+                m.set_quorum_held(*service, true);
+            }
             Note::Requested(key) => {
                 warn!(server = %key.failed, incident = %key, "replacement of a failed server was requested");
                 m.replacements_requested.inc();

@@ -135,6 +135,9 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         marked,
     };
     let core = Core::new(Arc::clone(&config), start);
+    for key in config.services.keys() {
+        metrics.set_quorum_held(*key, core.quorum(*key).is_held());
+    }
     // Before the kernel has any of them: what is not remembered is not removed later.
     if !core.made().is_empty() && core.may_write_memory() {
         file.keep(core.memory()).map_err(Error::State)?;

@@ -74,7 +74,8 @@ fn meant(
     if let Ok(key) = name.parse::<ServiceKey>() {
         let service = config.services.get(&key);
         let service = service.ok_or_else(|| unknown_service(config, key))?;
-        return Ok(service.servers.keys().map(|dest| (key, *dest)).collect());
+        let all = service.servers.keys().chain(service.sorry.keys());
+        return Ok(all.map(|dest| (key, *dest)).collect());
     }
     let (addr, port) = address(name).ok_or_else(|| {
         Failure::Wrong(format!(
@@ -85,7 +86,10 @@ fn meant(
     let services = config.services.iter();
     let services = services.filter(|(key, _)| only.is_none_or(|only| only == **key));
     let found: Vec<_> = services
-        .flat_map(|(key, s)| s.servers.keys().filter(fits).map(|dest| (*key, *dest)))
+        .flat_map(|(key, s)| {
+            let all = s.servers.keys().chain(s.sorry.keys());
+            all.filter(fits).map(|dest| (*key, *dest))
+        })
         .collect();
     match (found.is_empty(), only, port) {
         (false, _, _) => Ok(found),
@@ -120,12 +124,13 @@ async fn ask(config: &Director, key: ServiceKey, dest: DestKey) -> Result<u32, F
         return Ok(0);
     };
     say(&format!("{dest} in {key}\n"))?;
-    if !service.checks.any() {
+    let checks = service.checks_of(&dest);
+    if !checks.any() {
         say("  nobody is asked: it counts as up\n")?;
     }
     let mut failed = 0;
     let (mut direct, mut lost) = (false, false);
-    for spec in &service.checks.all {
+    for spec in &checks.all {
         let at = SocketAddr::new(dest.addr, dest.port);
         let (at, spec) = match spec.via.through {
             false => (at, Arc::clone(spec)),

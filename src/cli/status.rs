@@ -46,9 +46,16 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
 fn show(status: &Status) -> String {
     let mut text = format!("director {}\n", status.director);
     for s in &status.services {
+        let quorum = s.quorum.as_ref().map(|quorum| {
+            let word = if quorum.held { "" } else { "QUORUM LOST, " };
+            format!(": {word}{quorum}")
+        });
         text.push_str(&format!(
-            "\n{} ({}, {})\n",
-            s.service, s.scheduler, s.forward
+            "\n{} ({}, {}){}\n",
+            s.service,
+            s.scheduler,
+            s.forward,
+            quorum.unwrap_or_default()
         ));
         let mut rows = vec![
             ["  SERVER", "KIND", "HEALTH", "WEIGHT", "SINCE", "REASON"]

@@ -22,8 +22,8 @@ use self::{
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Marks, Persistence, Protocol, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
-    Sysctl, Tunnel, Weight,
+    ForwardMethod, Marks, Persistence, Protocol, QuorumRule, Scheduler, ServiceAttrs, ServiceFlags,
+    ServiceKey, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -116,6 +116,23 @@ pub struct VirtualService {
     pub damping: Damping,
     /// Its real servers, with what the kernel is told of each in service.
     pub servers: BTreeMap<DestKey, DestAttrs>,
+    /// How much of them it takes.
+    pub quorum: QuorumRule,
+    /// Who serves while the quorum is lost.
+    pub sorry: BTreeMap<DestKey, DestAttrs>,
+    /// Their checks.
+    pub sorry_checks: Checks,
+}
+
+impl VirtualService {
+    /// The checks of one of its destinations.
+    #[must_use]
+    pub fn checks_of(&self, dest: &DestKey) -> &Checks {
+        match self.sorry.contains_key(dest) {
+            true => &self.sorry_checks,
+            false => &self.checks,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -188,6 +205,11 @@ struct RawService {
     damping: Option<RawDamping>,
     #[serde(default)]
     real_server: Vec<RawServer>,
+    quorum: Option<Spanned<i64>>,
+    hysteresis: Option<Spanned<i64>>,
+    #[serde(default)]
+    sorry_server: Vec<RawServer>,
+    sorry_check: Option<Spanned<OneOrMany<RawCheck>>>,
 }
 
 #[derive(Deserialize)]
@@ -497,7 +519,30 @@ impl Reader {
                 );
             }
         }
+        let sorry_checks = self.sorry_checks(key, forward, s);
+        let mut sorry = BTreeMap::new();
+        for raw in &s.sorry_server {
+            let read = self.server(key, &sorry_checks, (forward, tunnel), raw);
+            let Some((dest, attrs)) = read else { continue };
+            let mut wrong = |what| self.bad.push(raw.address.span(), what);
+            if attrs.weight == Weight::QUIESCED {
+                wrong(format!(
+                    "sorry server {dest} has weight 0: it would take nobody"
+                ));
+            }
+            if servers.contains_key(&dest) {
+                wrong(format!(
+                    "sorry server {dest} is a real server of {key} too: keep one of the two"
+                ));
+            }
+            if sorry.insert(dest, attrs).is_some() {
+                wrong(format!("sorry server {dest} stands a second time in {key}"));
+            }
+        }
         VirtualService {
+            quorum: self.quorum(s, &servers),
+            sorry,
+            sorry_checks,
             attrs,
             forward,
             drift,

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::{DriftPolicy, ForwardMethod, ServiceKey, Tunnel, TunnelType};
+use crate::model::{DriftPolicy, ForwardMethod, QuorumRule, ServiceKey, Tunnel, TunnelType};
 
 const GOOD: &str = r#"
 [director]
@@ -150,6 +150,52 @@ fn a_service_without_a_check_says_so() {
         "[director]\nname = \"lb1\"\naddress = \"10.77.0.1\"\n[[virtual_service]]\n{mark}check.none = {{}}\nreal_server = [{{ address = \"10.0.0.1:0\" }}]\n"
     );
     assert_eq!(one(&any_port).servers.keys().next().unwrap().port, 0);
+}
+
+#[test]
+fn a_quorum_is_one_that_can_be_lost_and_regained() {
+    let with = |lines: &str| GOOD.replace("scheduler = ", &format!("{lines}\nscheduler = "));
+    let usual = one(GOOD);
+    assert_eq!(usual.quorum, QuorumRule::default());
+    assert!(usual.sorry.is_empty());
+    let all: u32 = usual.servers.values().map(|a| a.weight.get()).sum();
+    let text = with(&format!(
+        "quorum = {all}\nsorry_server = [{{ address = \"10.0.0.9:80\" }}]"
+    ));
+    let service = one(&text);
+    assert_eq!(service.quorum.quorum, all);
+    let (sorry, attrs) = service.sorry.first_key_value().unwrap();
+    assert_eq!(attrs.weight.get(), 1);
+    assert_eq!(service.checks_of(sorry).all[0].kind.label(), "tcp");
+    for (lines, wrong) in [
+        (format!("quorum = {}", all + 1), "together are at most"),
+        ("quorum = 0".to_owned(), "quorum is 1 to"),
+        (
+            "quorum = 1\nhysteresis = 1".to_owned(),
+            "hysteresis is below quorum",
+        ),
+        (
+            "sorry_check = { tcp = {} }".to_owned(),
+            "sorry_check needs a sorry_server",
+        ),
+        (
+            "sorry_server = [{ address = \"10.0.0.9:80\", weight = 0 }]".to_owned(),
+            "would take nobody",
+        ),
+        (
+            "sorry_server = [{ address = \"10.0.0.9:80\" }, { address = \"10.0.0.9:80\" }]"
+                .to_owned(),
+            "stands a second time",
+        ),
+    ] {
+        let found = errors(&with(&lines));
+        assert!(found.contains(wrong), "{lines}: {found}");
+    }
+    let twice = usual.servers.keys().next().unwrap();
+    let found = errors(&with(&format!(
+        "sorry_server = [{{ address = \"{twice}\" }}]"
+    )));
+    assert!(found.contains("is a real server of"), "{found}");
 }
 
 #[test]

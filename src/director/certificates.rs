@@ -42,7 +42,7 @@ impl Core {
         };
         let mut ending = BTreeMap::new();
         for (dest, standing) in dests {
-            for (spec, state) in config.checks.all.iter().zip(standing.checks()) {
+            for (spec, state) in config.checks_of(dest).all.iter().zip(standing.checks()) {
                 let Some((tls, ends)) = spec.kind.tls().zip(state.certificate_ends) else {
                     continue;
                 };

@@ -244,8 +244,9 @@ impl Core {
             return Some(Guard::OneAtATime { other });
         }
         let family = Family::of(server);
-        let mut checked = self.checked().flat_map(|(_, dests)| dests);
-        if !checked.any(|(d, s)| Family::of(d.addr) == family && s.verdict().is_up()) {
+        let mut checked = self.places.values().flatten();
+        let is_up = |(key, dest): &(_, _)| self.verdict(*key, *dest).is_some_and(|v| v.is_up());
+        if !checked.any(|place| Family::of(place.1.addr) == family && is_up(place)) {
             return Some(Guard::AllServersDown);
         }
         None

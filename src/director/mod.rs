@@ -26,7 +26,7 @@ use std::{
 
 use crate::{
     config,
-    health::{Health, Standing, Transition},
+    health::{Health, Quorum, Standing, Transition},
     model::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, ReplacementId,
         ServiceKey, Slot, WallMillis, Weight,
@@ -82,6 +82,11 @@ pub enum Note {
     Blind(ServiceKey, DestKey, &'static str, Option<Arc<str>>),
     /// A check wants another weight of a server than before; none is the configured one.
     Advised(ServiceKey, DestKey, Option<Advice>),
+    /// The servers that are up have this weight together, and it takes the second; these sorry servers take
+    /// the new connections.
+    QuorumLost(ServiceKey, u64, u64, Vec<DestKey>),
+    /// The servers that are up have enough weight again, this.
+    QuorumHeld(ServiceKey, u64),
     /// A failed server is to be replaced.
     Requested(IncidentKey),
     /// A request waits for a guard; told once per guard.
@@ -171,7 +176,9 @@ pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
     health: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>>,
-    /// Which of them are at an address.
+    /// Of each configured service.
+    quorums: BTreeMap<ServiceKey, Quorum>,
+    /// Which of them are at an address, sorry servers left out: nobody takes their place.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
     /// Why the state file said nothing, if it did; ends when the provisioner has answered.
@@ -201,10 +208,18 @@ impl Core {
             Recall::Known(_) | Recall::Forgot(_) => BTreeSet::new(),
         };
         let ways = Ways::new(config.probe_marks, made, &start.marked);
+        let quorums = config.services.iter().map(|(key, service)| {
+            let found = start.kernel.get(key);
+            let has = |sorry| found.is_some_and(|dests| dests.contains_key(sorry));
+            let lost = service.sorry.keys().any(has);
+            (*key, if lost { Quorum::Lost } else { Quorum::Held })
+        });
+        let quorums = quorums.collect();
         let mut core = Self {
             config,
             boot_id: start.boot_id,
             health: BTreeMap::new(),
+            quorums,
             places: BTreeMap::new(),
             adopted: start.kernel,
             forgot: None,
@@ -287,6 +302,9 @@ impl Core {
             Event::Tick => {}
             Event::Woke => self.woke(now),
         }
+        for key in fx.dirty.clone() {
+            self.review_quorum(key, &mut fx);
+        }
         match probed {
             None => self.review(now, &mut fx),
             // A probe that changed no verdict decides nothing: ten thousand come in a second.
@@ -308,7 +326,8 @@ impl Core {
         let Some(config) = self.config.services.get(&service) else {
             return;
         };
-        let spec = config.checks.all.get(check);
+        let checks = config.checks_of(&dest);
+        let spec = checks.all.get(check);
         let advises = spec.is_some_and(|spec| spec.kind.advises());
         let weight = advises.then(|| self.configured_weight(service, dest));
         // A report about a target that is gone.
@@ -318,7 +337,7 @@ impl Core {
         let Some(standing) = dests.get(&dest) else {
             return;
         };
-        let (checks, damping) = (&config.checks, &config.damping);
+        let damping = &config.damping;
         // Asked for only where the server would have to stay out for its falls.
         let needed = standing.penalty().held(damping, now).is_some() && {
             let useful = |(d, s): &(&DestKey, &Standing)| {
@@ -328,7 +347,8 @@ impl Core {
                     .map_or(Weight::ONE, |attrs| attrs.weight);
                 s.verdict().is_up() && s.weight(attrs) != Weight::QUIESCED && **d != dest
             };
-            dests.iter().filter(useful).count() * 2 < dests.len()
+            let real = || dests.iter().filter(|(d, _)| !config.sorry.contains_key(*d));
+            real().filter(useful).count() * 2 < real().count()
         };
         let Some(standing) = dests.get_mut(&dest) else {
             return;

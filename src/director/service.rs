@@ -7,9 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Arrival, Core};
+use super::{Arrival, Core, Effects, Note};
 use crate::{
-    health::{Health, Standing},
+    config::VirtualService,
+    health::{Health, Quorum, Standing},
     model::{
         CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot, Weight,
         wire::{Member, Want},
@@ -25,34 +26,29 @@ impl Core {
             return Some(want);
         }
         let config = self.config.services.get(&key)?;
-        let mut dests = BTreeMap::new();
-        let mut out = BTreeSet::new();
-        let mut known = BTreeSet::new();
-        for (dest, attrs) in &config.servers {
-            let mut replaced = false;
-            for stand_in in self
-                .stand_ins(dest)
-                .filter(|d| !config.servers.contains_key(d))
-            {
-                known.insert(stand_in);
-                match self.place(key, stand_in, *attrs) {
-                    Place::In(attrs) => {
-                        replaced = true;
-                        dests.insert(stand_in, attrs);
-                    }
-                    Place::Failed => drop(out.insert(stand_in)),
-                    Place::Waiting => {}
-                }
+        let Lineup {
+            mut dests,
+            mut out,
+            mut known,
+            ..
+        } = self.lineup(key, config);
+        let place = |(dest, attrs): (&DestKey, &DestAttrs)| (*dest, self.place(key, *dest, *attrs));
+        let sorry = config.sorry.iter().map(place);
+        let sorry: BTreeMap<_, _> = sorry
+            .filter_map(|(dest, place)| match place {
+                Place::In(attrs) => Some((dest, attrs)),
+                Place::Failed | Place::Waiting => None,
+            })
+            .collect();
+        known.extend(config.sorry.keys());
+        out.extend(config.sorry.keys());
+        // Where no sorry server serves either, whoever is left is better than nobody.
+        if !self.quorum(key).is_held() && !sorry.is_empty() {
+            for attrs in dests.values_mut() {
+                // Their connections go on; new ones do not come.
+                attrs.weight = Weight::QUIESCED;
             }
-            known.insert(*dest);
-            match self.place(key, *dest, *attrs) {
-                // The role has passed to the stand-in: while that serves, the old one stays out,
-                // unless it serves as the stand-in of another.
-                Place::In(_) if replaced && !self.lent(dest) => {}
-                Place::In(attrs) => drop(dests.insert(*dest, attrs)),
-                Place::Failed => drop(out.insert(*dest)),
-                Place::Waiting => {}
-            }
+            dests.extend(sorry);
         }
         if self.forgot.is_some() && self.config.provisioner.is_some() {
             // Perhaps a stand-in that only the provisioner remembers: it keeps its place.
@@ -74,6 +70,88 @@ impl Core {
         })
     }
 
+    /// A service's real servers and stand-ins, whatever its quorum.
+    fn lineup(&self, key: ServiceKey, config: &VirtualService) -> Lineup {
+        let mut dests = BTreeMap::new();
+        let mut out = BTreeSet::new();
+        let mut known = BTreeSet::new();
+        let mut waiting = 0;
+        for (dest, attrs) in &config.servers {
+            let mut replaced = false;
+            for stand_in in self
+                .stand_ins(dest)
+                .filter(|d| !config.servers.contains_key(d))
+            {
+                known.insert(stand_in);
+                match self.place(key, stand_in, *attrs) {
+                    Place::In(attrs) => {
+                        replaced = true;
+                        dests.insert(stand_in, attrs);
+                    }
+                    Place::Failed => drop(out.insert(stand_in)),
+                    // It has no say before it enters.
+                    Place::Waiting => {}
+                }
+            }
+            known.insert(*dest);
+            match self.place(key, *dest, *attrs) {
+                // The role has passed to the stand-in: while that serves, the old one stays out,
+                // unless it serves as the stand-in of another.
+                Place::In(_) if replaced && !self.lent(dest) => {}
+                Place::In(attrs) => drop(dests.insert(*dest, attrs)),
+                Place::Failed => drop(out.insert(*dest)),
+                Place::Waiting => waiting += u64::from(attrs.weight.get()),
+            }
+        }
+        Lineup {
+            dests,
+            out,
+            known,
+            waiting,
+        }
+    }
+
+    /// Whether a service has enough servers.
+    #[must_use]
+    pub fn quorum(&self, key: ServiceKey) -> Quorum {
+        self.quorums.get(&key).copied().unwrap_or_default()
+    }
+
+    /// The weight of a service's servers that are up, and of those on which there is no verdict yet.
+    pub(super) fn weights(&self, key: ServiceKey, config: &VirtualService) -> (u64, u64) {
+        let lineup = self.lineup(key, config);
+        let (mut live, mut unknown) = (0, lineup.waiting);
+        for (dest, attrs) in lineup.dests {
+            let is_up = self.verdict(key, dest).is_some_and(|v| v.is_up());
+            let weight = u64::from(attrs.weight.get());
+            *(if is_up { &mut live } else { &mut unknown }) += weight;
+        }
+        (live, unknown)
+    }
+
+    /// Judges a service's quorum anew.
+    pub(super) fn review_quorum(&mut self, key: ServiceKey, fx: &mut Effects) {
+        let config = Arc::clone(&self.config);
+        let Some(config) = config.services.get(&key) else {
+            return;
+        };
+        let (live, unknown) = self.weights(key, config);
+        let before = self.quorum(key);
+        let after = before.next(config.quorum, live, unknown);
+        if after == before {
+            return;
+        }
+        self.quorums.insert(key, after);
+        fx.notes.push(match after {
+            Quorum::Held => Note::QuorumHeld(key, live),
+            Quorum::Lost => {
+                let serves = |dest: &&DestKey| self.verdict(key, **dest).is_some_and(|v| v.is_up());
+                let sorry = config.sorry.keys().filter(serves).copied().collect();
+                Note::QuorumLost(key, live, u64::from(config.quorum.quorum), sorry)
+            }
+        });
+    }
+
     fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
         let standing = self.standing(key, dest);
         let found = self.adopted_as(key, dest);
@@ -81,7 +159,7 @@ impl Core {
             Some(Health::Up { .. }) => Place::In(DestAttrs {
                 weight: match (standing, found) {
                     // Perhaps its agent has it drained, and was not heard yet.
-                    (Some(standing), Some(found)) if self.awaits_advice(key, standing) => {
+                    (Some(standing), Some(found)) if self.awaits_advice(key, dest, standing) => {
                         found.weight
                     }
                     (Some(standing), _) => standing.weight(attrs.weight),
@@ -105,21 +183,22 @@ impl Core {
     pub(super) fn configured_weight(&self, key: ServiceKey, dest: DestKey) -> Weight {
         let servers = self.config.services.get(&key).map(|config| &config.servers);
         let replaced = |(d, _): &(&DestKey, &DestAttrs)| self.stand_ins(d).any(|s| s == dest);
-        let own = servers.and_then(|servers| servers.get(&dest));
+        let config = self.config.services.get(&key);
+        let own = config.and_then(|c| c.servers.get(&dest).or_else(|| c.sorry.get(&dest)));
         let attrs = own.or_else(|| Some(servers?.iter().find(replaced)?.1));
         attrs.map_or(Weight::ONE, |attrs| attrs.weight)
     }
 
-    fn awaits_advice(&self, key: ServiceKey, standing: &Standing) -> bool {
+    fn awaits_advice(&self, key: ServiceKey, dest: DestKey, standing: &Standing) -> bool {
         let config = self.config.services.get(&key);
-        config.is_some_and(|config| standing.awaits_advice(&config.checks))
+        config.is_some_and(|config| standing.awaits_advice(config.checks_of(&dest)))
     }
 
     /// Whether the configuration names a destination as one of a service's.
     #[must_use]
     pub fn is_configured(&self, key: ServiceKey, dest: DestKey) -> bool {
         let config = self.config.services.get(&key);
-        config.is_some_and(|config| config.servers.contains_key(&dest))
+        config.is_some_and(|c| c.servers.contains_key(&dest) || c.sorry.contains_key(&dest))
     }
 
     /// What was found of a destination at the start, until there is a verdict on it.
@@ -165,10 +244,11 @@ impl Core {
                 let start = |dest: DestKey| {
                     let was_out = arrival == Arrival::Start
                         && found.is_some_and(|dests| !dests.contains_key(&dest));
-                    Standing::new(&config.checks, was_out, now)
+                    Standing::new(config.checks_of(&dest), was_out, now)
                 };
                 let stand_ins = config.servers.keys().flat_map(|d| self.stand_ins(d));
-                let dests = stand_ins.chain(config.servers.keys().copied());
+                let named = config.servers.keys().chain(config.sorry.keys());
+                let dests = stand_ins.chain(named.copied());
                 (*key, dests.map(|d| (d, start(d))).collect())
             })
             .collect();
@@ -188,7 +268,11 @@ impl Core {
         }
         let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (key, dests) in self.checked() {
-            for dest in dests.keys() {
+            let config = self.config.services.get(key);
+            let real = |dest: &&DestKey| {
+                config.is_some_and(|c| c.checks.any() && !c.sorry.contains_key(*dest))
+            };
+            for dest in dests.keys().filter(real) {
                 places.entry(dest.addr).or_default().push((*key, *dest));
             }
         }
@@ -207,9 +291,7 @@ impl Core {
     /// Whether somebody waits for the verdict on a server: a stand-in that is to enter.
     #[must_use]
     pub fn is_awaited(&self, slot: &Slot) -> bool {
-        let config = self.config.services.get(&slot.service);
-        let configured = config.is_some_and(|c| c.servers.contains_key(&slot.dest));
-        !configured
+        !self.is_configured(slot.service, slot.dest)
             && self
                 .verdict(slot.service, slot.dest)
                 .is_some_and(|h| !h.is_up())
@@ -239,8 +321,9 @@ impl Core {
             let Some(config) = self.config.services.get(service) else {
                 continue;
             };
-            for (check, spec) in config.checks.all.iter().enumerate() {
-                for dest in dests.keys() {
+            for dest in dests.keys() {
+                let checks = &config.checks_of(dest).all;
+                for (check, spec) in checks.iter().enumerate() {
                     let target = if spec.via.through {
                         self.through(*service, *dest, spec)
                     } else {
@@ -286,7 +369,7 @@ impl Core {
     /// of them.
     pub(super) fn is_checked(&self, key: &ServiceKey) -> bool {
         let config = self.config.services.get(key);
-        config.is_some_and(|s| s.checks.any())
+        config.is_some_and(|s| s.checks.any() || s.sorry_checks.any())
     }
 
     /// Where one server stands, in all services that it is checked for.
@@ -302,6 +385,17 @@ fn targets(
 ) -> impl Iterator<Item = (&ServiceKey, &DestKey)> {
     let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
     health.iter().flat_map(of)
+}
+
+/// Who serves, as far as it is for real servers.
+struct Lineup {
+    dests: BTreeMap<DestKey, DestAttrs>,
+    /// Failed.
+    out: BTreeSet<DestKey>,
+    /// All of them, wherever they are.
+    known: BTreeSet<DestKey>,
+    /// The weight of those that wait for their first verdict.
+    waiting: u64,
 }
 
 enum Place {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -13,8 +14,8 @@ use crate::{
     config::VirtualService,
     health::{BLIND, CheckState, Health, Standing},
     model::{
-        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, ServiceKey,
-        Weight, wire::Want,
+        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, QuorumRule,
+        ServiceKey, Weight, wire::Want,
     },
     reconcile::drift::Difference,
 };
@@ -51,6 +52,24 @@ pub struct ServiceStatus {
     pub forward: String,
     /// Its servers, stand-ins and strangers included.
     pub servers: Vec<ServerStatus>,
+    /// Whether it has enough of them, where more than one is needed or somebody stands by.
+    #[serde(default)]
+    pub quorum: Option<QuorumStatus>,
+}
+
+/// Whether a virtual service has enough servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuorumStatus {
+    /// Whether it has.
+    pub held: bool,
+    /// The weight of those that are up.
+    pub live: u64,
+    /// The weight that is needed.
+    pub quorum: u32,
+    /// So much more to regain it, and less to lose it.
+    pub hysteresis: u32,
+    /// Whether sorry servers take the new connections.
+    pub sorry: bool,
 }
 
 /// A server in a virtual service.
@@ -58,7 +77,7 @@ pub struct ServiceStatus {
 pub struct ServerStatus {
     /// Address and port.
     pub server: String,
-    /// `configured`, `stand-in` or `unclaimed` (in the kernel, but known to nobody yet).
+    /// `configured`, `sorry`, `stand-in` or `unclaimed` (in the kernel, but known to nobody yet).
     pub kind: String,
     /// `up`, `down`, `unknown`; `unchecked` where its service has no check; `-` where it is not ours.
     pub health: String,
@@ -128,6 +147,28 @@ pub struct DriftStatus {
     pub policy: String,
 }
 
+impl fmt::Display for QuorumStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (live, quorum) = (self.live, self.quorum);
+        let back = u64::from(quorum) + u64::from(self.hysteresis);
+        match (self.held, self.sorry) {
+            (true, false) => write!(f, "weight {live} is up, quorum {quorum}"),
+            (true, true) => write!(
+                f,
+                "weight {live} is up, quorum {quorum}; its sorry servers leave"
+            ),
+            (false, true) => write!(
+                f,
+                "weight {live} is up, it takes {back}; its sorry servers take the new connections"
+            ),
+            (false, false) => write!(
+                f,
+                "weight {live} is up, it takes {back}; no sorry server serves, who is left goes on"
+            ),
+        }
+    }
+}
+
 impl Core {
     /// The whole of it.
     #[must_use]
@@ -150,13 +191,14 @@ impl Core {
     fn service_status(&self, key: ServiceKey, now: MonoTime) -> ServiceStatus {
         let config = self.config.services.get(&key);
         let kernel = self.applied.kernel.get(&key);
-        let unchecked = config.is_some_and(|c| !c.checks.any());
         let mut dests: BTreeSet<_> = self.watched(key).collect();
         dests.extend(kernel.iter().flat_map(|k| k.keys()));
         let server = |dest| {
             let standing = self.standing(key, dest);
             let health = standing.map(Standing::verdict);
             let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
+            let sorry = config.is_some_and(|c| c.sorry.contains_key(&dest));
+            let unchecked = config.is_some_and(|c| !c.checks_of(&dest).any());
             let since = |at: MonoTime| Some(now.since(at).as_secs());
             let since_s = match health {
                 Some(Health::Up { .. }) if unchecked => None,
@@ -164,16 +206,28 @@ impl Core {
                 Some(Health::Unknown { .. }) | None => None,
             };
             let reason = config.zip(standing).and_then(|(config, standing)| {
-                why(config, standing, self.configured_weight(key, dest), now)
+                why(
+                    config,
+                    dest,
+                    standing,
+                    self.configured_weight(key, dest),
+                    now,
+                )
+            });
+            let weight = kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get());
+            let yields = weight == Some(0) && !sorry && !self.quorum(key).is_held();
+            let reason = reason.or_else(|| {
+                yields.then(|| "the quorum is lost: it keeps its connections, new ones go to the sorry servers".to_owned())
             });
             let checks = config
                 .zip(standing)
                 .map_or_else(Vec::new, |(config, standing)| {
-                    check_status(&config.checks, standing)
+                    check_status(config.checks_of(&dest), standing)
                 });
             ServerStatus {
                 server: dest.to_string(),
                 kind: match (configured, health) {
+                    _ if sorry => "sorry",
                     (true, _) => "configured",
                     (false, Some(_)) => "stand-in",
                     (false, None) => "unclaimed",
@@ -188,7 +242,7 @@ impl Core {
                 reason,
                 checks,
                 since_s,
-                weight: kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get()),
+                weight,
             }
         };
         ServiceStatus {
@@ -198,7 +252,24 @@ impl Core {
                 .unwrap_or_default(),
             forward: config.map(|c| c.forward.to_string()).unwrap_or_default(),
             servers: dests.into_iter().map(server).collect(),
+            quorum: config.and_then(|config| self.quorum_status(key, config)),
         }
+    }
+
+    fn quorum_status(&self, key: ServiceKey, config: &VirtualService) -> Option<QuorumStatus> {
+        let held = self.quorum(key).is_held();
+        if held && config.sorry.is_empty() && config.quorum == QuorumRule::default() {
+            return None;
+        }
+        let kernel = self.applied.kernel.get(&key);
+        let serves = |dest| kernel.is_some_and(|k| k.contains_key(dest));
+        Some(QuorumStatus {
+            held,
+            live: self.weights(key, config).0,
+            quorum: config.quorum.quorum,
+            hysteresis: config.quorum.hysteresis,
+            sorry: config.sorry.keys().any(serves),
+        })
     }
 
     /// The watched destinations of a service.
@@ -312,6 +383,13 @@ impl Core {
             }
         }
         all.extend(self.blind());
+        for (key, config) in &self.config.services {
+            if self.quorum(*key).is_held() {
+                continue;
+            }
+            let status = self.quorum_status(*key, config);
+            all.extend(status.map(|status| format!("{key} has lost its quorum: {status}")));
+        }
         match self.lacking_ways() {
             0 => {}
             n => all.push(format!(
@@ -353,7 +431,7 @@ impl Core {
                 continue;
             };
             for (dest, standing) in dests {
-                for (spec, state) in config.checks.all.iter().zip(standing.checks()) {
+                for (spec, state) in config.checks_of(dest).all.iter().zip(standing.checks()) {
                     if state.blind >= BLIND {
                         let why = state
                             .detail
@@ -411,6 +489,7 @@ impl Core {
 /// Why a server is not in service as configured.
 fn why(
     config: &VirtualService,
+    dest: DestKey,
     standing: &Standing,
     configured: Weight,
     now: MonoTime,
@@ -437,7 +516,7 @@ fn why(
         }
         Health::Up { .. } => {
             let (check, advice) = standing.advice(configured)?;
-            let check = config.checks.all.get(check)?;
+            let check = config.checks_of(&dest).all.get(check)?;
             Some(format!("{} wants {advice}", check.kind.label()))
         }
         Health::Unknown { .. } => None,

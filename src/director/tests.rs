@@ -1,3 +1,5 @@
+mod quorum;
+
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use proptest::prelude::*;

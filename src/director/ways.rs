@@ -152,7 +152,7 @@ impl Core {
                 continue;
             };
             if config.checks.all.iter().any(|c| c.via.through) {
-                for dest in dests.keys() {
+                for dest in dests.keys().filter(|d| !config.sorry.contains_key(*d)) {
                     let way = way(config, *key, *dest);
                     wanted.entry(way).or_insert(&config.attrs.scheduler);
                 }

@@ -3,9 +3,11 @@
 //! [`Health`] is the verdict of one check, [`Standing`] that of all checks of a server together.
 
 mod damping;
+mod quorum;
 mod standing;
 
 pub use damping::Penalty;
+pub use quorum::Quorum;
 pub use standing::{BLIND, Change, CheckState, Standing};
 
 use crate::model::{CheckTiming, FailReason, MonoTime, Outcome};

@@ -18,8 +18,8 @@ pub mod wire;
 pub use check::{
     Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
     Expect, ExternalCheck, FailReason, FileCheck, Found, GrpcCheck, HttpCheck, HttpVersion,
-    IcmpCheck, LoginCheck, Need, Outcome, Phase, PinDigest, Slot, SmtpCheck, SmtpTls, SqlState,
-    StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
+    IcmpCheck, LoginCheck, Need, Outcome, Phase, PinDigest, QuorumRule, Slot, SmtpCheck, SmtpTls,
+    SqlState, StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
 };
 pub use drift::{DriftPolicy, NotADriftPolicy};
 pub use host::HostAddress;

@@ -1,10 +1,15 @@
 //! Keys of a virtual service that need more than a word: scheduler, forwarding, tunnel.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::Reader;
-use crate::model::{ForwardMethod, LONGEST_NAME, Scheduler, ServiceFlags, Tunnel, TunnelType};
+use super::{RawService, Reader};
+use crate::model::{
+    Checks, DestAttrs, DestKey, ForwardMethod, LONGEST_NAME, Protocol, QuorumRule, Scheduler,
+    ServiceFlags, ServiceKey, Tunnel, TunnelType,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +68,71 @@ pub(super) fn forward(text: &str) -> Result<ForwardMethod, String> {
 }
 
 impl Reader {
+    /// Reads `quorum` and `hysteresis`. A quorum that all servers together do not reach is never held:
+    /// keepalived lowers it in silence.
+    pub(super) fn quorum(
+        &mut self,
+        s: &RawService,
+        servers: &BTreeMap<DestKey, DestAttrs>,
+    ) -> QuorumRule {
+        let usual = QuorumRule::default();
+        let most = i64::from(u32::MAX);
+        let rule = QuorumRule {
+            quorum: self.number(s.quorum.as_ref(), usual.quorum, "quorum", 1..=most),
+            hysteresis: self.number(s.hysteresis.as_ref(), 0, "hysteresis", 0..=most),
+        };
+        if let Some(at) = &s.hysteresis
+            && rule.hysteresis >= rule.quorum
+        {
+            let message =
+                "hysteresis is below quorum: else only the last server's end would lose it";
+            self.bad.push(at.span(), message);
+        }
+        let all: u64 = servers.values().map(|a| u64::from(a.weight.get())).sum();
+        if let Some(at) = s.hysteresis.as_ref().or(s.quorum.as_ref())
+            && u64::from(rule.quorum) + u64::from(rule.hysteresis) > all
+        {
+            let message = format!(
+                "quorum and hysteresis together are at most {all}, the weight of all real servers: above it a lost quorum would not come back"
+            );
+            self.bad.push(at.span(), message);
+        }
+        rule
+    }
+
+    /// The checks of the sorry servers; one of TCP where none is named.
+    pub(super) fn sorry_checks(
+        &mut self,
+        key: ServiceKey,
+        forward: ForwardMethod,
+        s: &RawService,
+    ) -> Checks {
+        let Some(first) = s.sorry_server.first() else {
+            if let Some(orphan) = &s.sorry_check {
+                let message = "sorry_check needs a sorry_server";
+                self.bad.push(orphan.span(), message);
+            }
+            return Checks::default();
+        };
+        let udp = matches!(key, ServiceKey::Addr(Protocol::Udp | Protocol::Sctp, _));
+        if s.sorry_check.is_none() && udp {
+            let message = format!(
+                "{key} is not TCP: say which check tells the health of its sorry servers, sorry_check = {{ icmp = {{}} }} for example, or that they have none, sorry_check = {{ none = {{}} }}"
+            );
+            self.bad.push(first.address.span(), message);
+            return Checks::default();
+        }
+        let at = first.address.span();
+        let checks = self.checks(s.sorry_check.as_ref(), None, (key, forward), at);
+        if let Some(raw) = &s.sorry_check
+            && checks.all.iter().any(|check| check.via.through)
+        {
+            let message = "a sorry server is asked at its own address: sorry_check without through";
+            self.bad.push(raw.span(), message);
+        }
+        checks
+    }
+
     /// Reads `[virtual_service.tunnel]`.
     pub(super) fn tunnel(
         &mut self,

@@ -194,6 +194,25 @@ impl Checks {
     }
 }
 
+/// How much weight a service's servers must have together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuorumRule {
+    /// Below this, less `hysteresis`, it is lost.
+    pub quorum: u32,
+    /// From `quorum` and this on it is held again.
+    pub hysteresis: u32,
+}
+
+impl Default for QuorumRule {
+    /// One server suffices.
+    fn default() -> Self {
+        Self {
+            quorum: 1,
+            hysteresis: 0,
+        }
+    }
+}
+
 /// What a server, a file or a helper wants of the server's weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -95,6 +95,11 @@ pub struct TransitionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
@@ -153,6 +158,7 @@ struct ConfigLabel {
 pub struct DirectorMetrics {
     up: Family<ServerLabels, Gauge>,
     certificate_ends: Family<ServerLabels, Gauge>,
+    quorum_held: Family<ServiceLabel, Gauge>,
     shown: Arc<Mutex<BTreeSet<(ServiceKey, DestKey)>>>,
     transitions: Family<TransitionLabels, Counter>,
     probes: Family<ReasonLabel, Counter>,
@@ -192,6 +198,7 @@ impl DirectorMetrics {
         let m = Self {
             up: Family::default(),
             certificate_ends: Family::default(),
+            quorum_held: Family::default(),
             shown: Arc::default(),
             transitions: Family::default(),
             probes: Family::default(),
@@ -236,6 +243,11 @@ impl DirectorMetrics {
             "certificate_expiry_timestamp_seconds",
             "When the certificate ends that a check of the real server saw, since 1970",
             m.certificate_ends.clone(),
+        );
+        r.register(
+            "quorum_held",
+            "1 while enough real servers of the virtual service are up",
+            m.quorum_held.clone(),
         );
         r.register(
             "probes",
@@ -354,6 +366,14 @@ impl DirectorMetrics {
         self.up
             .get_or_create(&ServerLabels::of(&id))
             .set(i64::from(up));
+    }
+
+    /// Whether a service has enough servers.
+    pub fn set_quorum_held(&self, service: ServiceKey, held: bool) {
+        let label = ServiceLabel {
+            service: service.to_string(),
+        };
+        self.quorum_held.get_or_create(&label).set(i64::from(held));
     }
 
     /// When a destination's certificate ends, in seconds since 1970.
