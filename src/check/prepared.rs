@@ -8,8 +8,8 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
-    task,
+    sync::{Semaphore, SemaphorePermit, watch},
+    task::{self, JoinHandle},
     time::{Instant, timeout},
 };
 use tracing::warn;
@@ -33,12 +33,18 @@ pub(super) async fn read<T: Send + 'static>(
 ) -> Option<T> {
     // Nobody closes it.
     let permit = READERS.acquire().await.ok()?;
-    let reading = task::spawn_blocking(move || {
+    begin(permit, reading).await.ok()
+}
+
+fn begin<T: Send + 'static>(
+    permit: SemaphorePermit<'static>,
+    reading: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    task::spawn_blocking(move || {
         let read = reading();
         drop(permit);
         read
-    });
-    reading.await.ok()
+    })
 }
 
 /// One check ready to be made, for all targets that have its options.
@@ -108,30 +114,30 @@ impl<C: Send + Sync + 'static> Prepared<C> {
         self.0.send_modify(|read| read.doubts += 1);
     }
 
-    /// Reads beside. A check that cannot be read again stays as it was.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "nobody waits for a reading that hangs; what it finds is told on the channel"
-    )]
+    /// Reads beside, unless too many readings hang. A check that cannot be read again stays as it was.
     pub(super) fn read(
         self: &Arc<Self>,
         now: Instant,
         prepare: impl FnOnce() -> Result<C, Unprepared> + Send + 'static,
-    ) {
-        self.0.send_modify(|state| {
-            state.begun = Some(now);
-            state.reading = Some(state.doubts);
+    ) -> bool {
+        let Ok(permit) = READERS.try_acquire() else {
+            return false;
+        };
+        self.0.send_modify(|read| {
+            read.begun = Some(now);
+            read.reading = Some(read.doubts);
         });
         let prepared = Arc::clone(self);
-        drop(task::spawn(async move {
-            let found = read(move || catch_unwind(AssertUnwindSafe(prepare)).ok()).await;
-            let panicked = || {
+        drop(begin(permit, move || {
+            let found = catch_unwind(AssertUnwindSafe(prepare));
+            let panicked = |_| {
                 Err(Unprepared::Option(
                     "reading it panicked: see the log".into(),
                 ))
             };
-            prepared.take(found.flatten().unwrap_or_else(panicked));
+            prepared.take(found.unwrap_or_else(panicked));
         }));
+        true
     }
 
     /// The same for a check that reads nothing.
@@ -177,7 +183,10 @@ impl<C: Send + Sync + 'static> Prepared<C> {
                     return ready;
                 }
                 if idle {
-                    self.read(Instant::now(), prepare.clone());
+                    if !self.read(Instant::now(), prepare.clone()) {
+                        // Until one of those that hang has ended.
+                        drop(READERS.acquire().await);
+                    }
                 } else if seen.changed().await.is_err() {
                     // The sender is here as long as this is.
                     return Err("nobody reads what it names".into());
