@@ -21,7 +21,7 @@ use crate::{
     clock,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
     health::Standing,
-    model::{MonoTime, ServiceKey},
+    model::{MonoTime, Removal, ServiceKey},
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
         Chain,
@@ -338,9 +338,16 @@ impl Shell {
                 m.transition(To::Up, "passed");
                 m.set_server_up(*service, *dest, true);
             }
-            Note::WentDown(service, dest, why, detail) => {
+            Note::WentDown(service, dest, why, detail, removal) => {
                 let detail = detail.as_deref().unwrap_or_default();
-                warn!(%service, server = %dest, reason = %why, detail, "real server failed its checks, it is taken out");
+                match removal {
+                    Removal::Remove => {
+                        warn!(%service, server = %dest, reason = %why, detail, "real server failed its checks, it is taken out");
+                    }
+                    Removal::Quiesce => {
+                        warn!(%service, server = %dest, reason = %why, detail, "real server failed its checks, it keeps its connections and gets no new ones");
+                    }
+                }
                 m.transition(To::Down, why.label());
                 m.set_server_up(*service, *dest, false);
             }

@@ -22,8 +22,8 @@ use self::{
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Marks, Persistence, Protocol, QuorumRule, Scheduler, ServiceAttrs, ServiceFlags,
-    ServiceKey, Sysctl, Tunnel, Weight,
+    ForwardMethod, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal, Scheduler,
+    ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -116,6 +116,8 @@ pub struct VirtualService {
     pub damping: Damping,
     /// Its real servers, with what the kernel is told of each in service.
     pub servers: BTreeMap<DestKey, DestAttrs>,
+    /// What becomes of one that fails.
+    pub on_failure: OnFailure,
     /// How much of them it takes.
     pub quorum: QuorumRule,
     /// Who serves while the quorum is lost.
@@ -205,11 +207,20 @@ struct RawService {
     damping: Option<RawDamping>,
     #[serde(default)]
     real_server: Vec<RawServer>,
+    on_failure: Option<RawOnFailure>,
     quorum: Option<Spanned<i64>>,
     hysteresis: Option<Spanned<i64>>,
     #[serde(default)]
     sorry_server: Vec<RawServer>,
     sorry_check: Option<Spanned<OneOrMany<RawCheck>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOnFailure {
+    gone: Option<Removal>,
+    busy: Option<Removal>,
+    certificate: Option<Removal>,
 }
 
 #[derive(Deserialize)]
@@ -310,6 +321,16 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         kernel,
         services,
     })
+}
+
+fn on_failure(raw: Option<&RawOnFailure>) -> OnFailure {
+    let usual = OnFailure::default();
+    let Some(raw) = raw else { return usual };
+    OnFailure {
+        gone: raw.gone.unwrap_or(usual.gone),
+        busy: raw.busy.unwrap_or(usual.busy),
+        certificate: raw.certificate.unwrap_or(usual.certificate),
+    }
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -540,6 +561,7 @@ impl Reader {
             }
         }
         VirtualService {
+            on_failure: on_failure(s.on_failure.as_ref()),
             quorum: self.quorum(s, &servers),
             sorry,
             sorry_checks,

@@ -28,8 +28,8 @@ use crate::{
     config,
     health::{Health, Quorum, Standing, Transition},
     model::{
-        Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, ReplacementId,
-        ServiceKey, Slot, WallMillis, Weight,
+        Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Removal,
+        ReplacementId, ServiceKey, Slot, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -74,8 +74,8 @@ pub enum Event {
 pub enum Note {
     /// A server became fit.
     WentUp(ServiceKey, DestKey),
-    /// A server became unfit: the reason, and what its failed check found besides.
-    WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>),
+    /// A server became unfit: the reason, what its failed check found besides, and what becomes of it.
+    WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>, Removal),
     /// A server passes, and stays out for its falls: for how long if it does not fall again.
     HeldOut(ServiceKey, DestKey, Duration),
     /// A check of this kind could not be made several times in a row, and why.
@@ -379,7 +379,9 @@ impl Core {
                     let found = detail.map_or_else(String::new, |d| format!("{d}; "));
                     detail = Some(format!("{found}{words}").into());
                 }
-                fx.notes.push(Note::WentDown(service, dest, why, detail));
+                let removal = config.on_failure.of(why);
+                fx.notes
+                    .push(Note::WentDown(service, dest, why, detail, removal));
             }
             None => {}
         }

@@ -12,7 +12,8 @@ use crate::{
     config::VirtualService,
     health::{Health, Quorum, Standing},
     model::{
-        CheckKind, CheckSpec, DestAttrs, DestKey, MonoTime, Service, ServiceKey, Slot, Weight,
+        CheckKind, CheckSpec, DestAttrs, DestKey, FailReason, MonoTime, Removal, Service,
+        ServiceKey, Slot, Weight,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -37,7 +38,7 @@ impl Core {
         let sorry: BTreeMap<_, _> = sorry
             .filter_map(|(dest, place)| match place {
                 Place::In(attrs) => Some((dest, attrs)),
-                Place::Failed | Place::Waiting => None,
+                Place::Quiesced(_) | Place::Failed | Place::Waiting => None,
             })
             .collect();
         known.extend(config.sorry.keys());
@@ -88,6 +89,7 @@ impl Core {
                         replaced = true;
                         dests.insert(stand_in, attrs);
                     }
+                    Place::Quiesced(attrs) => drop(dests.insert(stand_in, attrs)),
                     Place::Failed => drop(out.insert(stand_in)),
                     // It has no say before it enters.
                     Place::Waiting => {}
@@ -98,7 +100,7 @@ impl Core {
                 // The role has passed to the stand-in: while that serves, the old one stays out,
                 // unless it serves as the stand-in of another.
                 Place::In(_) if replaced && !self.lent(dest) => {}
-                Place::In(attrs) => drop(dests.insert(*dest, attrs)),
+                Place::In(attrs) | Place::Quiesced(attrs) => drop(dests.insert(*dest, attrs)),
                 Place::Failed => drop(out.insert(*dest)),
                 Place::Waiting => waiting += u64::from(attrs.weight.get()),
             }
@@ -167,7 +169,13 @@ impl Core {
                 },
                 ..attrs
             }),
-            Some(Health::Down { .. }) => Place::Failed,
+            Some(Health::Down { reason, .. }) => match self.removal(key, reason) {
+                Removal::Remove => Place::Failed,
+                Removal::Quiesce => Place::Quiesced(DestAttrs {
+                    weight: Weight::QUIESCED,
+                    ..attrs
+                }),
+            },
             // Of unknown health: it keeps the weight that it has.
             Some(Health::Unknown { .. }) | None => match found {
                 Some(found) => Place::In(DestAttrs {
@@ -177,6 +185,12 @@ impl Core {
                 None => Place::Waiting,
             },
         }
+    }
+
+    /// What becomes of a server of a service that failed so.
+    pub(super) fn removal(&self, key: ServiceKey, reason: FailReason) -> Removal {
+        let config = self.config.services.get(&key);
+        config.map(|c| c.on_failure).unwrap_or_default().of(reason)
     }
 
     /// The weight that the configuration gives a destination, or the one in whose place it stands.
@@ -400,6 +414,9 @@ struct Lineup {
 
 enum Place {
     In(DestAttrs),
+    /// Failed, and keeps its connections.
+    Quiesced(DestAttrs),
+    /// Failed.
     Failed,
     Waiting,
 }

@@ -1,3 +1,4 @@
+mod failure;
 mod quorum;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Health, Penalty, Transition};
 use crate::model::{
-    Advice, CheckSpec, Checks, Damping, FailReason, Found, MonoTime, Need, Outcome, Weight,
+    Advice, CheckSpec, Checks, Damping, FailClass, FailReason, Found, MonoTime, Need, Outcome,
+    Weight,
 };
 
 /// A check that could not be made so often in a row is told of.
@@ -242,7 +243,12 @@ impl Standing {
             }
             Together::Unknown => {}
         }
+        let class = |verdict| match verdict {
+            Health::Down { reason, .. } => Some(reason.class()),
+            Health::Unknown { .. } | Health::Up { .. } => None,
+        };
         change.matters = advised
+            || class(before) != class(self.verdict)
             || heard
             || change.transition.is_some()
             || before.is_unknown() != self.verdict.is_unknown();
@@ -275,12 +281,15 @@ fn together(checks: &[CheckState], need: Need) -> Together {
     }
     let need = need.of(checks.len());
     let up = checks.iter().filter(|c| c.health.is_up()).count();
-    let mut down = checks.iter().filter_map(|c| match c.health {
+    let down = checks.iter().filter_map(|c| match c.health {
         Health::Down { reason, .. } => Some(reason),
         Health::Unknown { .. } | Health::Up { .. } => None,
     });
-    let first = down.next();
-    let failed = first.iter().count() + down.count();
+    let reasons: Vec<_> = down.collect();
+    // A server that is gone for one of them is gone.
+    let gone = |reason: &&FailReason| reason.class() == FailClass::Gone;
+    let first = reasons.iter().find(gone).or(reasons.first()).copied();
+    let failed = reasons.len();
     match first {
         _ if up >= need => Together::Up,
         Some(reason) if failed + need > checks.len() => Together::Down(reason),

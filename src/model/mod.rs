@@ -17,9 +17,10 @@ pub mod wire;
 
 pub use check::{
     Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
-    Expect, ExternalCheck, FailReason, FileCheck, Found, GrpcCheck, HttpCheck, HttpVersion,
-    IcmpCheck, LoginCheck, Need, Outcome, Phase, PinDigest, QuorumRule, Slot, SmtpCheck, SmtpTls,
-    SqlState, StatusRange, TcpCheck, TlsOptions, UdpCheck, Verify, Via,
+    Expect, ExternalCheck, FailClass, FailReason, FileCheck, Found, GrpcCheck, HttpCheck,
+    HttpVersion, IcmpCheck, LoginCheck, Need, OnFailure, Outcome, Phase, PinDigest, QuorumRule,
+    Removal, Slot, SmtpCheck, SmtpTls, SqlState, StatusRange, TcpCheck, TlsOptions, UdpCheck,
+    Verify, Via,
 };
 pub use drift::{DriftPolicy, NotADriftPolicy};
 pub use host::HostAddress;

@@ -1,6 +1,8 @@
-//! What a service does when too few of its servers are up.
+//! What a service does with servers that fail, and when too few of them are up.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use crate::lab::server::Tree;
 use crate::lab::{DIRECTOR, Lab, vip4};
@@ -44,7 +46,7 @@ sorry_server = [{{ address = "10.77.1.13:80", weight = 3 }}]
     director.wait_for_log("director is ready", SOON);
     let [web1, web2, sorry] =
         ["10.77.1.11:80", "10.77.1.12:80", "10.77.1.13:80"].map(|at| at.parse().unwrap());
-    let weights = |wanted: &[(std::net::SocketAddr, u32)], what: &str| {
+    let weights = |wanted: &[(SocketAddr, u32)], what: &str| {
         wait_for_table(&lab, what, SOON, |table| {
             let found: Vec<_> = table.iter().map(|((_, at), w)| (*at, *w)).collect();
             found == wanted
@@ -80,4 +82,101 @@ sorry_server = [{{ address = "10.77.1.13:80", weight = 3 }}]
     );
     director.wait_for_log("quorum regained", SOON);
     wait_for_page(&lab, vip, "web1", SOON);
+}
+
+/// It answers 503 as long as the file is there, and goes on with who is connected.
+const BUSY_SITE: &str = r#"server {
+    listen 80 default_server;
+    default_type text/plain;
+    location = /health { if (-f /tmp/busy) { return 503; } return 200; }
+    location / { return 200 "shop on $hostname\n"; }
+}"#;
+
+#[test]
+fn a_busy_server_keeps_its_connections_and_one_that_is_gone_does_not() {
+    let servers = [("web1", Tree::Web), ("web2", Tree::Web)];
+    let lab = Lab::new(WIRING, &servers);
+    let vip = vip4(80);
+    let web1 = lab.server("web1");
+    fs::write(web1.path("/etc/nginx/conf.d/shop.conf"), BUSY_SITE).unwrap();
+    web1.sh("nginx -s reload");
+    let config = lab.write(
+        "director.toml",
+        &format!(
+            r#"[director]
+name = "lb1"
+address = "{DIRECTOR}"
+state_dir = "{}"
+socket = "{}"
+[kernel]
+"net.ipv4.vs.expire_nodest_conn" = 1
+[[virtual_service]]
+address = "{vip}"
+scheduler = "wrr"
+forward = "nat"
+check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2, http.path = "/health", http.status = "200" }}
+damping = {{ half_life = "0s" }}
+real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.1.12:80" }}]
+"#,
+            lab.director_state().display(),
+            lab.director_socket(),
+        ),
+    );
+    fs::create_dir_all(lab.director_state()).unwrap();
+    let args = ["director", "--config", &config, "--log-format", "json"];
+    let mut director = lab.understudy("director", &args, &[]);
+    director.wait_for_log("director is ready", SOON);
+    let at: SocketAddr = "10.77.1.11:80".parse().unwrap();
+    let weight = |wanted: Option<u32>, what: &str| {
+        wait_for_table(&lab, what, SOON, |table| {
+            table.get(&(vip, at)).copied() == wanted
+        });
+    };
+    weight(Some(7), "the first server");
+    let mut client = lab.client.run(|| keep(vip, "web1"));
+
+    fs::write(web1.path("/tmp/busy"), "").unwrap();
+    weight(Some(0), "the busy server, quiesced");
+    director.wait_for_log("it keeps its connections and gets no new ones", SOON);
+    for _ in 0..4 {
+        assert_eq!(
+            ask(&mut client).as_deref(),
+            Some("web1"),
+            "who is connected stays"
+        );
+        wait_for_page(&lab, vip, "web2", SOON);
+    }
+    web1.kill_nginx();
+    weight(None, "no server that is gone");
+    assert_eq!(ask(&mut client), None, "its connections end with it");
+}
+
+/// A connection through the virtual address to this server.
+fn keep(vip: SocketAddr, server: &str) -> TcpStream {
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(vip).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        if ask(&mut stream).as_deref() == Some(server) {
+            return stream;
+        }
+    }
+    panic!("no connection came to {server}");
+}
+
+/// Who answers over an open connection; none where it is closed.
+fn ask(stream: &mut TcpStream) -> Option<String> {
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .ok()?;
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    // The answer's only line of text.
+    while !answer.ends_with(b"\n") || !String::from_utf8_lossy(&answer).contains("shop on ") {
+        match stream.read(&mut byte) {
+            Ok(1) => answer.push(byte[0]),
+            Ok(_) | Err(_) => return None,
+        }
+    }
+    let answer = String::from_utf8(answer).ok()?;
+    Some(answer.rsplit("shop on ").next()?.trim().to_owned())
 }

@@ -224,6 +224,25 @@ fn a_check_that_is_down_has_no_say_and_one_that_cannot_be_made_is_told_of_once()
 }
 
 #[test]
+fn who_is_gone_for_one_of_its_checks_is_gone() {
+    let checks = checks(3, Need::All);
+    let mut standing = Standing::new(&checks, false, at(0));
+    let busy = Outcome::Fail(FailReason::Status(503));
+    let mut say = |n: usize, outcome| {
+        let fall = checks.all[n].timing.fall;
+        let say = |_| standing.observe(n, &found(outcome), &checks, &DAMPING, at(1), false);
+        let matters = (0..fall).map(say).any(|change| change.matters);
+        match standing.verdict() {
+            Health::Down { reason, .. } => (reason, matters),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(say(0, busy), (FailReason::Status(503), true));
+    assert_eq!(say(2, REFUSED), (FailReason::Refused, true));
+    assert_eq!(say(1, busy), (FailReason::Refused, false));
+}
+
+#[test]
 fn maintenance_takes_out_and_asks_for_nobody() {
     let checks = checks(1, Need::All);
     let mut standing = Standing::new(&checks, false, at(0));

@@ -19,7 +19,7 @@ pub use kind::{
     HttpVersion, IcmpCheck, LoginCheck, PinDigest, SmtpCheck, SmtpTls, StatusRange, TcpCheck,
     TlsOptions, UdpCheck, Verify,
 };
-pub use reason::{CertFault, FailReason, Outcome, Phase, SqlState};
+pub use reason::{CertFault, FailClass, FailReason, Outcome, Phase, SqlState};
 
 /// When a check runs and how many equal outcomes in a row make a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -191,6 +191,49 @@ impl Checks {
     #[must_use]
     pub fn rise(&self) -> u32 {
         self.all.iter().map(|c| c.timing.rise).max().unwrap_or(1)
+    }
+}
+
+/// What becomes of a failed server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Removal {
+    /// It is taken out of the service, with its connections.
+    Remove,
+    /// It keeps its connections, at weight 0.
+    Quiesce,
+}
+
+/// The same, by what its failure says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnFailure {
+    /// It serves nobody.
+    pub gone: Removal,
+    /// It wants no more to do.
+    pub busy: Removal,
+    /// Its certificate's time is over.
+    pub certificate: Removal,
+}
+
+impl Default for OnFailure {
+    fn default() -> Self {
+        Self {
+            gone: Removal::Remove,
+            busy: Removal::Quiesce,
+            certificate: Removal::Quiesce,
+        }
+    }
+}
+
+impl OnFailure {
+    /// What becomes of a server that failed so.
+    #[must_use]
+    pub const fn of(self, reason: FailReason) -> Removal {
+        match reason.class() {
+            FailClass::Gone => self.gone,
+            FailClass::Busy => self.busy,
+            FailClass::Certificate => self.certificate,
+        }
     }
 }
 

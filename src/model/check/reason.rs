@@ -126,7 +126,39 @@ pub enum FailReason {
     Local,
 }
 
+/// What a failure says of a server, and so what is to be done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailClass {
+    /// It serves nobody, or nobody knows what it serves.
+    Gone,
+    /// It serves, and wants no more to do.
+    Busy,
+    /// It serves, and its certificate's time is over.
+    Certificate,
+}
+
 impl FailReason {
+    /// Of which class it is.
+    #[must_use]
+    pub const fn class(self) -> FailClass {
+        match self {
+            Self::Certificate(CertFault::Expired) => FailClass::Certificate,
+            // 'Service Unavailable', 'Too Many Requests' (RFC 9110, section 15.6.4; RFC 6585, section 4).
+            Self::Status(503 | 429)
+            // 'Service not available', 'mailbox busy', 'insufficient storage' (RFC 5321, section 4.2.3).
+            | Self::SmtpReply(421 | 450 | 452)
+            // 'Insufficient resources', above all too many connections (appendix A of PostgreSQL's manual).
+            | Self::Postgres(SqlState([b'5', b'3', ..]))
+            // ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS (MariaDB's error codes).
+            | Self::Mysql(1040 | 1203)
+            // RESOURCE_EXHAUSTED (gRPC's status codes).
+            | Self::Grpc(8)
+            // A server that shuts down in good order says so before (grpc.health.v1).
+            | Self::NotServing => FailClass::Busy,
+            _ => FailClass::Gone,
+        }
+    }
+
     /// The label value in metrics: a closed set.
     #[must_use]
     pub const fn label(self) -> &'static str {
