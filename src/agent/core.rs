@@ -17,11 +17,12 @@ use tracing::{error, info, warn};
 
 use super::state_file::{self, Keeper, StateFile};
 use crate::{
+    api::operator::{Answer, Ordering, Question},
     check::{Report, Target, Targets},
     clock,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
     health::Standing,
-    model::{MonoTime, Removal, ServiceKey},
+    model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey},
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
         Chain,
@@ -48,7 +49,7 @@ pub struct Inputs {
     /// From the reconciler.
     pub applied: watch::Receiver<Applied>,
     /// From operators.
-    pub questions: mpsc::Receiver<oneshot::Sender<Status>>,
+    pub questions: mpsc::Receiver<Question>,
     /// What of this host does not fit.
     pub host: watch::Receiver<Vec<String>>,
 }
@@ -57,7 +58,7 @@ pub struct Inputs {
 enum Input {
     Report(Report),
     Event(Event),
-    Question(oneshot::Sender<Status>),
+    Question(Question),
     Written(Result<(), state_file::Error>),
     Beat,
 }
@@ -88,6 +89,8 @@ pub struct Shell {
     not_kept: Option<String>,
     /// Services of whose certificates was told that they end soon.
     ending: BTreeSet<ServiceKey>,
+    /// Orders that are answered when they are kept.
+    orders: Vec<(Answer, Vec<OrderedPlace>)>,
 }
 
 impl Shell {
@@ -102,6 +105,7 @@ impl Shell {
             dirty: BTreeSet::new(),
             not_kept: None,
             ending: BTreeSet::new(),
+            orders: Vec::new(),
         }
     }
 
@@ -147,11 +151,15 @@ impl Shell {
             match input {
                 Input::Report(report) => self.probed(report, now),
                 Input::Event(event) => self.take(event, now),
-                Input::Question(answer) => self.answer(answer, &inputs.host.borrow(), now),
+                Input::Question(Question::Status(answer)) => {
+                    self.answer(answer, &inputs.host.borrow(), now);
+                }
+                Input::Question(Question::Order(ordering)) => self.order(*ordering, now),
                 Input::Written(kept) => {
                     self.kept(kept);
                     self.remember();
                     self.publish(now);
+                    self.answer_orders();
                 }
                 Input::Beat => {}
             }
@@ -185,6 +193,43 @@ impl Shell {
         status.warnings.extend(certificates.into_values());
         if question.send(status).is_err() {
             tracing::debug!("operator went away before the answer");
+        }
+    }
+
+    /// Takes what an operator orders. It holds at once, and is answered when it is kept.
+    fn order(&mut self, ordering: Ordering, now: MonoTime) {
+        let Ordering {
+            addr,
+            port,
+            service,
+            order,
+            answer,
+        } = ordering;
+        let places = self.core.places_of(addr, port, service);
+        if places.is_empty() {
+            if answer.send(None).is_err() {
+                tracing::debug!("operator went away before the answer");
+            }
+            return;
+        }
+        self.take(Event::Ordered(places.clone(), order), now);
+        self.orders.push((answer, places));
+        self.answer_orders();
+    }
+
+    fn answer_orders(&mut self) {
+        if !self.memory.is_settled() && self.not_kept.is_none() {
+            return;
+        }
+        let not_kept = match self.core.may_write_memory() {
+            true => self.not_kept.clone(),
+            false => Some("the state file was lost, and is not written before the provisioner has said who stands in".to_owned()),
+        };
+        for (answer, places) in self.orders.drain(..) {
+            let not_kept = not_kept.clone();
+            if answer.send(Some(OrderAnswer { places, not_kept })).is_err() {
+                tracing::debug!("operator went away before the answer");
+            }
         }
     }
 
@@ -251,6 +296,7 @@ impl Shell {
             self.not_kept = Some(why);
             self.metrics.state_file_ok.set(0);
         }
+        self.answer_orders();
     }
 
     fn kept(&mut self, kept: Result<(), state_file::Error>) {
@@ -364,6 +410,14 @@ impl Shell {
             }
             Note::Advised(service, dest, None) => {
                 info!(%service, server = %dest, "the real server has its configured weight again");
+            }
+            Note::Ordered(place, Some(order)) => {
+                let OrderedPlace { service, server } = place;
+                warn!(%service, %server, order = %order, "an operator ordered this of a real server");
+            }
+            Note::Ordered(place, None) => {
+                let OrderedPlace { service, server } = place;
+                info!(%service, %server, "an operator took back what was ordered of a real server");
             }
             Note::QuorumLost(service, live, needed, sorry) if sorry.is_empty() => {
                 warn!(%service, live, needed, "quorum lost: too few real servers are up, and no sorry server is; those that are left go on");

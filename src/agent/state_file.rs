@@ -249,7 +249,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut file, found) = StateFile::open(dir.path(), &name()).unwrap();
         assert!(matches!(found, Recall::Forgot(_)));
-        let memory = Memory::new("b".into(), name(), 7, vec![], vec![], BTreeSet::new());
+        let memory = Memory::new(
+            "b".into(),
+            name(),
+            7,
+            vec![],
+            vec![],
+            BTreeSet::new(),
+            vec![],
+        );
         assert!(file.keep(memory.clone()).unwrap());
         assert!(!file.keep(memory.clone()).unwrap());
         let (_, found) = StateFile::open(dir.path(), &name()).unwrap();
@@ -272,6 +280,7 @@ mod tests {
             vec![],
             vec![],
             BTreeSet::new(),
+            vec![],
         ))
         .unwrap();
         let aside = fs::read(dir.path().join("state.json.unreadable")).unwrap();
@@ -282,7 +291,17 @@ mod tests {
     fn a_memory_that_cannot_be_kept_leaves_no_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
-        let memory = |n| Memory::new("b".into(), name(), n, vec![], vec![], BTreeSet::new());
+        let memory = |n| {
+            Memory::new(
+                "b".into(),
+                name(),
+                n,
+                vec![],
+                vec![],
+                BTreeSet::new(),
+                vec![],
+            )
+        };
         file.keep(memory(1)).unwrap();
         fs::create_dir(dir.path().join("state.json.new")).unwrap();
         file.keep(memory(2)).unwrap_err();
@@ -305,6 +324,7 @@ mod tests {
             vec![],
             vec![],
             BTreeSet::new(),
+            vec![],
         ))
         .unwrap();
     }

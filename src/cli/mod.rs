@@ -6,6 +6,7 @@ mod check_config;
 mod inventory;
 mod ipvs;
 mod live;
+mod order;
 mod run;
 mod status;
 
@@ -51,6 +52,14 @@ enum Command {
     Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
+    /// Takes a server out of service, with its connections, until it is enabled again
+    Disable(order::Aside),
+    /// Gives a server no new connections until it is enabled again; those that it has go on
+    Drain(order::Aside),
+    /// Takes back what was ordered of a server
+    Enable(order::Server),
+    /// Gives a server another weight until it is enabled again
+    Weight(order::OfWeight),
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
@@ -111,6 +120,10 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(a) => check_config::run(&a),
         Command::Check(a) => check::run(&a),
         Command::Status(a) => status::run(&a),
+        Command::Disable(a) => order::disable(&a),
+        Command::Drain(a) => order::drain(&a),
+        Command::Enable(a) => order::enable(&a),
+        Command::Weight(a) => order::set_weight(&a),
         Command::Inventory(verb) => inventory::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),
     };

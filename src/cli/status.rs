@@ -123,6 +123,10 @@ fn row(s: &ServerStatus) -> Vec<String> {
         s.health.clone(),
         or_dash(s.weight.map(|w| w.to_string())),
         or_dash(s.since_s.map(|t| format!("{t}s"))),
-        s.reason.clone().unwrap_or_default(),
+        match (&s.order, &s.reason) {
+            (Some(order), Some(reason)) => format!("{order}; {reason}"),
+            (Some(order), None) => order.to_string(),
+            (None, reason) => reason.clone().unwrap_or_default(),
+        },
     ]
 }

@@ -244,7 +244,8 @@ impl Core {
             return Some(Guard::OneAtATime { other });
         }
         let family = Family::of(server);
-        let mut checked = self.places.values().flatten();
+        let checked = self.places.values().flatten();
+        let mut checked = checked.filter(|(key, dest)| !self.is_put_aside(*key, *dest));
         let is_up = |(key, dest): &(_, _)| self.verdict(*key, *dest).is_some_and(|v| v.is_up());
         if !checked.any(|place| Family::of(place.1.addr) == family && is_up(place)) {
             return Some(Guard::AllServersDown);

@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DirectorName, MonoTime, ReplacementId, ServiceKey, wire::Member};
+use crate::model::{
+    DirectorName, MonoTime, Order, OrderedPlace, ReplacementId, ServiceKey, wire::Member,
+};
 
 /// The version this program writes and reads.
 const VERSION: u32 = 1;
@@ -27,6 +29,20 @@ pub struct Memory {
     /// Hidden services that were made.
     #[serde(default)]
     pub made: BTreeSet<ServiceKey>,
+    /// What operators ordered.
+    #[serde(default)]
+    pub orders: Vec<RememberedOrder>,
+}
+
+/// What an operator ordered of a server in one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedOrder {
+    /// Where.
+    #[serde(flatten)]
+    pub place: OrderedPlace,
+    /// What.
+    #[serde(flatten)]
+    pub order: Order,
 }
 
 /// An incident whose replacement was asked for.
@@ -52,6 +68,7 @@ impl Memory {
         incidents: Vec<RememberedIncident>,
         members: Vec<Member>,
         made: BTreeSet<ServiceKey>,
+        orders: Vec<RememberedOrder>,
     ) -> Self {
         Self {
             version: VERSION,
@@ -61,6 +78,7 @@ impl Memory {
             incidents,
             members,
             made,
+            orders,
         }
     }
 }

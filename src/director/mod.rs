@@ -9,6 +9,7 @@ pub mod findings;
 mod guard;
 mod incident;
 mod memory;
+mod orders;
 mod service;
 pub mod settings;
 pub mod status;
@@ -28,8 +29,8 @@ use crate::{
     config,
     health::{Health, Quorum, Standing, Transition},
     model::{
-        Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Removal,
-        ReplacementId, ServiceKey, Slot, WallMillis, Weight,
+        Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
+        Removal, ReplacementId, ServiceKey, Slot, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -39,7 +40,7 @@ pub use guard::Guard;
 pub use incident::{Incident, Stage};
 use ways::{Ways, diagnosis};
 
-pub use memory::{Memory, Recall, RememberedIncident, recall};
+pub use memory::{Memory, Recall, RememberedIncident, RememberedOrder, recall};
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub enum Event {
     ProvisionerSilent(String),
     /// The provisioner took note of a confirmation.
     Confirmed(ReplacementId, Want),
+    /// An operator ordered this of these, or took back what was ordered.
+    Ordered(Vec<OrderedPlace>, Option<Order>),
     /// A pass over the kernel's table ended.
     Applied(Applied),
     /// Time went on.
@@ -82,6 +85,8 @@ pub enum Note {
     Blind(ServiceKey, DestKey, &'static str, Option<Arc<str>>),
     /// A check wants another weight of a server than before; none is the configured one.
     Advised(ServiceKey, DestKey, Option<Advice>),
+    /// An operator ordered this of a server, or took back what was ordered.
+    Ordered(OrderedPlace, Option<Order>),
     /// The servers that are up have this weight together, and it takes the second; these sorry servers take
     /// the new connections.
     QuorumLost(ServiceKey, u64, u64, Vec<DestKey>),
@@ -176,6 +181,8 @@ pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
     health: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>>,
+    /// What operators ordered.
+    orders: BTreeMap<OrderedPlace, Order>,
     /// Of each configured service.
     quorums: BTreeMap<ServiceKey, Quorum>,
     /// Which of them are at an address, sorry servers left out: nobody takes their place.
@@ -219,6 +226,7 @@ impl Core {
             config,
             boot_id: start.boot_id,
             health: BTreeMap::new(),
+            orders: BTreeMap::new(),
             quorums,
             places: BTreeMap::new(),
             adopted: start.kernel,
@@ -249,6 +257,10 @@ impl Core {
             .into_iter()
             .map(|m| (m.replacement.clone(), m))
             .collect();
+        let orders = memory.orders.into_iter();
+        // Of a server that the configuration no longer names nothing is ordered any more.
+        let named = orders.filter(|o| self.is_named(o.place));
+        self.orders = named.map(|o| (o.place, o.order)).collect();
         self.joined = self.members.keys().map(|id| (id.clone(), now)).collect();
         let same_boot = memory.boot_id == self.boot_id;
         for i in memory.incidents {
@@ -299,6 +311,7 @@ impl Core {
                 fx.targets |= there != self.ways_there;
                 self.ways_there = there;
             }
+            Event::Ordered(places, order) => self.ordered(places, order.as_ref(), &mut fx),
             Event::Tick => {}
             Event::Woke => self.woke(now),
         }
@@ -509,6 +522,13 @@ impl Core {
                 .collect(),
             self.members.values().cloned().collect(),
             self.ways.used().clone(),
+            self.orders
+                .iter()
+                .map(|(place, order)| RememberedOrder {
+                    place: *place,
+                    order: order.clone(),
+                })
+                .collect(),
         )
     }
 

@@ -13,7 +13,7 @@ use crate::{
     health::{Health, Quorum, Standing},
     model::{
         CheckKind, CheckSpec, DestAttrs, DestKey, FailReason, MonoTime, Removal, Service,
-        ServiceKey, Slot, Weight,
+        ServiceKey, Slot, Weight, Wish,
         wire::{Member, Want},
     },
     reconcile::plan,
@@ -154,7 +154,19 @@ impl Core {
         });
     }
 
+    /// Where a destination belongs: what an operator ordered of it goes before its health.
     fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
+        let place = self.place_by_health(key, dest, attrs);
+        let with = |weight| DestAttrs { weight, ..attrs };
+        match (self.order(key, dest).map(|order| order.wish), place) {
+            (Some(Wish::Disabled), _) => Place::Failed,
+            (Some(Wish::Drained), Place::In(_)) => Place::Quiesced(with(Weight::QUIESCED)),
+            (Some(Wish::Weight(weight)), Place::In(_)) => Place::In(with(weight)),
+            (Some(Wish::Drained | Wish::Weight(_)) | None, place) => place,
+        }
+    }
+
+    fn place_by_health(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
         let standing = self.standing(key, dest);
         let found = self.adopted_as(key, dest);
         match standing.map(Standing::verdict) {
@@ -386,9 +398,10 @@ impl Core {
         config.is_some_and(|s| s.checks.any() || s.sorry_checks.any())
     }
 
-    /// Where one server stands, in all services that it is checked for.
+    /// Where one server stands, in all services that it is checked for and that no operator took it out of.
     pub(super) fn standings(&self, addr: IpAddr) -> impl Iterator<Item = &Standing> {
         let places = self.places.get(&addr).into_iter().flatten();
+        let places = places.filter(|(service, dest)| !self.is_put_aside(*service, *dest));
         places.filter_map(|(service, dest)| self.standing(*service, *dest))
     }
 }
@@ -414,9 +427,9 @@ struct Lineup {
 
 enum Place {
     In(DestAttrs),
-    /// Failed, and keeps its connections.
+    /// Failed or drained: it keeps its connections.
     Quiesced(DestAttrs),
-    /// Failed.
+    /// Failed, or disabled.
     Failed,
     Waiting,
 }

@@ -14,8 +14,8 @@ use crate::{
     config::VirtualService,
     health::{BLIND, CheckState, Health, Standing},
     model::{
-        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Outcome, QuorumRule,
-        ServiceKey, Weight, wire::Want,
+        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Order, Outcome,
+        QuorumRule, ServiceKey, Weight, wire::Want,
     },
     reconcile::drift::Difference,
 };
@@ -91,6 +91,9 @@ pub struct ServerStatus {
     pub since_s: Option<u64>,
     /// Weight in the kernel; none where it is not there.
     pub weight: Option<u32>,
+    /// What an operator ordered of it.
+    #[serde(default)]
+    pub order: Option<Order>,
 }
 
 /// One check of a server.
@@ -243,6 +246,7 @@ impl Core {
                 checks,
                 since_s,
                 weight,
+                order: self.order(key, dest).cloned(),
             }
         };
         ServiceStatus {

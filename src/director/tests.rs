@@ -1,4 +1,5 @@
 mod failure;
+mod orders;
 mod quorum;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};

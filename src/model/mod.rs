@@ -9,6 +9,7 @@ mod ids;
 pub mod inventory;
 mod ipvs;
 mod marks;
+mod order;
 mod ownership;
 mod step;
 mod sysctl;
@@ -32,6 +33,7 @@ pub use ipvs::{
     Timeouts, Tunnel, TunnelType, Weight,
 };
 pub use marks::{Marks, NotMarks};
+pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish};
 pub use ownership::Ownership;
 pub use step::Step;
 pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};

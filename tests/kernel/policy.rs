@@ -180,3 +180,82 @@ fn ask(stream: &mut TcpStream) -> Option<String> {
     let answer = String::from_utf8(answer).ok()?;
     Some(answer.rsplit("shop on ").next()?.trim().to_owned())
 }
+
+#[test]
+fn an_operator_drains_disables_and_enables_a_server_over_a_restart() {
+    let servers = [("web1", Tree::Web), ("web2", Tree::Web)];
+    let lab = Lab::new(WIRING, &servers);
+    let vip = vip4(80);
+    let config = lab.write(
+        "director.toml",
+        &format!(
+            r#"[director]
+name = "lb1"
+address = "{DIRECTOR}"
+state_dir = "{}"
+socket = "{}"
+[kernel]
+"net.ipv4.vs.expire_nodest_conn" = 1
+[[virtual_service]]
+address = "{vip}"
+scheduler = "wrr"
+forward = "nat"
+check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2 }}
+real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.1.12:80" }}]
+"#,
+            lab.director_state().display(),
+            lab.director_socket(),
+        ),
+    );
+    fs::create_dir_all(lab.director_state()).unwrap();
+    let args = ["director", "--config", &config, "--log-format", "json"];
+    let mut director = lab.understudy("director", &args, &[]);
+    director.wait_for_log("director is ready", SOON);
+    let at: SocketAddr = "10.77.1.11:80".parse().unwrap();
+    let weight = |wanted: Option<u32>, what: &str| {
+        wait_for_table(&lab, what, SOON, |table| {
+            table.get(&(vip, at)).copied() == wanted
+        });
+    };
+    let order = |words: &[&str]| {
+        let socket = lab.director_socket();
+        let all = [words, &["--socket", &socket]].concat();
+        understudy(&lab, &all)
+    };
+    weight(Some(7), "the first server");
+    let mut client = lab.client.run(|| keep(vip, "web1"));
+
+    let said = order(&["drain", "10.77.1.11", "--reason", "new kernel"]);
+    assert_eq!(
+        said,
+        "10.77.1.11:80 in tcp/192.0.2.1:80: drained: no new connections, those that it has go on\n"
+    );
+    weight(Some(0), "the drained server");
+    for _ in 0..4 {
+        assert_eq!(
+            ask(&mut client).as_deref(),
+            Some("web1"),
+            "who is connected stays"
+        );
+        wait_for_page(&lab, vip, "web2", SOON);
+    }
+    drop(director);
+    let mut director = lab.understudy("director", &args, &[]);
+    director.wait_for_log("director is ready", SOON);
+    let shown = status(&lab).services[0].servers[0].order.clone().unwrap();
+    assert_eq!(
+        shown.to_string(),
+        "drained by uid 0: new kernel",
+        "after a restart"
+    );
+    weight(Some(0), "the server, still drained");
+    assert_eq!(ask(&mut client).as_deref(), Some("web1"));
+
+    order(&["weight", "10.77.1.11:80", "3"]);
+    weight(Some(3), "the server with another weight");
+    order(&["disable", "10.77.1.11", "--service", "tcp/192.0.2.1:80"]);
+    weight(None, "no disabled server");
+    assert_eq!(ask(&mut client), None, "its connections end");
+    order(&["enable", "10.77.1.11"]);
+    weight(Some(7), "the server as configured");
+}

@@ -66,7 +66,7 @@ struct World {
     task: tokio::task::JoinHandle<()>,
     _others: (
         watch::Sender<Applied>,
-        mpsc::Sender<oneshot::Sender<Status>>,
+        mpsc::Sender<Question>,
         watch::Sender<Vec<String>>,
     ),
 }

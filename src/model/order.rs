@@ -1,0 +1,84 @@
+//! What operators order of servers, whatever their health.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DestKey, ServiceKey, WallMillis, Weight};
+
+/// What is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// Out of the service, with its connections: as if it were not there.
+    Disabled,
+    /// No new connections; those that it has go on.
+    Drained,
+    /// This weight, whatever the configuration and its checks say.
+    Weight(Weight),
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disabled => f.write_str("disabled"),
+            Self::Drained => f.write_str("drained"),
+            Self::Weight(weight) => write!(f, "weight {}", weight.get()),
+        }
+    }
+}
+
+/// An order as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// What.
+    pub wish: Wish,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// Who: a user of the director's host.
+    pub by: String,
+    /// When, for people.
+    pub at: WallMillis,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.wish, self.by)?;
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One of a server's places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OrderedPlace {
+    /// In this service.
+    pub service: ServiceKey,
+    /// As this destination.
+    pub server: DestKey,
+}
+
+/// The body of `POST /v1/orders`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderRequest {
+    /// Address, or address and port.
+    pub server: String,
+    /// In this service only; without it in all that have the server.
+    pub service: Option<ServiceKey>,
+    /// What; none takes back what was ordered before.
+    pub wish: Option<Wish>,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderAnswer {
+    /// Where the order stands now.
+    pub places: Vec<OrderedPlace>,
+    /// Why it would not outlive the director's process, if it would not.
+    pub not_kept: Option<String>,
+}
