@@ -328,7 +328,7 @@ impl Shell {
                 let enters = |part: &Want| enters(core, *key, part, d.services.get(key));
                 let waits = !settled && part.as_ref().is_some_and(enters);
                 let part = match (part, d.services.get(key)) {
-                    (Some(new), Some(old)) if waits => Some(meanwhile(old, &new)),
+                    (Some(new), Some(old)) if waits => Some(meanwhile(core, *key, old, &new)),
                     (Some(_), None) if waits => None,
                     (part, _) => part,
                 };
@@ -397,6 +397,14 @@ impl Shell {
                 m.transition(To::Down, why.label());
                 m.set_server_up(*service, *dest, false);
             }
+            Note::Removed(service, dest, why, removal) => {
+                let now = match removal {
+                    Removal::Remove => "it is taken out",
+                    Removal::Quiesce => "it gets no new connections",
+                };
+                // In the text too: whoever reads the journal sees no fields.
+                warn!(%service, server = %dest, reason = %why, "real server that is down fails otherwise than before: {now}");
+            }
             Note::HeldOut(service, dest, left) => {
                 warn!(%service, server = %dest, seconds = left.as_secs(), "real server passes its checks again, and is held out because it came and went; another fall lengthens that");
                 m.held_out.inc();
@@ -440,7 +448,7 @@ impl Shell {
                 info!(%server, guard = guard.label(), reason = %guard, "replacement of a failed server is held back");
             }
             Note::Recovered(key) => {
-                info!(server = %key.failed, incident = %key, "failed server answers again, its replacement is called off");
+                info!(server = %key.failed, incident = %key, "failed server answers again, or was put aside by an operator: its replacement is called off");
             }
             Note::Progress(key, state, reason) => {
                 let reason = reason.as_deref().unwrap_or_default();
@@ -477,11 +485,18 @@ fn enters(core: &Core, key: ServiceKey, new: &Want, old: Option<&Arc<Want>>) -> 
     dests.any(|dest| !old.service.dests.contains_key(dest) && !core.is_configured(key, *dest))
 }
 
-/// What is wanted of a service until what enters it is kept: as before, without the servers that failed.
-fn meanwhile(old: &Want, new: &Want) -> Want {
-    let mut part = old.clone();
-    part.service.dests.retain(|dest, _| !new.out.contains(dest));
-    part.out.extend(&new.out);
+/// What is wanted of a service until what enters it is kept: all the rest, and whoever is to leave for it stays.
+/// Servers that failed leave.
+fn meanwhile(core: &Core, key: ServiceKey, old: &Want, new: &Want) -> Want {
+    let mut part = new.clone();
+    let before = &old.service.dests;
+    let dests = &mut part.service.dests;
+    dests.retain(|dest, _| before.contains_key(dest) || core.is_configured(key, *dest));
+    for (dest, attrs) in before {
+        if !new.out.contains(dest) {
+            dests.entry(*dest).or_insert(*attrs);
+        }
+    }
     part
 }
 

@@ -79,6 +79,8 @@ pub enum Note {
     WentUp(ServiceKey, DestKey),
     /// A server became unfit: the reason, what its failed check found besides, and what becomes of it.
     WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>, Removal),
+    /// A server that was down fails otherwise than before, and this becomes of it.
+    Removed(ServiceKey, DestKey, FailReason, Removal),
     /// A server passes, and stays out for its falls: for how long if it does not fall again.
     HeldOut(ServiceKey, DestKey, Duration),
     /// A check of this kind could not be made several times in a row, and why.
@@ -217,8 +219,12 @@ impl Core {
         let ways = Ways::new(config.probe_marks, made, &start.marked);
         let quorums = config.services.iter().map(|(key, service)| {
             let found = start.kernel.get(key);
-            let has = |sorry| found.is_some_and(|dests| dests.contains_key(sorry));
-            let lost = service.sorry.keys().any(has);
+            let takes = |dest: &DestKey| {
+                let attrs = found.and_then(|dests| dests.get(dest));
+                attrs.is_some_and(|a| a.weight != Weight::QUIESCED)
+            };
+            // One that has just come to be a sorry server is there beside the real ones.
+            let lost = service.sorry.keys().any(takes) && !service.servers.keys().any(takes);
             (*key, if lost { Quorum::Lost } else { Quorum::Held })
         });
         let quorums = quorums.collect();
@@ -360,7 +366,12 @@ impl Core {
                     .map_or(Weight::ONE, |attrs| attrs.weight);
                 s.verdict().is_up() && s.weight(attrs) != Weight::QUIESCED && **d != dest
             };
-            let real = || dests.iter().filter(|(d, _)| !config.sorry.contains_key(*d));
+            let aside = |server: DestKey| {
+                let order = self.orders.get(&OrderedPlace { service, server });
+                order.is_some_and(|order| order.wish.puts_aside())
+            };
+            let counts = |d: &DestKey| !config.sorry.contains_key(d) && !aside(*d);
+            let real = || dests.iter().filter(|(d, _)| counts(d));
             real().filter(useful).count() * 2 < real().count()
         };
         let Some(standing) = dests.get_mut(&dest) else {
@@ -397,6 +408,12 @@ impl Core {
                     .push(Note::WentDown(service, dest, why, detail, removal));
             }
             None => {}
+        }
+        if change.class
+            && let Health::Down { reason, .. } = standing.verdict()
+        {
+            let removal = config.on_failure.of(reason);
+            fx.notes.push(Note::Removed(service, dest, reason, removal));
         }
         if change.held_out
             && let Some(left) = standing.penalty().held(damping, now)

@@ -1,9 +1,9 @@
 //! What operators order of servers: it stands beside their health, and before it. PURE.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Core, Effects, Note};
-use crate::model::{DestKey, Order, OrderedPlace, ServiceKey, Wish};
+use crate::model::{DestKey, Order, OrderedPlace, ServiceKey};
 
 impl Core {
     /// Where a server is, in one service or in all, stand-ins included.
@@ -24,7 +24,13 @@ impl Core {
                 server: *server,
             })
         });
-        places.collect()
+        // And those that are no longer there: what was ordered of them can be taken back.
+        let ordered = self
+            .orders
+            .keys()
+            .filter(|place| fits(&&place.server) && only.is_none_or(|only| only == place.service));
+        let all: BTreeSet<_> = places.chain(ordered.copied()).collect();
+        all.into_iter().collect()
     }
 
     /// Whether a place is one that the configuration or a stand-in makes.
@@ -45,7 +51,7 @@ impl Core {
     /// place.
     pub(super) fn is_put_aside(&self, service: ServiceKey, server: DestKey) -> bool {
         let order = self.order(service, server);
-        order.is_some_and(|order| matches!(order.wish, Wish::Disabled | Wish::Drained))
+        order.is_some_and(|order| order.wish.puts_aside())
     }
 
     pub(super) fn ordered(

@@ -33,18 +33,17 @@ impl Core {
             mut known,
             ..
         } = self.lineup(key, config);
-        let place = |(dest, attrs): (&DestKey, &DestAttrs)| (*dest, self.place(key, *dest, *attrs));
-        let sorry = config.sorry.iter().map(place);
-        let sorry: BTreeMap<_, _> = sorry
-            .filter_map(|(dest, place)| match place {
-                Place::In(attrs) => Some((dest, attrs)),
-                Place::Quiesced(_) | Place::Failed | Place::Waiting => None,
-            })
-            .collect();
-        known.extend(config.sorry.keys());
-        out.extend(config.sorry.keys());
+        let mut sorry = BTreeMap::new();
+        for (dest, attrs) in &config.sorry {
+            known.insert(*dest);
+            match self.place(key, *dest, *attrs) {
+                Place::In(attrs) | Place::Quiesced(attrs) => drop(sorry.insert(*dest, attrs)),
+                Place::Failed => drop(out.insert(*dest)),
+                Place::Waiting => {}
+            }
+        }
         // Where no sorry server serves either, whoever is left is better than nobody.
-        if !self.quorum(key).is_held() && !sorry.is_empty() {
+        if !self.quorum(key).is_held() && sorry.values().any(takes) {
             for attrs in dests.values_mut() {
                 // Their connections go on; new ones do not come.
                 attrs.weight = Weight::QUIESCED;
@@ -147,8 +146,11 @@ impl Core {
         fx.notes.push(match after {
             Quorum::Held => Note::QuorumHeld(key, live),
             Quorum::Lost => {
-                let serves = |dest: &&DestKey| self.verdict(key, **dest).is_some_and(|v| v.is_up());
-                let sorry = config.sorry.keys().filter(serves).copied().collect();
+                let serves = |(dest, attrs): &(&DestKey, &DestAttrs)| {
+                    matches!(self.place(key, **dest, **attrs), Place::In(attrs) if takes(&attrs))
+                };
+                let sorry = config.sorry.iter().filter(serves);
+                let sorry = sorry.map(|(dest, _)| *dest).collect();
                 Note::QuorumLost(key, live, u64::from(config.quorum.quorum), sorry)
             }
         });
@@ -412,6 +414,11 @@ fn targets(
 ) -> impl Iterator<Item = (&ServiceKey, &DestKey)> {
     let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
     health.iter().flat_map(of)
+}
+
+/// Whether a destination takes new connections.
+fn takes(attrs: &DestAttrs) -> bool {
+    attrs.weight != Weight::QUIESCED
 }
 
 /// Who serves, as far as it is for real servers.

@@ -218,7 +218,16 @@ impl Core {
                 )
             });
             let weight = kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get());
-            let yields = weight == Some(0) && !sorry && !self.quorum(key).is_held();
+            let serves = |d| {
+                kernel
+                    .and_then(|k| k.get(d))
+                    .is_some_and(|a| a.weight.get() > 0)
+            };
+            let yields = weight == Some(0)
+                && !sorry
+                && !self.quorum(key).is_held()
+                && self.order(key, dest).is_none()
+                && config.is_some_and(|c| c.sorry.keys().any(serves));
             let reason = reason.or_else(|| {
                 yields.then(|| "the quorum is lost: it keeps its connections, new ones go to the sorry servers".to_owned())
             });
@@ -266,7 +275,10 @@ impl Core {
             return None;
         }
         let kernel = self.applied.kernel.get(&key);
-        let serves = |dest| kernel.is_some_and(|k| k.contains_key(dest));
+        let serves = |dest| {
+            let attrs = kernel.and_then(|k| k.get(dest));
+            attrs.is_some_and(|a| a.weight.get() > 0)
+        };
         Some(QuorumStatus {
             held,
             live: self.weights(key, config).0,

@@ -22,6 +22,8 @@ pub struct CheckState {
     pub detail: Option<Arc<str>>,
     /// What the last probe that passed said of the weight.
     pub advice: Option<Advice>,
+    /// How often in a row it found the server gone.
+    pub gone: u32,
     /// How often in a row it could not be made, for a reason of this host's own.
     pub blind: u32,
     /// When the certificate ends that it saw last, in seconds since 1970.
@@ -62,6 +64,8 @@ pub struct Change {
     pub held_out: bool,
     /// The check says something else of the weight than before.
     pub advised: bool,
+    /// It is down as before, and its failure says something else of it.
+    pub class: bool,
     /// The check could not be made several times in a row: nobody knows how the server is.
     pub blind: bool,
 }
@@ -76,6 +80,7 @@ impl Standing {
             last: None,
             detail: None,
             advice: None,
+            gone: 0,
             blind: 0,
             certificate_ends: None,
         };
@@ -165,6 +170,14 @@ impl Standing {
         self.checks.iter().find(about)?.detail.clone()
     }
 
+    /// Whether one of its checks found it gone as often as it takes.
+    fn is_gone(&self, checks: &Checks) -> bool {
+        let mut all = checks.all.iter().zip(&self.checks);
+        all.any(|(spec, state)| {
+            state.health.down_since().is_some() && state.gone >= spec.timing.fall
+        })
+    }
+
     /// Takes what a probe of the `check`th check found. `needed` says that less than half of the
     /// service's servers can take its place: then nobody is held out.
     pub fn observe(
@@ -193,6 +206,13 @@ impl Standing {
             Outcome::Pass | Outcome::Fail(_) => 0,
         };
         let blind = state.blind == BLIND;
+        state.gone = match found.outcome {
+            Outcome::Fail(FailReason::Local) => state.gone,
+            Outcome::Fail(reason) if reason.class() == FailClass::Gone => {
+                state.gone.saturating_add(1)
+            }
+            Outcome::Pass | Outcome::Fail(_) => 0,
+        };
         state.health = state.health.observe(found.outcome, spec.timing, now).0;
         let advised = state.say() != said;
         let heard = awaited && !state.awaited(spec);
@@ -218,6 +238,17 @@ impl Standing {
                 change.transition = Some(Transition::WentUp);
             }
             Together::Down(reason) => {
+                // Who was busy and answers nothing once is not gone yet.
+                let reason = match before {
+                    Health::Down { reason: old, .. }
+                        if old.class() != FailClass::Gone
+                            && reason.class() == FailClass::Gone
+                            && !self.is_gone(checks) =>
+                    {
+                        old
+                    }
+                    Health::Down { .. } | Health::Up { .. } | Health::Unknown { .. } => reason,
+                };
                 if before.is_up() || before.is_unknown() {
                     change.transition = Some(Transition::WentDown(reason));
                 }
@@ -247,8 +278,11 @@ impl Standing {
             Health::Down { reason, .. } => Some(reason.class()),
             Health::Unknown { .. } | Health::Up { .. } => None,
         };
+        change.class = before.down_since().is_some()
+            && self.verdict.down_since().is_some()
+            && class(before) != class(self.verdict);
         change.matters = advised
-            || class(before) != class(self.verdict)
+            || change.class
             || heard
             || change.transition.is_some()
             || before.is_unknown() != self.verdict.is_unknown();

@@ -18,6 +18,14 @@ pub enum Wish {
     Weight(Weight),
 }
 
+impl Wish {
+    /// Whether the server is to be out of service: for every threshold it is not there.
+    #[must_use]
+    pub const fn puts_aside(self) -> bool {
+        matches!(self, Self::Disabled | Self::Drained)
+    }
+}
+
 impl fmt::Display for Wish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -120,6 +120,26 @@ fn a_server_that_is_disabled_while_its_spare_is_made_needs_none() {
 }
 
 #[test]
+fn damping_does_not_count_on_a_server_that_was_put_aside() {
+    let mut w = world();
+    // It falls until it would be held out.
+    for _ in 0..5 {
+        w.dies(1);
+        w.all_pass(&[1]);
+    }
+    assert_eq!(
+        w.weight(1),
+        None,
+        "it is held out: the others can take its place"
+    );
+    for n in [2, 3] {
+        w.order(n, Some(Wish::Disabled));
+    }
+    w.all_pass(&[1]);
+    assert_eq!(w.in_service(80), [1], "nobody else is left");
+}
+
+#[test]
 fn orders_outlive_the_process_and_end_with_their_server() {
     let mut w = world();
     w.order(1, Some(Wish::Disabled));

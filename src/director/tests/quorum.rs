@@ -1,7 +1,10 @@
 //! Too few servers, and who serves then.
 
 use super::*;
-use crate::health::Quorum;
+use crate::{
+    health::Quorum,
+    model::{Order, Wish},
+};
 
 /// Of the weights 5, 1 and 1 of the first service it takes 3, 4 to regain it and less than 2 to lose it.
 /// Server 9 is its sorry server, and a sorry server has no other check than this.
@@ -46,7 +49,10 @@ fn a_lost_quorum_gives_new_connections_to_the_sorry_server_and_takes_them_back()
     w.all_pass(&[1, 2, 3, 9]);
     assert_eq!(weights(&w), [(1, 5), (2, 1), (3, 1)], "nobody is sorry");
     let want = w.core.desired(service(80)).unwrap();
-    assert!(want.out.contains(&dest(9, 80)), "whoever put it there");
+    assert!(
+        !want.out.contains(&dest(9, 80)),
+        "it leaves after the others have grown"
+    );
 
     w.dies(1);
     assert_eq!(weights(&w), [(2, 1), (3, 1)], "hysteresis");
@@ -138,6 +144,44 @@ fn a_restart_goes_on_where_it_was_and_loses_nothing_that_it_has_not_asked() {
     w.dies(1);
     w.dies(3);
     assert_eq!(w.core.quorum(first), Quorum::Lost);
+}
+
+#[test]
+fn a_sorry_server_that_takes_nobody_is_none() {
+    let mut w = world(Kernel::new());
+    w.all_pass(&[1, 2, 3, 9]);
+    for n in [1, 2] {
+        w.dies(n);
+    }
+    assert_eq!(weights(&w), [(3, 0), (9, 2)]);
+    let places = w.core.places_of(ip(9), None, None);
+    let order = |wish| Order {
+        wish,
+        reason: None,
+        by: "uid 0".to_owned(),
+        at: WallMillis(0),
+    };
+    for (wish, expected) in [
+        (Wish::Weight(Weight::QUIESCED), vec![(3, 1)]),
+        (Wish::Drained, vec![(3, 1)]),
+        (Wish::Disabled, vec![(3, 1)]),
+    ] {
+        w.event(Event::Ordered(places.clone(), Some(order(wish))));
+        assert_eq!(weights(&w), expected, "{wish}");
+    }
+    w.event(Event::Ordered(places, None));
+    assert_eq!(weights(&w), [(3, 0), (9, 2)]);
+}
+
+#[test]
+fn a_real_server_that_became_a_sorry_one_loses_no_quorum() {
+    let kernel = [
+        (dest(1, 80), attrs(5)),
+        (dest(2, 80), attrs(1)),
+        (dest(9, 80), attrs(1)),
+    ];
+    let w = world([(service(80), kernel.into())].into());
+    assert_eq!(w.core.quorum(service(80)), Quorum::Held);
 }
 
 #[test]
