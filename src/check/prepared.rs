@@ -75,7 +75,7 @@ impl<C> Read<C> {
     fn ready(&self, doubts: u64) -> Option<Result<Arc<C>, Arc<str>>> {
         match &self.check {
             Some(check) if self.hangs || self.settled >= doubts => Some(Ok(Arc::clone(check))),
-            None if self.reading.is_none() && self.begun.is_some() => {
+            None if self.hangs || (self.reading.is_none() && self.begun.is_some()) => {
                 Some(Err(Arc::clone(&self.why)))
             }
             Some(_) | None => None,
@@ -123,9 +123,20 @@ impl<C: Send + Sync + 'static> Prepared<C> {
         let Ok(permit) = READERS.try_acquire() else {
             return false;
         };
+        self.read_with(permit, now, prepare);
+        true
+    }
+
+    fn read_with(
+        self: &Arc<Self>,
+        permit: SemaphorePermit<'static>,
+        now: Instant,
+        prepare: impl FnOnce() -> Result<C, Unprepared> + Send + 'static,
+    ) {
         self.0.send_modify(|read| {
             read.begun = Some(now);
             read.reading = Some(read.doubts);
+            read.hangs = false;
         });
         let prepared = Arc::clone(self);
         drop(begin(permit, move || {
@@ -137,7 +148,6 @@ impl<C: Send + Sync + 'static> Prepared<C> {
             };
             prepared.take(found.unwrap_or_else(panicked));
         }));
-        true
     }
 
     /// The same for a check that reads nothing.
@@ -183,9 +193,16 @@ impl<C: Send + Sync + 'static> Prepared<C> {
                     return ready;
                 }
                 if idle {
-                    if !self.read(Instant::now(), prepare.clone()) {
-                        // Until one of those that hang has ended.
-                        drop(READERS.acquire().await);
+                    // Kept until it is used: a permit that is given back goes to the next who waits.
+                    let Ok(permit) = READERS.acquire().await else {
+                        return Err("nobody reads what it names".into());
+                    };
+                    let wanted = {
+                        let read = self.0.borrow();
+                        read.reading.is_none() && read.ready(doubts).is_none()
+                    };
+                    if wanted {
+                        self.read_with(permit, Instant::now(), prepare.clone());
                     }
                 } else if seen.changed().await.is_err() {
                     // The sender is here as long as this is.
@@ -196,7 +213,11 @@ impl<C: Send + Sync + 'static> Prepared<C> {
         if let Ok(ready) = timeout(limit, waiting).await {
             return ready;
         }
-        self.0.send_modify(|read| read.hangs = true);
+        // Without a word to those who wait: they have a limit of their own.
+        self.0.send_if_modified(|read| {
+            read.hangs = true;
+            false
+        });
         let read = self.0.borrow();
         let check = read.check.as_ref().map(Arc::clone);
         check.ok_or_else(|| Arc::clone(&read.why))
@@ -273,8 +294,14 @@ mod tests {
         prepared.read(Instant::now(), reading);
         let why = prepared.check(SHORT, never).await.unwrap_err();
         assert!(why.contains("file system"), "{why}");
+        assert!(prepared.ready().unwrap().is_err(), "nobody waits again");
         go.send(()).unwrap();
-        assert_eq!(prepared.check(LONG, never).await.as_deref(), Ok(&1));
+        let read = async {
+            while prepared.check(LONG, never).await.as_deref() != Ok(&1) {
+                task::yield_now().await;
+            }
+        };
+        timeout(LONG, read).await.expect("it is read in the end");
         let prepared = Arc::new(Prepared::<u32>::new());
         prepared.read(Instant::now(), || Err(Unprepared::NoAuthorities));
         let why = prepared.check(LONG, never).await.unwrap_err();

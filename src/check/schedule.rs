@@ -642,7 +642,9 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
         let now = Instant::now();
         if is_ours_to_mend(found.outcome) && target.pace.suspected() {
             // Before this counts for a verdict: perhaps what was read of this host is old.
-            target.prepared.doubt();
+            if target.spec.kind.reads() {
+                target.prepared.doubt();
+            }
         }
         // Hurry does not help where this host is short of something.
         let local = found.outcome == Outcome::Fail(FailReason::Local);
@@ -657,6 +659,11 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
                 false => timing.interval,
             };
             pace::after(self.epoch, begun, now, target.place, interval)
+        };
+        let at = match target.doubted {
+            // A hint came while it was asked: what it found may be older.
+            true => at.min((begun + pace::clamp(timing.fast_interval)).max(now)),
+            false => at,
         };
         target.turn = Turn::Waits {
             timer: self.due.insert_at(id, at),

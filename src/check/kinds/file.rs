@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     io::Read as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -21,8 +22,8 @@ const LONGEST: u64 = 4_096;
 #[derive(Debug)]
 pub(in crate::check) struct File {
     options: FileCheck,
-    /// What is being read: on a file system that hangs each reading keeps a thread.
-    reading: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// For whom is being read: on a file system that hangs each reading keeps a thread.
+    reading: Arc<Mutex<BTreeSet<SocketAddr>>>,
 }
 
 impl Kind for File {
@@ -37,10 +38,11 @@ impl Kind for File {
 
     /// A file that is not there says nothing against the server: it is up, with its own weight.
     async fn ask(&self, call: &mut Call<'_>) -> Result<(), FailReason> {
-        let path = self.options.path_for(call.at);
+        let at = call.at;
+        let path = self.options.path_for(at);
         let mut why = None;
         let reading = async {
-            let read = match self.read(path.clone()).await {
+            let read = match self.read(at, path.clone()).await {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(b"up".to_vec()),
                 read => read,
             };
@@ -75,31 +77,35 @@ impl Kind for File {
 }
 
 impl File {
-    async fn read(&self, path: PathBuf) -> io::Result<Vec<u8>> {
-        let Some(reading) = Reading::begin(&self.reading, path) else {
+    async fn read(&self, at: SocketAddr, path: PathBuf) -> io::Result<Vec<u8>> {
+        let Some(reading) = Reading::begin(&self.reading, at) else {
             return Err(io::Error::other(
                 "it is still being read: does its file system answer?",
             ));
         };
-        let text = prepared::read(move || read(&reading.path));
+        let text = prepared::read(move || {
+            let text = read(&path);
+            drop(reading);
+            text
+        });
         let text = text.await;
         text.unwrap_or_else(|| Err(io::Error::other("reading it panicked")))
     }
 }
 
-/// A file that is being read.
+/// A reading for one server.
 struct Reading {
-    all: Arc<Mutex<BTreeSet<PathBuf>>>,
-    path: PathBuf,
+    all: Arc<Mutex<BTreeSet<SocketAddr>>>,
+    at: SocketAddr,
 }
 
 impl Reading {
     /// None where it is being read already.
-    fn begin(all: &Arc<Mutex<BTreeSet<PathBuf>>>, path: PathBuf) -> Option<Self> {
+    fn begin(all: &Arc<Mutex<BTreeSet<SocketAddr>>>, at: SocketAddr) -> Option<Self> {
         let mut set = all.lock().unwrap_or_else(PoisonError::into_inner);
-        set.insert(path.clone()).then(|| Self {
+        set.insert(at).then(|| Self {
             all: Arc::clone(all),
-            path,
+            at,
         })
     }
 }
@@ -107,7 +113,7 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         let mut set = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        set.remove(&self.path);
+        set.remove(&self.at);
     }
 }
 
