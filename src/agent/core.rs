@@ -322,7 +322,7 @@ impl Shell {
         let settled = self.memory.is_settled();
         out.desired.send_if_modified(|d| {
             let mut changed = false;
-            let mut renewed = false;
+            let renewed = !dirty.is_empty();
             dirty.retain(|key| {
                 let part = core.desired(*key);
                 let enters = |part: &Want| enters(core, *key, part, d.services.get(key));
@@ -333,7 +333,6 @@ impl Shell {
                     (part, _) => part,
                 };
                 changed |= put(d, *key, part);
-                renewed = true;
                 waits
             });
             let remade = settled && *d.made != *core.made();

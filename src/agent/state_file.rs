@@ -244,20 +244,26 @@ mod tests {
         "lb1".parse().unwrap()
     }
 
+    fn memory(next_incident: u64) -> Memory {
+        let (incidents, members, orders) = (vec![], vec![], vec![]);
+        let made = BTreeSet::new();
+        Memory::new(
+            "b".into(),
+            name(),
+            next_incident,
+            incidents,
+            members,
+            made,
+            orders,
+        )
+    }
+
     #[test]
     fn what_is_kept_is_found_again_and_written_once() {
         let dir = tempfile::tempdir().unwrap();
         let (mut file, found) = StateFile::open(dir.path(), &name()).unwrap();
         assert!(matches!(found, Recall::Forgot(_)));
-        let memory = Memory::new(
-            "b".into(),
-            name(),
-            7,
-            vec![],
-            vec![],
-            BTreeSet::new(),
-            vec![],
-        );
+        let memory = memory(7);
         assert!(file.keep(memory.clone()).unwrap());
         assert!(!file.keep(memory.clone()).unwrap());
         let (_, found) = StateFile::open(dir.path(), &name()).unwrap();
@@ -273,16 +279,7 @@ mod tests {
             panic!("{found:?}")
         };
         assert!(why.contains("version 9"), "{why}");
-        file.keep(Memory::new(
-            "b".into(),
-            name(),
-            1,
-            vec![],
-            vec![],
-            BTreeSet::new(),
-            vec![],
-        ))
-        .unwrap();
+        file.keep(memory(1)).unwrap();
         let aside = fs::read(dir.path().join("state.json.unreadable")).unwrap();
         assert_eq!(aside, b"{\"version\":9}");
     }
@@ -291,17 +288,6 @@ mod tests {
     fn a_memory_that_cannot_be_kept_leaves_no_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
-        let memory = |n| {
-            Memory::new(
-                "b".into(),
-                name(),
-                n,
-                vec![],
-                vec![],
-                BTreeSet::new(),
-                vec![],
-            )
-        };
         file.keep(memory(1)).unwrap();
         fs::create_dir(dir.path().join("state.json.new")).unwrap();
         file.keep(memory(2)).unwrap_err();
@@ -317,15 +303,6 @@ mod tests {
         fs::write(dir.path().join("state.json"), b"garbage").unwrap();
         let (mut file, _) = StateFile::open(dir.path(), &name()).unwrap();
         fs::remove_file(dir.path().join("state.json")).unwrap();
-        file.keep(Memory::new(
-            "b".into(),
-            name(),
-            1,
-            vec![],
-            vec![],
-            BTreeSet::new(),
-            vec![],
-        ))
-        .unwrap();
+        file.keep(memory(1)).unwrap();
     }
 }

@@ -1,9 +1,6 @@
 //! The director's operator socket: `GET /v1/status`, and `POST /v1/orders` for root and the director's own user.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -23,7 +20,7 @@ use crate::{
     clock,
     director::status::Status,
     http::{self, Caller, Doors, Limits},
-    model::{Order, OrderAnswer, OrderRequest, ServiceKey, wire::Problem},
+    model::{Order, OrderAnswer, OrderRequest, ServiceKey, parse_server, wire::Problem},
 };
 
 /// To the core.
@@ -104,7 +101,7 @@ async fn order(
         Ok(Json(request)) => request,
         Err(error) => return bad(&error.body_text()),
     };
-    let Some((addr, port)) = server(&request.server) else {
+    let Some((addr, port)) = parse_server(&request.server) else {
         let name = &request.server;
         return bad(&format!(
             "{name:?} is no server: write 10.77.1.11 or 10.77.1.11:80"
@@ -155,13 +152,6 @@ const fn may_order(caller: &Caller, own: u32) -> bool {
     }
 }
 
-fn server(name: &str) -> Option<(IpAddr, Option<u16>)> {
-    if let Ok(at) = name.parse::<SocketAddr>() {
-        return Some((at.ip(), Some(at.port())));
-    }
-    Some((name.trim_matches(['[', ']']).parse().ok()?, None))
-}
-
 async fn asked<T>(
     questions: &mpsc::Sender<Question>,
     question: Question,
@@ -200,16 +190,5 @@ mod tests {
         }
         let port = Caller::Loopback(([127, 0, 0, 1], 9).into());
         assert!(!may_order(&port, 7));
-    }
-
-    #[test]
-    fn a_server_is_an_address_with_or_without_a_port() {
-        let one: IpAddr = [10, 0, 0, 1].into();
-        assert_eq!(server("10.0.0.1"), Some((one, None)));
-        assert_eq!(server("10.0.0.1:80"), Some((one, Some(80))));
-        assert_eq!(server("[fd00::1]").map(|s| s.1), Some(None));
-        assert_eq!(server("fd00::1").map(|s| s.1), Some(None));
-        assert_eq!(server("[fd00::1]:80").map(|s| s.1), Some(Some(80)));
-        assert_eq!(server("web1"), None);
     }
 }

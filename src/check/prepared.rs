@@ -119,12 +119,10 @@ impl<C: Send + Sync + 'static> Prepared<C> {
         self: &Arc<Self>,
         now: Instant,
         prepare: impl FnOnce() -> Result<C, Unprepared> + Send + 'static,
-    ) -> bool {
-        let Ok(permit) = READERS.try_acquire() else {
-            return false;
-        };
-        self.read_with(permit, now, prepare);
-        true
+    ) {
+        if let Ok(permit) = READERS.try_acquire() {
+            self.read_with(permit, now, prepare);
+        }
     }
 
     fn read_with(

@@ -486,17 +486,14 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             return Ok(());
         }
         let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
-        let prepare = move || prober.prepare(&spec.kind);
-        let reads = target.spec.kind.reads();
-        if reads && target.prepared.is_due(now) {
-            target.prepared.read(now, prepare.clone());
+        if spec.kind.reads() && target.prepared.is_due(now) {
+            target.prepared.read(now, reading(&prober, &spec));
         }
         self.serial += 1;
         target.begun = Some(now);
         target.doubted = false;
         target.late_before = self.lateness.all(&target.spec.timing);
         let (serial, at) = (self.serial, target.at);
-        let (prober, spec) = (Arc::clone(&self.prober), Arc::clone(&target.spec));
         let prepared = Arc::clone(&target.prepared);
         let patience = pace::patience(&spec.timing).filter(|_| target.pace.passing());
         let task = self.probes.spawn(async move {
@@ -504,6 +501,7 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             let check = match prepared.ready() {
                 Some(check) => check,
                 None => {
+                    let prepare = reading(&prober, &spec);
                     let check = prepared.check(spec.timing.timeout, prepare).await;
                     begun = Instant::now();
                     check
@@ -695,6 +693,15 @@ impl<P: Prober, O: Observer> Schedule<P, O> {
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Unread),
         }
     }
+}
+
+/// Reads what a check names.
+fn reading<P: Prober>(
+    prober: &Arc<P>,
+    spec: &Arc<CheckSpec>,
+) -> impl Fn() -> Result<P::Check, Unprepared> + Clone + Send + use<P> {
+    let (prober, spec) = (Arc::clone(prober), Arc::clone(spec));
+    move || prober.prepare(&spec.kind)
 }
 
 /// A probe, and a second one beside it where the first is silent until `patience`. Where the first

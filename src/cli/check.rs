@@ -1,11 +1,6 @@
 //! `understudy check`: a server's checks, once, as the director makes them.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{Failure, block_on, read, say, table};
 use crate::{
@@ -13,7 +8,7 @@ use crate::{
     config::{self, Director},
     director::ways,
     ipvs::Ipvs,
-    model::{CheckSpec, DestKey, Found, Outcome, ServiceKey, ServiceState},
+    model::{CheckSpec, DestKey, Found, Outcome, ServiceKey, ServiceState, parse_server},
     telemetry::Chain,
 };
 
@@ -77,7 +72,7 @@ fn meant(
         let all = service.servers.keys().chain(service.sorry.keys());
         return Ok(all.map(|dest| (key, *dest)).collect());
     }
-    let (addr, port) = address(name).ok_or_else(|| {
+    let (addr, port) = parse_server(name).ok_or_else(|| {
         Failure::Wrong(format!(
             "{name:?} is no server and no virtual service: write 10.77.1.11, 10.77.1.11:80 or tcp/192.0.2.1:80"
         ))
@@ -109,13 +104,6 @@ fn unknown_service(config: &Director, key: ServiceKey) -> Failure {
         "no virtual service {key}; there are: {}",
         known.join(", ")
     ))
-}
-
-fn address(name: &str) -> Option<(IpAddr, Option<u16>)> {
-    if let Ok(at) = name.parse::<SocketAddr>() {
-        return Some((at.ip(), Some(at.port())));
-    }
-    Some((name.trim_matches(['[', ']']).parse().ok()?, None))
 }
 
 /// Makes the checks of a server, one after the other, tells of each, and says how many did not pass.

@@ -13,7 +13,7 @@ mod status;
 use std::{
     fs,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -66,6 +66,24 @@ enum Command {
     /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it
     #[command(subcommand)]
     Ipvs(ipvs::Verb),
+}
+
+/// Which director is asked.
+#[derive(Debug, clap::Args)]
+struct DirectorSocket {
+    /// The director's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/understudy/director.sock"
+    )]
+    socket: PathBuf,
+}
+
+impl DirectorSocket {
+    fn client(&self) -> client::Client {
+        client::Client::unix(self.socket.clone())
+    }
 }
 
 /// Why a command failed.

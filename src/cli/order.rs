@@ -1,14 +1,11 @@
 //! `understudy disable`, `drain`, `enable` and `weight`: what an operator orders of a server.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use hyper::Method;
 
-use super::{Failure, block_on, say};
-use crate::{
-    api::client::Client,
-    model::{OrderAnswer, OrderRequest, ServiceKey, Weight, Wish},
-};
+use super::{DirectorSocket, Failure, block_on, say};
+use crate::model::{OrderAnswer, OrderRequest, ServiceKey, Weight, Wish};
 
 /// Of which server.
 #[derive(Debug, clap::Args)]
@@ -19,13 +16,8 @@ pub(super) struct Server {
     /// In this virtual service only; without it in all that have the server
     #[arg(long, value_name = "SERVICE")]
     service: Option<ServiceKey>,
-    /// The director's socket
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = "/run/understudy/director.sock"
-    )]
-    socket: PathBuf,
+    #[command(flatten)]
+    director: DirectorSocket,
 }
 
 /// What takes a server out, and why.
@@ -75,7 +67,7 @@ pub(super) fn set_weight(a: &OfWeight) -> Result<(), Failure> {
 }
 
 fn order(server: &Server, wish: Option<Wish>, reason: Option<&str>) -> Result<(), Failure> {
-    let client = Client::unix(server.socket.clone());
+    let client = server.director.client();
     let request = OrderRequest {
         server: server.server.clone(),
         service: server.service,

@@ -1,32 +1,27 @@
 //! `understudy status`.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use hyper::Method;
 
-use super::{Failure, block_on, say, table};
+use super::{DirectorSocket, Failure, block_on, say, table};
 use crate::{
-    api::client::{Client, NOTHING},
+    api::client::NOTHING,
     director::status::{ServerStatus, Status},
 };
 
 /// Whom to ask, and how to show it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The director's socket
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = "/run/understudy/director.sock"
-    )]
-    socket: PathBuf,
+    #[command(flatten)]
+    director: DirectorSocket,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
-    let client = Client::unix(a.socket.clone());
+    let client = a.director.client();
     let ask = client.ask(
         Method::GET,
         "/v1/status",

@@ -349,30 +349,11 @@ impl Core {
         let spec = checks.all.get(check);
         let advises = spec.is_some_and(|spec| spec.kind.advises());
         let weight = advises.then(|| self.configured_weight(service, dest));
+        let damping = &config.damping;
+        let needed = self.is_needed(service, dest, now);
         // A report about a target that is gone.
         let Some(dests) = self.health.get_mut(&service) else {
             return;
-        };
-        let Some(standing) = dests.get(&dest) else {
-            return;
-        };
-        let damping = &config.damping;
-        // Asked for only where the server would have to stay out for its falls.
-        let needed = standing.penalty().held(damping, now).is_some() && {
-            let useful = |(d, s): &(&DestKey, &Standing)| {
-                let attrs = config
-                    .servers
-                    .get(*d)
-                    .map_or(Weight::ONE, |attrs| attrs.weight);
-                s.verdict().is_up() && s.weight(attrs) != Weight::QUIESCED && **d != dest
-            };
-            let aside = |server: DestKey| {
-                let order = self.orders.get(&OrderedPlace { service, server });
-                order.is_some_and(|order| order.wish.puts_aside())
-            };
-            let counts = |d: &DestKey| !config.sorry.contains_key(d) && !aside(*d);
-            let real = || dests.iter().filter(|(d, _)| counts(d));
-            real().filter(useful).count() * 2 < real().count()
         };
         let Some(standing) = dests.get_mut(&dest) else {
             return;
@@ -429,6 +410,27 @@ impl Core {
             fx.notes
                 .push(Note::Blind(service, dest, kind, found.detail.clone()));
         }
+    }
+
+    /// Whether a server that would have to stay out for its falls cannot be spared: less than half of its
+    /// service's servers can take its place.
+    fn is_needed(&self, service: ServiceKey, dest: DestKey, now: MonoTime) -> bool {
+        let config = self.config.services.get(&service);
+        let Some((config, dests)) = config.zip(self.health.get(&service)) else {
+            return false;
+        };
+        let held = |standing: &Standing| standing.penalty().held(&config.damping, now);
+        if dests.get(&dest).and_then(held).is_none() {
+            return false;
+        }
+        let useful = |(d, s): &(&DestKey, &Standing)| {
+            let attrs = config.servers.get(*d);
+            let weight = attrs.map_or(Weight::ONE, |attrs| attrs.weight);
+            s.verdict().is_up() && s.weight(weight) != Weight::QUIESCED && **d != dest
+        };
+        let counts = |d: &DestKey| !config.sorry.contains_key(d) && !self.is_put_aside(service, *d);
+        let real = || dests.iter().filter(|(d, _)| counts(d));
+        real().filter(useful).count() * 2 < real().count()
     }
 
     /// Nobody was checked meanwhile: what failed before must show again that it fails.

@@ -209,11 +209,14 @@ impl Core {
 
     /// The weight that the configuration gives a destination, or the one in whose place it stands.
     pub(super) fn configured_weight(&self, key: ServiceKey, dest: DestKey) -> Weight {
-        let servers = self.config.services.get(&key).map(|config| &config.servers);
-        let replaced = |(d, _): &(&DestKey, &DestAttrs)| self.stand_ins(d).any(|s| s == dest);
-        let config = self.config.services.get(&key);
-        let own = config.and_then(|c| c.servers.get(&dest).or_else(|| c.sorry.get(&dest)));
-        let attrs = own.or_else(|| Some(servers?.iter().find(replaced)?.1));
+        let attrs = self.config.services.get(&key).and_then(|config| {
+            let replaced = |(d, _): &(&DestKey, &DestAttrs)| self.stand_ins(d).any(|s| s == dest);
+            let own = config
+                .servers
+                .get(&dest)
+                .or_else(|| config.sorry.get(&dest));
+            own.or_else(|| Some(config.servers.iter().find(replaced)?.1))
+        });
         attrs.map_or(Weight::ONE, |attrs| attrs.weight)
     }
 

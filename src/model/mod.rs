@@ -33,7 +33,7 @@ pub use ipvs::{
     Timeouts, Tunnel, TunnelType, Weight,
 };
 pub use marks::{Marks, NotMarks};
-pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish};
+pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish, parse_server};
 pub use ownership::Ownership;
 pub use step::Step;
 pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};

@@ -1,10 +1,22 @@
 //! What operators order of servers, whatever their health.
 
-use std::fmt;
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{DestKey, ServiceKey, WallMillis, Weight};
+
+/// Reads the name of a server: an address, or an address and a port.
+#[must_use]
+pub fn parse_server(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    if let Ok(at) = text.parse::<SocketAddr>() {
+        return Some((at.ip(), Some(at.port())));
+    }
+    Some((text.trim_matches(['[', ']']).parse().ok()?, None))
+}
 
 /// What is ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,4 +101,20 @@ pub struct OrderAnswer {
     pub places: Vec<OrderedPlace>,
     /// Why it would not outlive the director's process, if it would not.
     pub not_kept: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_an_address_with_or_without_a_port() {
+        let one: IpAddr = [10, 0, 0, 1].into();
+        assert_eq!(parse_server("10.0.0.1"), Some((one, None)));
+        assert_eq!(parse_server("10.0.0.1:80"), Some((one, Some(80))));
+        assert_eq!(parse_server("[fd00::1]").map(|s| s.1), Some(None));
+        assert_eq!(parse_server("fd00::1").map(|s| s.1), Some(None));
+        assert_eq!(parse_server("[fd00::1]:80").map(|s| s.1), Some(Some(80)));
+        assert_eq!(parse_server("web1"), None);
+    }
 }

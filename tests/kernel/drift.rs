@@ -12,7 +12,7 @@ use crate::lab::server::Tree;
 use crate::lab::traffic::Traffic;
 use crate::lab::{Lab, vip4, wait_for};
 use crate::scene::{
-    SOON, WIRING, real_server, service, status, table, wait_for_page, wait_for_table,
+    SOON, WIRING, real_server, run_director, service, status, table, wait_for_page, wait_for_table,
 };
 
 /// The director's periodic pass.
@@ -34,10 +34,7 @@ fn start<'a>(lab: &'a Lab, services: &[(Service, &str)]) -> Process<'a> {
         text.push_str(&format!("drift = \"{drift}\"\nscheduler = {part}"));
     }
     let config = lab.write("director.toml", &text);
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
-    director
+    run_director(lab, &config)
 }
 
 /// What `/metrics` says.

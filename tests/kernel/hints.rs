@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use crate::lab::server::Tree;
-use crate::lab::{DIRECTOR, Lab, VIP4};
-use crate::scene::{SOON, WIRING, wait_for_table};
+use crate::lab::{Lab, VIP4};
+use crate::scene::{SOON, WIRING, run_director, wait_for_table};
 
 /// Nothing here waits for an interval.
 const CHECK: &str = "interval = \"600s\", fast_interval = \"200ms\", down_interval = \"600s\", timeout = \"5s\", rise = 1, fall = 2";
@@ -18,15 +18,9 @@ fn a_neighbour_that_fails_and_a_file_that_is_written_count_at_once() {
     for server in ["10.77.1.11", "10.77.1.12"] {
         fs::write(weights.join(server), "up\n").unwrap();
     }
-    let config = lab.write(
-        "director.toml",
+    let config = lab.write_lone_director(
         &format!(
-            r#"[director]
-name = "lb1"
-address = "{DIRECTOR}"
-state_dir = "{}"
-socket = "{}"
-[[virtual_service]]
+            r#"[[virtual_service]]
 address = "{VIP4}:80"
 scheduler = "rr"
 forward = "nat"
@@ -38,17 +32,12 @@ tcp = {{}}
 {}
 file = {{ path = "{}/{{address}}" }}
 "#,
-            lab.director_state().display(),
-            lab.director_socket(),
             CHECK.replace(", ", "\n"),
             CHECK.replace(", ", "\n"),
             weights.display(),
         ),
     );
-    fs::create_dir_all(lab.director_state()).unwrap();
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
+    let _director = run_director(&lab, &config);
     wait_for_table(&lab, "both servers", SOON, |t| t.len() == 2);
 
     let web2 = "10.77.1.12:80".parse().unwrap();

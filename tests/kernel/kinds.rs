@@ -14,7 +14,7 @@ use understudy::director::status::ServerStatus;
 
 use crate::lab::server::{Server, Tree};
 use crate::lab::{DIRECTOR, Lab, VIP4, wait_for};
-use crate::scene::{SOON, WIRING, status, table, understudy};
+use crate::scene::{SOON, WIRING, run_director, status, table, understudy};
 
 /// One test's certificates serve the other: made for `www.example.org`, signed by `ca.pem`.
 const CA: &str = include_str!("../../src/check/testdata/ca.pem");
@@ -211,11 +211,7 @@ fn digest(text: &str) -> String {
 }
 
 fn write_config(lab: &Lab, cases: &[Case], server: &Server) -> String {
-    let mut text = format!(
-        "[director]\nname = \"lb1\"\naddress = \"{DIRECTOR}\"\nstate_dir = \"{}\"\nsocket = \"{}\"\n",
-        lab.director_state().display(),
-        lab.director_socket(),
-    );
+    let mut text = String::new();
     for (case, vip) in cases.iter().zip(vips()) {
         text += &format!(
             r#"
@@ -233,8 +229,7 @@ real_server = [{{ address = "{}:{}", weight = 100 }}]
             case.port,
         );
     }
-    fs::create_dir_all(lab.director_state()).unwrap();
-    lab.write("director.toml", &text)
+    lab.write_lone_director(&text)
 }
 
 /// A virtual service for each case.
@@ -366,9 +361,7 @@ fn every_kind_of_check_sees_the_real_thing_up_down_and_wrong() {
     let weight = lab.write("weight", "up\n");
     let cases = cases(&lab);
     let config = write_config(&lab, &cases, server);
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
+    let _director = run_director(&lab, &config);
     let names: Vec<_> = cases.iter().map(|c| c.name).collect();
     let watch = Watch {
         lab: &lab,

@@ -5,8 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::lab::server::Tree;
-use crate::lab::{DIRECTOR, Lab, vip4};
-use crate::scene::{SOON, WIRING, status, understudy, wait_for_page, wait_for_table};
+use crate::lab::{Lab, vip4};
+use crate::scene::{SOON, WIRING, run_director, status, understudy, wait_for_page, wait_for_table};
 
 /// Two servers of which it takes both, and one that is sorry.
 #[test]
@@ -18,15 +18,8 @@ fn a_lost_quorum_hands_over_to_the_sorry_server_and_back() {
     ];
     let lab = Lab::new(WIRING, &servers);
     let vip = vip4(80);
-    let config = lab.write(
-        "director.toml",
-        &format!(
-            r#"[director]
-name = "lb1"
-address = "{DIRECTOR}"
-state_dir = "{}"
-socket = "{}"
-[[virtual_service]]
+    let config = lab.write_lone_director(&format!(
+        r#"[[virtual_service]]
 address = "{vip}"
 scheduler = "rr"
 forward = "nat"
@@ -36,14 +29,8 @@ damping = {{ half_life = "0s" }}
 real_server = [{{ address = "10.77.1.11:80" }}, {{ address = "10.77.1.12:80" }}]
 sorry_server = [{{ address = "10.77.1.13:80", weight = 3 }}]
 "#,
-            lab.director_state().display(),
-            lab.director_socket(),
-        ),
-    );
-    fs::create_dir_all(lab.director_state()).unwrap();
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
+    ));
+    let mut director = run_director(&lab, &config);
     let [web1, web2, sorry] =
         ["10.77.1.11:80", "10.77.1.12:80", "10.77.1.13:80"].map(|at| at.parse().unwrap());
     let weights = |wanted: &[(SocketAddr, u32)], what: &str| {
@@ -71,8 +58,7 @@ sorry_server = [{{ address = "10.77.1.13:80", weight = 3 }}]
 
     // A director that starts goes on where it was.
     drop(director);
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
+    let mut director = run_director(&lab, &config);
     weights(&[(web2, 0), (sorry, 3)], "the same after a restart");
 
     lab.server("web1").sh("nginx");
@@ -100,15 +86,9 @@ fn a_busy_server_keeps_its_connections_and_one_that_is_gone_does_not() {
     let web1 = lab.server("web1");
     fs::write(web1.path("/etc/nginx/conf.d/shop.conf"), BUSY_SITE).unwrap();
     web1.sh("nginx -s reload");
-    let config = lab.write(
-        "director.toml",
+    let config = lab.write_lone_director(
         &format!(
-            r#"[director]
-name = "lb1"
-address = "{DIRECTOR}"
-state_dir = "{}"
-socket = "{}"
-[kernel]
+            r#"[kernel]
 "net.ipv4.vs.expire_nodest_conn" = 1
 [[virtual_service]]
 address = "{vip}"
@@ -118,37 +98,37 @@ check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2, http.path = "
 damping = {{ half_life = "0s" }}
 real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.1.12:80" }}]
 "#,
-            lab.director_state().display(),
-            lab.director_socket(),
         ),
     );
-    fs::create_dir_all(lab.director_state()).unwrap();
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
-    let at: SocketAddr = "10.77.1.11:80".parse().unwrap();
-    let weight = |wanted: Option<u32>, what: &str| {
-        wait_for_table(&lab, what, SOON, |table| {
-            table.get(&(vip, at)).copied() == wanted
-        });
-    };
+    let mut director = run_director(&lab, &config);
+    let weight = |wanted, what: &str| wait_for_weight(&lab, wanted, what);
     weight(Some(7), "the first server");
     let mut client = lab.client.run(|| keep(vip, "web1"));
 
     fs::write(web1.path("/tmp/busy"), "").unwrap();
     weight(Some(0), "the busy server, quiesced");
     director.wait_for_log("it keeps its connections and gets no new ones", SOON);
-    for _ in 0..4 {
-        assert_eq!(
-            ask(&mut client).as_deref(),
-            Some("web1"),
-            "who is connected stays"
-        );
-        wait_for_page(&lab, vip, "web2", SOON);
-    }
+    stays_and_others_go_on(&lab, &mut client);
     web1.kill_nginx();
     weight(None, "no server that is gone");
     assert_eq!(ask(&mut client), None, "its connections end with it");
+}
+
+/// The first of two servers has this weight, or is not there.
+fn wait_for_weight(lab: &Lab, wanted: Option<u32>, what: &str) {
+    let place = (vip4(80), "10.77.1.11:80".parse().unwrap());
+    wait_for_table(lab, what, SOON, |table| {
+        table.get(&place).copied() == wanted
+    });
+}
+
+/// Who is connected to the first stays, and new connections go to the second.
+fn stays_and_others_go_on(lab: &Lab, client: &mut TcpStream) {
+    for _ in 0..4 {
+        let answered = ask(client);
+        assert_eq!(answered.as_deref(), Some("web1"), "who is connected stays");
+        wait_for_page(lab, vip4(80), "web2", SOON);
+    }
 }
 
 /// A connection through the virtual address to this server.
@@ -186,15 +166,8 @@ fn an_operator_drains_disables_and_enables_a_server_over_a_restart() {
     let servers = [("web1", Tree::Web), ("web2", Tree::Web)];
     let lab = Lab::new(WIRING, &servers);
     let vip = vip4(80);
-    let config = lab.write(
-        "director.toml",
-        &format!(
-            r#"[director]
-name = "lb1"
-address = "{DIRECTOR}"
-state_dir = "{}"
-socket = "{}"
-[kernel]
+    let config = lab.write_lone_director(&format!(
+        r#"[kernel]
 "net.ipv4.vs.expire_nodest_conn" = 1
 [[virtual_service]]
 address = "{vip}"
@@ -203,20 +176,9 @@ forward = "nat"
 check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2 }}
 real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.1.12:80" }}]
 "#,
-            lab.director_state().display(),
-            lab.director_socket(),
-        ),
-    );
-    fs::create_dir_all(lab.director_state()).unwrap();
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
-    let at: SocketAddr = "10.77.1.11:80".parse().unwrap();
-    let weight = |wanted: Option<u32>, what: &str| {
-        wait_for_table(&lab, what, SOON, |table| {
-            table.get(&(vip, at)).copied() == wanted
-        });
-    };
+    ));
+    let mut director = run_director(&lab, &config);
+    let weight = |wanted, what: &str| wait_for_weight(&lab, wanted, what);
     let order = |words: &[&str]| {
         let socket = lab.director_socket();
         let all = [words, &["--socket", &socket]].concat();
@@ -231,17 +193,9 @@ real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.
         "10.77.1.11:80 in tcp/192.0.2.1:80: drained: no new connections, those that it has go on\n"
     );
     weight(Some(0), "the drained server");
-    for _ in 0..4 {
-        assert_eq!(
-            ask(&mut client).as_deref(),
-            Some("web1"),
-            "who is connected stays"
-        );
-        wait_for_page(&lab, vip, "web2", SOON);
-    }
+    stays_and_others_go_on(&lab, &mut client);
     drop(director);
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
+    let mut director = run_director(&lab, &config);
     let shown = status(&lab).services[0].servers[0].order.clone().unwrap();
     assert_eq!(
         shown.to_string(),

@@ -109,8 +109,12 @@ pub(crate) fn wait_for_page(lab: &Lab, vip: SocketAddr, server: &str, limit: Dur
 
 /// Runs the director on these services, until it is ready.
 pub(crate) fn start_director<'a>(lab: &'a Lab, services: &[Service]) -> Process<'a> {
-    let config = lab.write_director(services, "1s");
-    let args = ["director", "--config", &config, "--log-format", "json"];
+    run_director(lab, &lab.write_director(services, "1s"))
+}
+
+/// Runs a director of this configuration, until it is ready.
+pub(crate) fn run_director<'a>(lab: &'a Lab, config: &str) -> Process<'a> {
+    let args = ["director", "--config", config, "--log-format", "json"];
     let mut director = lab.understudy("director", &args, &[]);
     director.wait_for_log("director is ready", SOON);
     director

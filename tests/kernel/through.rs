@@ -10,8 +10,8 @@ use understudy::director::status::ServerStatus;
 
 use crate::lab::process::Process;
 use crate::lab::server::{Server, Tree};
-use crate::lab::{DIRECTOR, Forward, Lab, VIP4, VIP6, Wiring, wait_for, wait_until};
-use crate::scene::{SOON, status, table, understudy, wait_for_table};
+use crate::lab::{Forward, Lab, VIP4, VIP6, Wiring, wait_for, wait_until};
+use crate::scene::{SOON, run_director, status, table, understudy, wait_for_table};
 
 /// What lets the director hear servers answer it from its own virtual address.
 const HEARS: &str =
@@ -25,19 +25,7 @@ const DIRECT: Wiring = Wiring {
 /// A service of both servers for each virtual address, checked directly and through that address;
 /// for tunnels one over UDP as well.
 fn start<'a>(lab: &'a Lab, forward: &str, kernel: &str) -> Process<'a> {
-    let mut text = format!(
-        r#"[director]
-name = "lb1"
-address = "{DIRECTOR}"
-state_dir = "{}"
-socket = "{}"
-resync = "1s"
-[kernel]
-{kernel}
-"#,
-        lab.director_state().display(),
-        lab.director_socket(),
-    );
+    let mut text = format!("resync = \"1s\"\n[kernel]\n{kernel}\n");
     let mut all = vec![
         (
             format!("{VIP4}:80"),
@@ -84,12 +72,7 @@ source = "{source}"
 "#
         );
     }
-    fs::create_dir_all(lab.director_state()).unwrap();
-    let config = lab.write("director.toml", &text);
-    let args = ["director", "--config", &config, "--log-format", "json"];
-    let mut director = lab.understudy("director", &args, &[]);
-    director.wait_for_log("director is ready", SOON);
-    director
+    run_director(lab, &lab.write_lone_director(&text))
 }
 
 /// How one server stands in the service of this virtual address.

@@ -190,6 +190,17 @@ host_keys = ["{}"]
         self.dir().join("inventory").display().to_string()
     }
 
+    /// Writes director.toml of a director without a provisioner: its section's head, and the rest as given.
+    pub(crate) fn write_lone_director(&self, rest: &str) -> String {
+        fs::create_dir_all(self.director_state()).unwrap();
+        let state = self.director_state().display().to_string();
+        let socket = self.director_socket();
+        let head = format!(
+            "[director]\nname = \"lb1\"\naddress = \"{DIRECTOR}\"\nstate_dir = \"{state}\"\nsocket = \"{socket}\"\n"
+        );
+        self.write("director.toml", &(head + rest))
+    }
+
     /// Writes a file of the lab's folder; where it is.
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
         let path = self.dir().join(name);
