@@ -227,10 +227,6 @@ fn one_pass() -> Result<Duration> {
     let stop = CancellationToken::new();
     let (_want, desired) = watch::channel(table::desired());
     let (applied, holds) = watch::channel(Applied::default());
-    let timing = Timing {
-        resync: Duration::from_nanos(1),
-        retry: Duration::from_secs(1),
-    };
     let observe = move |fact| {
         if let Fact::Pass(end) = fact {
             // Passes after those that are looked at have no listener.
@@ -240,7 +236,14 @@ fn one_pass() -> Result<Duration> {
     let took = runtime.block_on(async {
         let kernel = Ipvs::connect().await?.without_counters();
         let stopped = stop.clone();
-        let run = task::run(kernel, desired, applied, timing, observe, stopped);
+        let run = task::run(
+            kernel,
+            desired,
+            applied,
+            Duration::from_secs(1),
+            observe,
+            stopped,
+        );
         #[expect(clippy::disallowed_methods, reason = "joined below")]
         let reconciler = tokio::spawn(run);
         let passes: Result<Vec<_>> = tokio::task::spawn_blocking(move || {

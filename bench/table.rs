@@ -100,6 +100,7 @@ pub(crate) fn desired() -> Desired {
     Desired {
         generation: 1,
         services: wanted().into_iter().map(part).collect(),
+        resync: Duration::from_nanos(1),
         exclusive: false,
         made: Arc::default(),
     }

@@ -1,6 +1,8 @@
 //! The core's shell: turns what happens into events, and what the core wants into calls. One task,
 //! in which the core lives.
 
+mod reload;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
@@ -15,13 +17,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::state_file::{self, Keeper, StateFile};
+use self::reload::Reloading;
+use super::{
+    lock::Lock,
+    reload::Load,
+    state_file::{self, Keeper, StateFile},
+};
 use crate::{
     api::operator::{Answer, Ordering, Question},
     check::{Report, Target, Targets},
-    clock,
+    clock, config,
     director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
     health::Standing,
+    ipvs::Ipvs,
     model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey},
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
@@ -50,6 +58,8 @@ pub struct Inputs {
     pub applied: watch::Receiver<Applied>,
     /// From operators.
     pub questions: mpsc::Receiver<Question>,
+    /// Configurations that were read.
+    pub loads: mpsc::Receiver<Load>,
     /// What of this host does not fit.
     pub host: watch::Receiver<Vec<String>>,
 }
@@ -59,6 +69,7 @@ enum Input {
     Report(Report),
     Event(Event),
     Question(Question),
+    Load(Box<Load>),
     Written(Result<(), state_file::Error>),
     Beat,
 }
@@ -72,6 +83,10 @@ pub struct Outputs {
     pub targets: watch::Sender<Arc<Targets>>,
     /// To the provisioner.
     pub outbox: watch::Sender<Outbox>,
+    /// To who counts connections.
+    pub draining: watch::Sender<BTreeSet<OrderedPlace>>,
+    /// The configuration, to whoever needs it.
+    pub in_force: watch::Sender<Arc<config::Director>>,
     /// To the watchdog.
     pub heartbeat: watch::Sender<MonoTime>,
 }
@@ -81,6 +96,7 @@ pub struct Outputs {
 pub struct Shell {
     core: Core,
     memory: Keeper,
+    lock: Lock,
     metrics: DirectorMetrics,
     out: Outputs,
     /// Services whose part of what is wanted is to be computed anew.
@@ -91,21 +107,33 @@ pub struct Shell {
     ending: BTreeSet<ServiceKey>,
     /// Orders that are answered when they are kept.
     orders: Vec<(Answer, Vec<OrderedPlace>)>,
+    /// Reloads that are answered when the kernel's table is as wanted.
+    reloads: Vec<Reloading>,
+    /// Reads the kernel's table for a reload.
+    reader: Option<Ipvs>,
 }
 
 impl Shell {
-    /// Around a core, with its memory's file.
+    /// Around a core, with its memory's file and its lock.
     #[must_use]
-    pub fn new(core: Core, file: StateFile, metrics: DirectorMetrics, out: Outputs) -> Self {
+    pub fn new(
+        core: Core,
+        (file, lock): (StateFile, Lock),
+        metrics: DirectorMetrics,
+        out: Outputs,
+    ) -> Self {
         Self {
             core,
             memory: Keeper::new(file),
+            lock,
             metrics,
             out,
             dirty: BTreeSet::new(),
             not_kept: None,
             ending: BTreeSet::new(),
             orders: Vec::new(),
+            reloads: Vec::new(),
+            reader: None,
         }
     }
 
@@ -135,6 +163,7 @@ impl Shell {
                     Input::Event(Event::Applied(inputs.applied.borrow_and_update().clone()))
                 }
                 Some(answer) = inputs.questions.recv() => Input::Question(answer),
+                Some(load) = inputs.loads.recv() => Input::Load(Box::new(load)),
                 kept = self.memory.written() => Input::Written(kept),
                 () = &mut sleep => Input::Beat,
             };
@@ -155,6 +184,7 @@ impl Shell {
                     self.answer(answer, &inputs.host.borrow(), now);
                 }
                 Input::Question(Question::Order(ordering)) => self.order(*ordering, now),
+                Input::Load(load) => self.load(*load, now).await,
                 Input::Written(kept) => {
                     self.kept(kept);
                     self.remember();
@@ -169,6 +199,7 @@ impl Shell {
                     self.remember();
                 }
                 self.look_at_memory();
+                self.answer_reloads(now);
                 tick = now.after(BEAT);
             }
             if now >= certificates {
@@ -199,20 +230,25 @@ impl Shell {
     /// Takes what an operator orders. It holds at once, and is answered when it is kept.
     fn order(&mut self, ordering: Ordering, now: MonoTime) {
         let Ordering {
-            addr,
-            port,
+            server,
             service,
-            order,
+            mut order,
+            drains,
             answer,
         } = ordering;
-        let places = self.core.places_of(addr, port, service);
+        let places = self.core.places_of(server, service);
         if places.is_empty() {
             if answer.send(None).is_err() {
                 tracing::debug!("operator went away before the answer");
             }
             return;
         }
-        self.take(Event::Ordered(places.clone(), order), now);
+        let wall = clock::wall();
+        if let Some(order) = order.as_mut().filter(|order| order.wish.drains()) {
+            let limit = drains.unwrap_or(self.out.in_force.borrow().drain_timeout);
+            order.drain_ends = Some(wall.after(limit));
+        }
+        self.take(Event::Ordered(places.clone(), order, wall), now);
         self.orders.push((answer, places));
         self.answer_orders();
     }
@@ -352,6 +388,12 @@ impl Shell {
             *o = outbox;
             differs
         });
+        let draining = core.draining();
+        out.draining.send_if_modified(|d| {
+            let differs = *d != draining;
+            *d = draining;
+            differs
+        });
         self.count(now);
     }
 
@@ -439,6 +481,24 @@ impl Shell {
                 info!(%service, live, "quorum regained: the real servers serve again");
                 m.set_quorum_held(*service, true);
             }
+            Note::OrderEnded(OrderedPlace { service, server }, order) => {
+                warn!(%service, %server, was = %order, "the time of an operator's order is over: it is taken back");
+            }
+            Note::Drained(OrderedPlace { service, server }, 0) => {
+                info!(%service, %server, "server is drained: no connection is left, it is out of the service");
+            }
+            Note::Drained(OrderedPlace { service, server }, cut) => {
+                warn!(%service, %server, connections = cut, "the time for draining a server is over: it is out of the service, with the connections that it had left");
+            }
+            Note::Left(OrderedPlace { service, server }, 0) => {
+                info!(%service, %server, "server that is no longer wanted has left, no connection was left");
+            }
+            Note::Left(OrderedPlace { service, server }, cut) => {
+                warn!(%service, %server, connections = cut, "the time for draining a server that is no longer wanted is over: it has left, with the connections that it had");
+            }
+            Note::Reloaded(changes) => {
+                info!(%changes, "the new configuration is in force");
+            }
             Note::Requested(key) => {
                 warn!(server = %key.failed, incident = %key, "replacement of a failed server was requested");
                 m.replacements_requested.inc();
@@ -464,6 +524,12 @@ impl Shell {
             }
             Note::Leaving(m) => {
                 info!(spare = %m.spare.name, replacement = %m.replacement, "stand-in is withdrawn");
+            }
+            Note::GivenBack(m, true) => {
+                info!(spare = %m.spare.name, in_place_of = ?m.origins, replacement = %m.replacement, "the server is well again and gets its place back: its stand-in is given back to the provisioner");
+            }
+            Note::GivenBack(m, false) => {
+                warn!(spare = %m.spare.name, in_place_of = ?m.origins, replacement = %m.replacement, "stand-in is given back to the provisioner: the configuration names neither it nor those whose place it has");
             }
             Note::Unlisted(id) => {
                 warn!(replacement = %id, "provisioner does not list a stand-in that serves: it keeps its place; was the provisioner's store lost?");
@@ -513,11 +579,13 @@ fn put(desired: &mut Desired, key: ServiceKey, part: Option<Want>) -> bool {
 
 /// Everything the core wants of the kernel, at the start.
 #[must_use]
-pub fn desired(core: &Core, exclusive: bool) -> Desired {
+pub fn desired(core: &Core) -> Desired {
+    let config = core.config();
     let mut desired = Desired {
         generation: 1,
         services: BTreeMap::new(),
-        exclusive,
+        resync: config.resync,
+        exclusive: config.exclusive,
         made: Arc::new(core.made().clone()),
     };
     for key in core.services() {

@@ -1,32 +1,33 @@
 //! Puts the director's tasks and channels together.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
 use tracing::{debug, info, warn};
 
 use super::{
     core::{self, Inputs, Outputs, Shell},
-    hints,
+    drains, hints,
     host::Host,
-    link, lock, shutdown_signal,
+    link, lock, reload, shutdown_signal,
     state_file::{self, StateFile},
     ways::KernelWays,
 };
 use crate::{
     api::operator,
-    check, clock, config,
+    check, clock,
     director::{Core, Recall, Start},
     http::{DoorError, Doors},
     ipvs::{self, Ipvs},
     model::ServiceKey,
     reconcile::{
         plan::Applied,
-        task::{self, Fact, PassEnd, Timing},
+        task::{self, Fact, PassEnd},
     },
     supervise::{Exit, Supervisor},
     systemd,
@@ -44,6 +45,9 @@ const NUDGES: usize = 256;
 
 /// Answers of the provisioner that wait for the core.
 const EVENTS: usize = 64;
+
+/// Reloads that wait: operators are few.
+const RELOADS: usize = 4;
 
 /// A pass that failed is repeated after this.
 const RETRY: Duration = Duration::from_secs(1);
@@ -86,25 +90,27 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs a director until it is told to stop. IPVS stays as it is. `digest` is the SHA-256 of its
-/// configuration file, for the metrics.
+/// Runs a director until it is told to stop. IPVS stays as it is. `file` is where its configuration came from,
+/// and is read again at a reload.
 ///
 /// # Errors
 ///
 /// What kept it from starting, or the task that ended.
-pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
-    let config = Arc::new(config);
-    let signal = shutdown_signal().map_err(Error::Signals)?;
+pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
+    let config = Arc::new(loaded.config);
+    let shutdown = shutdown_signal().map_err(Error::Signals)?;
+    // Before it says that it is ready: a reload by signal would end it.
+    let hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     // Before it touches anything that another director could be using.
-    let _lock = lock::take(&config).await.map_err(Error::Lock)?;
-    let (mut file, recall) =
+    let lock = lock::take(&config).await.map_err(Error::Lock)?;
+    let (mut memory, recall) =
         StateFile::open(&config.state_dir, &config.name).map_err(Error::State)?;
     if let (Recall::Forgot(why), Some(_)) = (&recall, &config.provisioner) {
         warn!(reason = %why, "state file says nothing: destinations that the configuration does not name keep their place until the provisioner has answered");
     }
     let mut registry = Registry::default();
     let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
-    metrics.set_config(digest);
+    metrics.set_config(&loaded.digest);
     let counted = metrics.clone();
     let mut kernel = Ipvs::connect()
         .await
@@ -118,6 +124,16 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     let mut found = kernel.table().await.map_err(Error::Kernel)?;
     let marked = |key: &&ServiceKey| matches!(key, ServiceKey::Fwmark(_, m) if config.probe_marks.contains(*m));
     let marked: BTreeSet<ServiceKey> = found.keys().filter(marked).copied().collect();
+    let owned = match &recall {
+        Recall::Known(memory) => memory.services.clone(),
+        Recall::Forgot(_) => BTreeSet::new(),
+    };
+    let dropped = found
+        .iter()
+        .filter(|(key, _)| owned.contains(key) && !config.services.contains_key(key));
+    let dropped = dropped
+        .map(|(key, service)| (*key, service.plain()))
+        .collect();
     found.retain(|key, _| config.services.contains_key(key));
     // After IPVS was looked up, which loads it and brings its settings; before the first change.
     let mut host = Host::new(Arc::clone(&config), metrics.clone());
@@ -132,6 +148,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         boot_id: clock::boot_id().map_err(Error::Boot)?,
         recall,
         kernel: adopted,
+        dropped,
         marked,
     };
     let core = Core::new(Arc::clone(&config), start);
@@ -140,18 +157,22 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     }
     // Before the kernel has any of them: what is not remembered is not removed later.
     if !core.made().is_empty() && core.may_write_memory() {
-        file.keep(core.memory()).map_err(Error::State)?;
+        memory.keep(core.memory()).map_err(Error::State)?;
     }
 
-    let (desired, desired_rx) = watch::channel(core::desired(&core, config.exclusive));
+    let (desired, desired_rx) = watch::channel(core::desired(&core));
     let (targets, targets_rx) = watch::channel(core::targets(&core));
     let (outbox, outbox_rx) = watch::channel(core.outbox());
+    let (draining, draining_rx) = watch::channel(core.draining());
+    let (in_force, in_force_rx) = watch::channel(Arc::clone(&config));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
     let (applied_tx, applied) = watch::channel(Applied::default());
     let (reports_tx, reports) = mpsc::channel(REPORTS);
     let (nudges_tx, nudges_rx) = mpsc::channel(NUDGES);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let (questions_tx, questions) = mpsc::channel(16);
+    let (asked_tx, asked) = mpsc::channel(RELOADS);
+    let (loads_tx, loads) = mpsc::channel(RELOADS);
 
     let operator = Doors::open(Some(&config.socket), None)
         .await
@@ -167,15 +188,17 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
 
     let mut tasks = Supervisor::default();
     let observe = facts_to(metrics.clone(), nudges_tx.clone());
-    let timing = Timing {
-        resync: config.resync,
-        retry: RETRY,
-    };
     tasks.start("reconcile", |stop| {
-        task::run(kernel, desired_rx, applied_tx, timing, observe, stop)
+        task::run(kernel, desired_rx, applied_tx, RETRY, observe, stop)
     });
-    let every = config.resync;
-    tasks.start("host", |stop| host.run(host_tx, every, stop));
+    let now = in_force_rx.clone();
+    tasks.start("host", |stop| host.run(now, host_tx, stop));
+    let counts = events_tx.clone();
+    tasks.start("drains", |stop| drains::run(draining_rx, counts, stop));
+    let counted = metrics.clone();
+    tasks.start("reload", |stop| {
+        reload::run(file, asked, hangup, loads_tx, counted, stop)
+    });
     let (files_rx, hints_rx) = (targets_rx.clone(), targets_rx.clone());
     let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);
     tasks.start("files", |stop| check::watch_files(files_rx, to_files, stop));
@@ -186,7 +209,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         check::run(ways, targets_rx, nudges_rx, reports_tx, observer, stop)
     });
     if let Some(to) = config.provisioner.clone() {
-        let (c, l, e) = (Arc::clone(&config), to.clone(), events_tx.clone());
+        let (c, l, e) = (in_force_rx, to.clone(), events_tx.clone());
         tasks.start("stand-ins", |stop| link::follow(c, l, e, stop));
         let c = Arc::clone(&config);
         tasks.start("requests", |stop| {
@@ -202,7 +225,7 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
     tasks.start("operator", |stop| {
-        operator::serve(operator, questions_tx, stop)
+        operator::serve(operator, questions_tx, asked_tx, stop)
     });
     let mut first_pass = applied.clone();
     tasks.start("ready", |stop| async move {
@@ -216,9 +239,11 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
         desired,
         targets,
         outbox,
+        draining,
+        in_force,
         heartbeat,
     };
-    let shell = Shell::new(core, file, metrics, out);
+    let shell = Shell::new(core, (memory, lock), metrics, out);
     tasks.start("core", |stop| {
         shell.run(
             Inputs {
@@ -226,13 +251,14 @@ pub async fn run(config: config::Director, digest: &str) -> Result<(), Error> {
                 events,
                 applied,
                 questions,
+                loads,
                 host: host_rx,
             },
             stop,
         )
     });
     info!(director = %config.name, services = keys.len(), "director started");
-    let ended = tasks.run(signal, GRACE).await;
+    let ended = tasks.run(shutdown, GRACE).await;
     systemd::stopping();
     info!("director stopped, IPVS stays as it is");
     ended.map_err(Error::Ended)

@@ -115,19 +115,38 @@ impl Host {
         warnings
     }
 
-    /// A pass every `every` until `stop`; `warnings` always holds those of the last one.
+    /// What is no longer declared stays as it is.
+    fn renew(&mut self, config: &Arc<config::Director>) {
+        if Arc::ptr_eq(&self.config, config) {
+            return;
+        }
+        self.config = Arc::clone(config);
+        let declared = |name: &SysctlName| config.kernel.iter().any(|s| s.name == *name);
+        let gone = self.standing.keys().filter(|name| !declared(name));
+        let gone: Vec<SysctlName> = gone.cloned().collect();
+        for name in gone {
+            self.standing.remove(&name);
+            self.metrics.forget_kernel_setting(&name.to_string());
+        }
+    }
+
+    /// A pass each `resync`, and when there is another configuration, until `stop`; `warnings` always holds
+    /// those of the last one.
     pub async fn run(
         mut self,
+        mut in_force: watch::Receiver<Arc<config::Director>>,
         warnings: watch::Sender<Vec<String>>,
-        every: Duration,
         stop: CancellationToken,
     ) {
         loop {
+            let every = self.config.resync.max(SHORTEST);
             tokio::select! {
                 () = stop.cancelled() => return,
-                // Cancel-safe: nothing has begun.
-                () = time::sleep(every.max(SHORTEST)) => {}
+                // Cancel-safe, both: `changed` only marks the value seen when it returns.
+                changed = in_force.changed() => if changed.is_err() { return },
+                () = time::sleep(every) => {}
             }
+            self.renew(&in_force.borrow_and_update());
             // Not cancelled, awaited: it ends within seconds by itself.
             let pass = task::spawn_blocking(move || {
                 let found = self.pass();

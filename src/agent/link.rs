@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Registers, then follows the list of stand-ins, until `stop`.
 pub async fn follow(
-    config: Arc<Director>,
+    mut in_force: watch::Receiver<Arc<Director>>,
     link: ProvisionerLink,
     events: mpsc::Sender<Event>,
     stop: CancellationToken,
@@ -44,7 +44,17 @@ pub async fn follow(
     let client = Client::new(link.at.clone());
     let work = async {
         loop {
-            if let Err(e) = follow_once(&config, &client, &events).await
+            let config = Arc::clone(&in_force.borrow_and_update());
+            let followed = tokio::select! {
+                followed = follow_once(&config, &client, &events) => followed,
+                // Cancel-safe, both: the list is asked for again, and `changed` only marks the value seen when
+                // it returns. What is served has changed: it is registered anew.
+                changed = in_force.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
+            if let Err(e) = followed
                 && events.send(silent(&e)).await.is_err()
             {
                 return;
@@ -206,6 +216,9 @@ impl Courier {
         for (id, is) in outbox.confirms {
             self.confirm(id, is).await?;
         }
+        for id in outbox.releases {
+            self.release(id).await?;
+        }
         for (key, id) in outbox.cancels {
             let path = format!("/v1/replacements/{id}/cancel");
             let answer = self
@@ -242,6 +255,22 @@ impl Courier {
             Ok(()) => self.send(Event::Confirmed(id, is)).await,
             Err(e) if e.problem().is_some() => {
                 warn!(replacement = %id, error = %Chain(&e), "provisioner refused a confirmation");
+                Ok(())
+            }
+            Err(e) => self.send(silent(&e)).await,
+        }
+    }
+
+    /// Gives a stand-in back. That it is wanted no longer comes with the list of stand-ins.
+    async fn release(&self, id: ReplacementId) -> Result<(), Gone> {
+        let path = format!("/v1/directors/{}/members/{id}/release", self.config.name);
+        let asked = self
+            .client
+            .ask::<()>(Method::POST, &path, None, NOTHING, LIMIT);
+        match asked.await {
+            Ok(()) => Ok(()),
+            Err(e) if e.problem().is_some() => {
+                warn!(replacement = %id, error = %Chain(&e), "provisioner does not take a stand-in back");
                 Ok(())
             }
             Err(e) => self.send(silent(&e)).await,

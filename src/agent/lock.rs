@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
@@ -95,7 +95,41 @@ fn file(path: &Path, action: &'static str) -> impl Fn(io::Error) -> Error {
 /// A running director's lock, free again when this is dropped or the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Writes into it what the director owns by now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    pub fn renew(&mut self, config: &config::Director) -> Result<(), Error> {
+        let owned = owned(config, &self.path)?;
+        write(&mut self.held, &owned).map_err(file(&self.path, "written"))
+    }
+}
+
+fn owned(config: &config::Director, path: &Path) -> Result<Ownership, Error> {
+    let namespace = namespace().map_err(file(path, "given this network namespace"))?;
+    Ok(Ownership {
+        director: config.name.clone(),
+        pid: std::process::id(),
+        namespace,
+        exclusive: config.exclusive,
+        resync_ms: u64::try_from(config.resync.as_millis()).unwrap_or(u64::MAX),
+        services: config.services.keys().copied().collect(),
+        hidden: config.has_hidden_services().then_some(config.probe_marks),
+    })
+}
+
+/// Until it is whole again, nobody can read it as anything: who looks meanwhile looks again.
+fn write(file: &mut File, owned: &Ownership) -> io::Result<()> {
+    let text = serde_json::to_vec(owned).map_err(io::Error::other)?;
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&text)
 }
 
 /// Where the director with this operator socket has its lock.
@@ -115,16 +149,7 @@ pub fn beside(socket: &Path) -> PathBuf {
 /// than a minute, [`Error::NotOurs`], [`Error::File`].
 pub async fn take(config: &config::Director) -> Result<Lock, Error> {
     let path = beside(&config.socket);
-    let namespace = namespace().map_err(file(&path, "given this network namespace"))?;
-    let owned = Ownership {
-        director: config.name.clone(),
-        pid: std::process::id(),
-        namespace,
-        exclusive: config.exclusive,
-        resync_ms: u64::try_from(config.resync.as_millis()).unwrap_or(u64::MAX),
-        services: config.services.keys().copied().collect(),
-        hidden: config.has_hidden_services().then_some(config.probe_marks),
-    };
+    let owned = owned(config, &path)?;
     wait(&path, &owned).await
 }
 
@@ -179,12 +204,9 @@ fn try_take(path: &Path, owned: &Ownership) -> Result<Lock, Error> {
         }
         Err((_, errno)) => return Err(failed("locked")(errno.into())),
     };
-    // From here until it is whole again, nobody can read it as anything.
-    held.set_len(0).map_err(failed("written"))?;
-    let text = serde_json::to_vec(owned).map_err(io::Error::other);
-    let text = text.map_err(failed("written"))?;
-    held.write_all(&text).map_err(failed("written"))?;
-    Ok(Lock { _held: held })
+    write(&mut held, owned).map_err(failed("written"))?;
+    let path = path.to_owned();
+    Ok(Lock { held, path })
 }
 
 fn unopened(path: &Path, e: io::Error) -> Error {

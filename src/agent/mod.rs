@@ -2,11 +2,13 @@
 
 pub mod core;
 pub mod director;
+mod drains;
 mod hints;
 pub mod host;
 pub mod link;
 pub mod lock;
 pub mod provisioner;
+pub mod reload;
 pub mod state_file;
 mod ways;
 

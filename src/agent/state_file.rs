@@ -236,7 +236,6 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use super::*;
 
@@ -245,17 +244,9 @@ mod tests {
     }
 
     fn memory(next_incident: u64) -> Memory {
-        let (incidents, members, orders) = (vec![], vec![], vec![]);
-        let made = BTreeSet::new();
-        Memory::new(
-            "b".into(),
-            name(),
-            next_incident,
-            incidents,
-            members,
-            made,
-            orders,
-        )
+        let mut memory = Memory::empty("b".into(), name());
+        memory.next_incident = next_incident;
+        memory
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! The director's operator socket: `GET /v1/status`, and `POST /v1/orders` for root and the director's own user.
+//! The director's operator socket: `GET /v1/status`, and for root and the director's own user `POST /v1/orders`,
+//! `POST /v1/reload`, `POST /v1/plan`.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use axum::{
     Extension, Json, Router,
-    extract::{State, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use nix::unistd::Uid;
+use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot},
     time,
@@ -20,7 +22,10 @@ use crate::{
     clock,
     director::status::Status,
     http::{self, Caller, Doors, Limits},
-    model::{Order, OrderAnswer, OrderRequest, ServiceKey, parse_server, wire::Problem},
+    model::{
+        Order, OrderAnswer, OrderRequest, PlanRequest, Planned, ReloadAnswer, ServiceKey,
+        parse_server, wire::Problem,
+    },
 };
 
 /// To the core.
@@ -38,16 +43,56 @@ pub type Answer = oneshot::Sender<Option<OrderAnswer>>;
 /// An operator's order, on its way.
 #[derive(Debug)]
 pub struct Ordering {
-    /// Of this server.
-    pub addr: IpAddr,
-    /// At this port only.
-    pub port: Option<u16>,
+    /// Of this server, perhaps at this port only; none: of all servers of the service.
+    pub server: Option<(IpAddr, Option<u16>)>,
     /// In this service only.
     pub service: Option<ServiceKey>,
     /// What; none takes back what was ordered before.
     pub order: Option<Order>,
+    /// How long connections of a server that is drained have; none: as the configuration says.
+    pub drains: Option<Duration>,
     /// Answered when it is kept.
     pub answer: Answer,
+}
+
+/// A configuration that is to be read.
+#[derive(Debug)]
+pub struct Reading {
+    /// The name that mistakes are told with, and the text; none: the director's own file.
+    pub text: Option<(PathBuf, String)>,
+    /// What for.
+    pub wish: ReadingFor,
+}
+
+/// What a configuration is read for.
+#[derive(Debug)]
+pub enum ReadingFor {
+    /// To be in force.
+    Reload(oneshot::Sender<Result<ReloadAnswer, Refusal>>),
+    /// To see what it would change.
+    Plan(oneshot::Sender<Result<Planned, Refusal>>),
+}
+
+/// Why a configuration was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is wrong.
+    Wrong(String),
+    /// The director could not.
+    Failed(String),
+}
+
+impl ReadingFor {
+    /// Tells who asked that it came to nothing.
+    pub fn refuse(self, why: Refusal) {
+        let told = match self {
+            Self::Reload(answer) => answer.send(Err(why)).is_ok(),
+            Self::Plan(answer) => answer.send(Err(why)).is_ok(),
+        };
+        if !told {
+            tracing::debug!("operator went away before the answer");
+        }
+    }
 }
 
 /// Operators are few, and ask once.
@@ -61,51 +106,92 @@ const LIMITS: Limits = Limits {
 /// The core answers within this, or it hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
+/// Ten years, in seconds.
+const LONGEST_TERM: u64 = 10 * 366 * 86_400;
+
 /// No reason is longer: it stands in a line of `status`.
 const LONGEST_REASON: usize = 200;
 
-type Core = State<mpsc::Sender<Question>>;
+/// A large configuration fits in here.
+const BODY: usize = 16 * 1024 * 1024;
+
+/// A reload waits for the kernel's table.
+const RELOAD_LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(Clone)]
+struct Shared {
+    questions: mpsc::Sender<Question>,
+    readings: mpsc::Sender<Reading>,
+}
+
+type Core = State<Shared>;
 
 /// Answers until `stop`.
-pub async fn serve(doors: Doors, questions: mpsc::Sender<Question>, stop: CancellationToken) {
+pub async fn serve(
+    doors: Doors,
+    questions: mpsc::Sender<Question>,
+    readings: mpsc::Sender<Reading>,
+    stop: CancellationToken,
+) {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/orders", post(order))
+        .route("/v1/reload", post(reload))
+        .route("/v1/plan", post(plan))
         .fallback(|| async {
-            let detail = "the operator socket has GET /v1/status and POST /v1/orders";
+            let detail =
+                "the operator socket has GET /v1/status, POST /v1/orders, /v1/reload and /v1/plan";
             problem(StatusCode::NOT_FOUND, "no_such_route", detail)
         })
-        .with_state(questions);
+        .layer(DefaultBodyLimit::max(BODY))
+        .with_state(Shared {
+            questions,
+            readings,
+        });
     http::serve(doors, router, LIMITS, stop).await;
 }
 
-async fn status(State(questions): Core) -> Response {
+async fn status(State(shared): Core) -> Response {
     let (ask, answer) = oneshot::channel();
-    match asked(&questions, Question::Status(ask), answer).await {
+    match asked(
+        &shared.questions,
+        Question::Status(ask),
+        answer,
+        ANSWER_LIMIT,
+    )
+    .await
+    {
         Ok(status) => Json(status).into_response(),
         Err(silent) => silent,
     }
 }
 
 async fn order(
-    State(questions): Core,
+    State(shared): Core,
     Extension(caller): Extension<Caller>,
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Response {
     let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "bad_order", detail);
-    if !may_order(&caller, Uid::effective().as_raw()) {
-        let detail = format!("{caller} may not: ask as root or as the director's user");
-        return problem(StatusCode::FORBIDDEN, "not_an_operator", &detail);
+    if let Some(refused) = not_an_operator(&caller) {
+        return refused;
     }
     let request = match body {
         Ok(Json(request)) => request,
         Err(error) => return bad(&error.body_text()),
     };
-    let Some((addr, port)) = parse_server(&request.server) else {
-        let name = &request.server;
-        return bad(&format!(
-            "{name:?} is no server: write 10.77.1.11 or 10.77.1.11:80"
-        ));
+    let server = match request.server.as_deref() {
+        None if request.service.is_none() => {
+            return bad("of which server, or of which service? name one of them");
+        }
+        None => None,
+        Some(name) => match parse_server(name) {
+            Some(server) => Some(server),
+            None => {
+                return bad(&format!(
+                    "{name:?} is no server: write 10.77.1.11 or 10.77.1.11:80"
+                ));
+            }
+        },
     };
     let reason = request.reason.filter(|reason| !reason.trim().is_empty());
     let fits = |r: &String| r.chars().count() <= LONGEST_REASON && !r.chars().any(char::is_control);
@@ -114,30 +200,33 @@ async fn order(
             "a reason is one line of at most {LONGEST_REASON} characters"
         ));
     }
+    let longest = |s: &u64| *s <= LONGEST_TERM;
+    if !request.for_s.iter().chain(&request.drain_s).all(longest) {
+        return bad("no order lasts longer than ten years: leave its end out");
+    }
+    let at = clock::wall();
     let order = request.wish.map(|wish| Order {
-        wish,
         reason,
-        by: caller.to_string(),
-        at: clock::wall(),
+        ends: request.for_s.map(|s| at.after(Duration::from_secs(s))),
+        ..Order::new(wish, caller.to_string(), at)
     });
     let (ask, answer) = oneshot::channel();
     let ordering = Ordering {
-        addr,
-        port,
+        server,
         service: request.service,
         order,
+        drains: request.drain_s.map(Duration::from_secs),
         answer: ask,
     };
-    match asked(&questions, Question::Order(Box::new(ordering)), answer).await {
+    let order = Question::Order(Box::new(ordering));
+    match asked(&shared.questions, order, answer, ANSWER_LIMIT).await {
         Ok(Some(done)) => Json(done).into_response(),
         Ok(None) => {
-            let name = &request.server;
-            let detail = match request.service {
-                None => format!("no virtual service has a server {name}: see understudy status"),
-                Some(key) => {
-                    format!("no virtual service {key} has a server {name}: see understudy status")
-                }
-            };
+            let server = request.server.map(|name| format!(" has a server {name}"));
+            let server = server.unwrap_or_else(|| " has a server".to_owned());
+            let service = request.service.map(|key| format!(" {key}"));
+            let service = service.unwrap_or_default();
+            let detail = format!("no virtual service{service}{server}: see understudy status");
             problem(StatusCode::NOT_FOUND, "no_such_server", &detail)
         }
         Err(silent) => silent,
@@ -152,16 +241,73 @@ const fn may_order(caller: &Caller, own: u32) -> bool {
     }
 }
 
-async fn asked<T>(
-    questions: &mpsc::Sender<Question>,
-    question: Question,
+fn not_an_operator(caller: &Caller) -> Option<Response> {
+    if may_order(caller, Uid::effective().as_raw()) {
+        return None;
+    }
+    let detail = format!("{caller} may not: ask as root or as the director's user");
+    Some(problem(StatusCode::FORBIDDEN, "not_an_operator", &detail))
+}
+
+async fn reload(State(shared): Core, Extension(caller): Extension<Caller>) -> Response {
+    if let Some(refused) = not_an_operator(&caller) {
+        return refused;
+    }
+    let (ask, answer) = oneshot::channel();
+    let reading = Reading {
+        text: None,
+        wish: ReadingFor::Reload(ask),
+    };
+    taken(asked(&shared.readings, reading, answer, RELOAD_LIMIT).await)
+}
+
+async fn plan(
+    State(shared): Core,
+    Extension(caller): Extension<Caller>,
+    body: Result<Json<PlanRequest>, JsonRejection>,
+) -> Response {
+    // It shows the mistakes of a file that not everybody may read.
+    if let Some(refused) = not_an_operator(&caller) {
+        return refused;
+    }
+    let request = match body {
+        Ok(Json(request)) => request,
+        Err(error) => {
+            return problem(StatusCode::BAD_REQUEST, "bad_plan", &error.body_text());
+        }
+    };
+    let (ask, answer) = oneshot::channel();
+    let reading = Reading {
+        text: request.config,
+        wish: ReadingFor::Plan(ask),
+    };
+    taken(asked(&shared.readings, reading, answer, RELOAD_LIMIT).await)
+}
+
+fn taken<T: Serialize>(answer: Result<Result<T, Refusal>, Response>) -> Response {
+    match answer {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(Refusal::Wrong(why))) => {
+            problem(StatusCode::UNPROCESSABLE_ENTITY, "bad_configuration", &why)
+        }
+        Ok(Err(Refusal::Failed(why))) => {
+            problem(StatusCode::INTERNAL_SERVER_ERROR, "not_taken", &why)
+        }
+        Err(silent) => silent,
+    }
+}
+
+async fn asked<Q, T>(
+    questions: &mpsc::Sender<Q>,
+    question: Q,
     answer: oneshot::Receiver<T>,
+    limit: Duration,
 ) -> Result<T, Response> {
     let exchange = async {
         questions.send(question).await.ok()?;
         answer.await.ok()
     };
-    let answered = time::timeout(ANSWER_LIMIT, exchange).await.ok().flatten();
+    let answered = time::timeout(limit, exchange).await.ok().flatten();
     answered.ok_or_else(|| {
         let detail = "the director's core does not answer: it stops, or hangs; see its log";
         problem(StatusCode::SERVICE_UNAVAILABLE, "core_silent", detail)

@@ -7,6 +7,7 @@ mod inventory;
 mod ipvs;
 mod live;
 mod order;
+mod reload;
 mod run;
 mod status;
 
@@ -15,13 +16,14 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
 
 use crate::{
     api::client,
-    config::Diagnostics,
+    config::{self, Diagnostics},
     telemetry::{Chain, LogFormat},
 };
 
@@ -52,13 +54,19 @@ enum Command {
     Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
-    /// Takes a server out of service, with its connections, until it is enabled again
-    Disable(order::Aside),
-    /// Gives a server no new connections until it is enabled again; those that it has go on
-    Drain(order::Aside),
-    /// Takes back what was ordered of a server
-    Enable(order::Server),
-    /// Gives a server another weight until it is enabled again
+    /// Reads the director's configuration again; where it is wrong nothing changes (exit status 2)
+    Reload(reload::Reload),
+    /// Says what a reload would do to the kernel's table, with the connections that it touches
+    Plan(reload::Plan),
+    /// Takes servers out of service at once, with their connections, until they are enabled again
+    Disable(order::Out),
+    /// Gives servers no new connections, and takes them out when those that they have are gone
+    Drain(order::Drain),
+    /// As drain, and asks servers that are out no more how they are
+    Maintenance(order::Drain),
+    /// Takes back what was ordered of servers
+    Enable(order::Servers),
+    /// Gives servers another weight until they are enabled again
     Weight(order::OfWeight),
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
@@ -138,8 +146,11 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(a) => check_config::run(&a),
         Command::Check(a) => check::run(&a),
         Command::Status(a) => status::run(&a),
+        Command::Reload(a) => reload::reload(&a),
+        Command::Plan(a) => reload::plan(&a),
         Command::Disable(a) => order::disable(&a),
         Command::Drain(a) => order::drain(&a),
+        Command::Maintenance(a) => order::maintenance(&a),
         Command::Enable(a) => order::enable(&a),
         Command::Weight(a) => order::set_weight(&a),
         Command::Inventory(verb) => inventory::run(&verb),
@@ -153,6 +164,11 @@ pub fn main() -> ExitCode {
     // Nobody left to tell where standard error is gone.
     drop(writeln!(io::stderr(), "{text}"));
     ExitCode::from(code)
+}
+
+/// Reads a duration on the command line.
+fn term(text: &str) -> Result<Duration, String> {
+    config::duration::parse(text).map_err(|e| e.to_string())
 }
 
 /// Writes to standard output; a reader that went away is no error.

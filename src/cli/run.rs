@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use sha2::{Digest, Sha256};
 use tokio::runtime::Builder;
 
 use super::{Failure, Logs, read};
@@ -19,15 +18,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
-    let text = read(&a.config)?;
-    let config = config::director::parse(&a.config, &text)?;
-    let digest: String = Sha256::digest(&text)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let loaded = agent::reload::load(&a.config).map_err(Failure::Wrong)?;
+    let file = a.config.clone();
     // Its work is thousands of short turns a second: to hand one to another thread costs more than it.
     daemon(a, Builder::new_current_thread(), async {
-        agent::director::run(config, &digest)
+        agent::director::run(file, loaded)
             .await
             .map_err(|e| Failure::failed(&e))
     })

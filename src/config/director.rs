@@ -41,6 +41,8 @@ pub struct Director {
     pub exclusive: bool,
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
+    /// How long a server that is drained may keep its connections.
+    pub drain_timeout: Duration,
     /// Firewall marks for hidden services.
     pub probe_marks: Marks,
     /// Where `/metrics` listens.
@@ -56,6 +58,25 @@ pub struct Director {
 }
 
 impl Director {
+    /// What of another configuration this one cannot become while the director runs, by its name in the file.
+    #[must_use]
+    pub fn fixed(&self, other: &Self) -> Vec<&'static str> {
+        let fixed = [
+            ("[director] name", self.name == other.name),
+            ("[director] address", self.address == other.address),
+            ("[director] state_dir", self.state_dir == other.state_dir),
+            ("[director] socket", self.socket == other.socket),
+            (
+                "[director] probe_marks",
+                self.probe_marks == other.probe_marks,
+            ),
+            ("[metrics]", self.metrics == other.metrics),
+            ("[provisioner]", self.provisioner == other.provisioner),
+        ];
+        let differs = fixed.into_iter().filter(|(_, same)| !same);
+        differs.map(|(name, _)| name).collect()
+    }
+
     /// Whether any check goes through a virtual address, on a hidden service.
     #[must_use]
     pub fn has_hidden_services(&self) -> bool {
@@ -89,6 +110,20 @@ pub struct ReplacementPolicy {
     pub replace_after: Duration,
     /// In which of its services it must fail.
     pub failing_in: FailingIn,
+    /// What becomes of its stand-in when it is well again.
+    pub then: AfterReplacement,
+}
+
+/// What becomes of a stand-in when the server is well again whose place it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterReplacement {
+    /// It keeps the place.
+    KeepSpare,
+    /// The server has its place back once it has passed its checks for so long.
+    Restore {
+        /// For how long.
+        after: Duration,
+    },
 }
 
 /// In which of its services a server must fail to be replaced.
@@ -161,6 +196,7 @@ struct RawDirector {
     exclusive: bool,
     resync: Option<Spanned<String>>,
     drift: Option<Spanned<String>>,
+    drain_timeout: Option<Spanned<String>>,
     probe_marks: Option<Spanned<String>>,
 }
 
@@ -183,6 +219,8 @@ struct RawMetrics {
 struct RawReplacement {
     replace_after: Option<Spanned<String>>,
     failing_in: Option<FailingIn>,
+    then: Option<Spanned<String>>,
+    restore_after: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -260,6 +298,10 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         "resync",
     );
     let drift = r.drift(raw.director.drift.as_ref(), DriftPolicy::default());
+    let drain_timeout = r.duration(
+        raw.director.drain_timeout.as_ref(),
+        Duration::from_secs(300),
+    );
     let provisioner = raw.provisioner.as_ref().map(|p| r.provisioner(p));
     let metrics = raw
         .metrics
@@ -272,6 +314,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
             Duration::from_secs(60),
         ),
         failing_in: policy.and_then(|p| p.failing_in).unwrap_or(FailingIn::All),
+        then: r.after_replacement(policy),
     };
     let kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
@@ -314,6 +357,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         socket,
         exclusive,
         resync,
+        drain_timeout,
         probe_marks,
         metrics,
         provisioner,
@@ -408,6 +452,33 @@ impl Reader {
     fn drift(&mut self, text: Option<&Spanned<String>>, default: DriftPolicy) -> DriftPolicy {
         text.and_then(|t| self.value(t, str::parse))
             .unwrap_or(default)
+    }
+
+    fn after_replacement(&mut self, raw: Option<&RawReplacement>) -> AfterReplacement {
+        let (then, after) = (
+            raw.and_then(|r| r.then.as_ref()),
+            raw.and_then(|r| r.restore_after.as_ref()),
+        );
+        let restores = then.and_then(|t| {
+            self.value(t, |text| match text {
+                "keep-spare" => Ok(false),
+                "restore" => Ok(true),
+                _ => Err(format!(
+                    "{text:?} is no choice: write keep-spare or restore"
+                )),
+            })
+        });
+        match (restores, after) {
+            (Some(true), after) => AfterReplacement::Restore {
+                after: self.duration(after, Duration::from_secs(60)),
+            },
+            (Some(false) | None, Some(orphan)) => {
+                let message = "restore_after goes with then = \"restore\"";
+                self.bad.push(orphan.span(), message);
+                AfterReplacement::KeepSpare
+            }
+            (Some(false) | None, None) => AfterReplacement::KeepSpare,
+        }
     }
 
     fn provisioner(&mut self, raw: &RawProvisioner) -> ProvisionerLink {

@@ -12,7 +12,8 @@ mod tests;
 
 pub use diagnostics::Diagnostics;
 pub use director::{
-    Director, Endpoint, FailingIn, ProvisionerLink, ReplacementPolicy, VirtualService,
+    AfterReplacement, Director, Endpoint, FailingIn, ProvisionerLink, ReplacementPolicy,
+    VirtualService,
 };
 pub use duration::DurationError;
 pub use provisioner::{Provisioner, Ssh};

@@ -89,6 +89,7 @@ real_server = [{ address = "10.0.0.1:443" }, { address = "10.0.0.2:443" }]
             boot_id: "boot".into(),
             recall: Recall::Forgot("there is no state file".into()),
             kernel: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             marked: std::collections::BTreeSet::new(),
         };
         let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();

@@ -174,6 +174,7 @@ impl Core {
                 if covered || replacement.as_ref().is_some_and(|r| self.attaches(r)) {
                     self.incidents.remove(&server);
                 } else if let Some(replacement) = replacement
+                    && !Self::is_worth_finishing(&incident.stage)
                     && self.recovered(server)
                 {
                     fx.notes.push(Note::Recovered(self.key(server, number)));

@@ -32,6 +32,22 @@ pub struct Memory {
     /// What operators ordered.
     #[serde(default)]
     pub orders: Vec<RememberedOrder>,
+    /// Who is on the way out.
+    #[serde(default)]
+    pub leaving: Vec<RememberedLeaving>,
+    /// The services of the configuration.
+    #[serde(default)]
+    pub services: BTreeSet<ServiceKey>,
+}
+
+/// A destination on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedLeaving {
+    /// Where.
+    #[serde(flatten)]
+    pub place: OrderedPlace,
+    /// Its end.
+    pub until: MonoTime,
 }
 
 /// What an operator ordered of a server in one service.
@@ -59,26 +75,20 @@ pub struct RememberedIncident {
 }
 
 impl Memory {
-    /// A memory of this program's version.
+    /// A memory of this program's version in which nothing is remembered.
     #[must_use]
-    pub const fn new(
-        boot_id: String,
-        director: DirectorName,
-        next_incident: u64,
-        incidents: Vec<RememberedIncident>,
-        members: Vec<Member>,
-        made: BTreeSet<ServiceKey>,
-        orders: Vec<RememberedOrder>,
-    ) -> Self {
+    pub const fn empty(boot_id: String, director: DirectorName) -> Self {
         Self {
             version: VERSION,
             boot_id,
             director,
-            next_incident,
-            incidents,
-            members,
-            made,
-            orders,
+            next_incident: 0,
+            incidents: Vec::new(),
+            members: Vec::new(),
+            made: BTreeSet::new(),
+            orders: Vec::new(),
+            leaving: Vec::new(),
+            services: BTreeSet::new(),
         }
     }
 }

@@ -4,12 +4,15 @@
 //! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
 //! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
 
+mod aftermath;
 mod certificates;
 pub mod findings;
 mod guard;
 mod incident;
+mod leaving;
 mod memory;
 mod orders;
+mod reload;
 mod service;
 pub mod settings;
 pub mod status;
@@ -30,7 +33,7 @@ use crate::{
     health::{Health, Quorum, Standing, Transition},
     model::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
-        Removal, ReplacementId, ServiceKey, Slot, WallMillis, Weight,
+        Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -38,9 +41,13 @@ use crate::{
 
 pub use guard::Guard;
 pub use incident::{Incident, Stage};
+use leaving::LeavingService;
+use orders::Ordered;
 use ways::{Ways, diagnosis};
 
-pub use memory::{Memory, Recall, RememberedIncident, RememberedOrder, recall};
+pub use leaving::Connections;
+pub use memory::{Memory, Recall, RememberedIncident, RememberedLeaving, RememberedOrder, recall};
+pub use reload::{Plan, Reload, reloaded};
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -62,8 +69,12 @@ pub enum Event {
     ProvisionerSilent(String),
     /// The provisioner took note of a confirmation.
     Confirmed(ReplacementId, Want),
-    /// An operator ordered this of these, or took back what was ordered.
-    Ordered(Vec<OrderedPlace>, Option<Order>),
+    /// An operator ordered this of these, or took back what was ordered; now, for people.
+    Ordered(Vec<OrderedPlace>, Option<Order>, WallMillis),
+    /// Connections of those that are being drained were counted.
+    Counted(Connections),
+    /// There is another configuration.
+    Reload(Box<Reload>),
     /// A pass over the kernel's table ended.
     Applied(Applied),
     /// Time went on.
@@ -89,6 +100,14 @@ pub enum Note {
     Advised(ServiceKey, DestKey, Option<Advice>),
     /// An operator ordered this of a server, or took back what was ordered.
     Ordered(OrderedPlace, Option<Order>),
+    /// What an operator ordered of a server has ended by itself.
+    OrderEnded(OrderedPlace, Order),
+    /// A server that was drained by order is out; so many connections were cut off.
+    Drained(OrderedPlace, u64),
+    /// A server that is no longer wanted has left; so many connections were cut off.
+    Left(OrderedPlace, u64),
+    /// Another configuration is in force.
+    Reloaded(Reloaded),
     /// The servers that are up have this weight together, and it takes the second; these sorry servers take
     /// the new connections.
     QuorumLost(ServiceKey, u64, u64, Vec<DestKey>),
@@ -110,6 +129,8 @@ pub enum Note {
     Joined(Member),
     /// A stand-in is to leave.
     Leaving(Member),
+    /// A stand-in is given back: its server is well again, or has no place any more.
+    GivenBack(Member, bool),
     /// The provisioner no longer knows a stand-in that serves: it stays.
     Unlisted(ReplacementId),
     /// The provisioner answered for the first time, or again.
@@ -138,6 +159,8 @@ pub struct Outbox {
     pub cancels: BTreeSet<(IncidentKey, ReplacementId)>,
     /// Confirm these.
     pub confirms: BTreeSet<(ReplacementId, Want)>,
+    /// Take these stand-ins back.
+    pub releases: BTreeSet<ReplacementId>,
 }
 
 /// What the director knows at its start.
@@ -153,6 +176,8 @@ pub struct Start {
     pub recall: Recall,
     /// What the kernel holds of the configured services: it is adopted.
     pub kernel: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+    /// Services that the kernel holds, that this director owned, and that the configuration no longer names.
+    pub dropped: BTreeMap<ServiceKey, Service>,
     /// Services by firewall mark that the kernel has, of the marks that are for probes.
     pub marked: BTreeSet<ServiceKey>,
 }
@@ -178,13 +203,17 @@ enum Arrival {
 }
 
 /// The director's state.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     config: Arc<config::Director>,
     boot_id: String,
     health: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>>,
     /// What operators ordered.
-    orders: BTreeMap<OrderedPlace, Order>,
+    orders: BTreeMap<OrderedPlace, Ordered>,
+    /// Who is on the way out.
+    leaving: BTreeMap<ServiceKey, LeavingService>,
+    /// Connections of those that are drained, as last counted.
+    connections: BTreeMap<OrderedPlace, u64>,
     /// Of each configured service.
     quorums: BTreeMap<ServiceKey, Quorum>,
     /// Which of them are at an address, sorry servers left out: nobody takes their place.
@@ -193,6 +222,8 @@ pub struct Core {
     /// Why the state file said nothing, if it did; ends when the provisioner has answered.
     forgot: Option<String>,
     members: BTreeMap<ReplacementId, Member>,
+    /// Those that the provisioner is to take back.
+    releasing: BTreeSet<ReplacementId>,
     /// When each stand-in came to be known to this process.
     joined: BTreeMap<ReplacementId, MonoTime>,
     incidents: BTreeMap<IpAddr, Incident>,
@@ -233,11 +264,14 @@ impl Core {
             boot_id: start.boot_id,
             health: BTreeMap::new(),
             orders: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            connections: BTreeMap::new(),
             quorums,
             places: BTreeMap::new(),
             adopted: start.kernel,
             forgot: None,
             members: BTreeMap::new(),
+            releasing: BTreeSet::new(),
             joined: BTreeMap::new(),
             incidents: BTreeMap::new(),
             next_incident: numbers_from,
@@ -248,7 +282,7 @@ impl Core {
             ways_there: BTreeSet::new(),
         };
         match start.recall {
-            Recall::Known(memory) => core.remember(memory, start.now),
+            Recall::Known(memory) => core.remember(memory, start.now, start.wall, &start.dropped),
             Recall::Forgot(why) => core.forgot = Some(why),
         }
         core.refresh_targets(Arrival::Start, start.now);
@@ -256,7 +290,13 @@ impl Core {
         core
     }
 
-    fn remember(&mut self, memory: Memory, now: MonoTime) {
+    fn remember(
+        &mut self,
+        memory: Memory,
+        now: MonoTime,
+        wall: WallMillis,
+        dropped: &BTreeMap<ServiceKey, Service>,
+    ) {
         self.next_incident = self.next_incident.max(memory.next_incident);
         self.members = memory
             .members
@@ -266,9 +306,14 @@ impl Core {
         let orders = memory.orders.into_iter();
         // Of a server that the configuration no longer names nothing is ordered any more.
         let named = orders.filter(|o| self.is_named(o.place));
-        self.orders = named.map(|o| (o.place, o.order)).collect();
+        self.orders = named
+            .map(|o| (o.place, Ordered::new(o.order, wall, now)))
+            .collect();
         self.joined = self.members.keys().map(|id| (id.clone(), now)).collect();
         let same_boot = memory.boot_id == self.boot_id;
+        if same_boot {
+            self.remember_leaving(&memory.leaving, dropped, now);
+        }
         for i in memory.incidents {
             let since = if same_boot { i.since } else { now };
             let stage = Stage::Requested {
@@ -285,6 +330,18 @@ impl Core {
                 },
             );
         }
+    }
+
+    /// The configuration that is in force.
+    #[must_use]
+    pub const fn config(&self) -> &Arc<config::Director> {
+        &self.config
+    }
+
+    /// What the kernel holds, as the reconciler said last.
+    #[must_use]
+    pub const fn applied(&self) -> &Applied {
+        &self.applied
     }
 
     /// Takes one event.
@@ -317,15 +374,25 @@ impl Core {
                 fx.targets |= there != self.ways_there;
                 self.ways_there = there;
             }
-            Event::Ordered(places, order) => self.ordered(places, order.as_ref(), &mut fx),
-            Event::Tick => {}
+            Event::Ordered(places, order, wall) => {
+                self.ordered(places, order.as_ref(), wall, now, &mut fx);
+            }
+            Event::Counted(counts) => self.counted(&counts, &mut fx),
+            Event::Reload(reload) => self.reload(*reload, now, &mut fx),
+            Event::Tick => {
+                self.review_orders(now, &mut fx);
+                self.review_leaving(now, &mut fx);
+            }
             Event::Woke => self.woke(now),
         }
         for key in fx.dirty.clone() {
             self.review_quorum(key, &mut fx);
         }
         match probed {
-            None => self.review(now, &mut fx),
+            None => {
+                self.review_stand_ins(now, &mut fx);
+                self.review(now, &mut fx);
+            }
             // A probe that changed no verdict decides nothing: ten thousand come in a second.
             Some(_) if fx == Effects::default() => {}
             Some(slots) => {
@@ -448,6 +515,7 @@ impl Core {
         self.heard(fx);
         self.listed = true;
         let mut unlisted: BTreeSet<_> = self.members.keys().cloned().collect();
+        let before = self.wants_of_those_withdrawn(&list);
         for member in list.members {
             unlisted.remove(&member.replacement);
             let old = self
@@ -474,6 +542,9 @@ impl Core {
                 Some(Want::Attach) => fx.notes.push(Note::Unlisted(id)),
                 None => {}
             }
+        }
+        for (key, want) in before {
+            self.let_absent_go(key, &want, now);
         }
         if self.forgot.take().is_some() {
             fx.dirty.extend(self.config.services.keys());
@@ -531,24 +602,22 @@ impl Core {
     /// What the state file is to hold.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        Memory::new(
-            self.boot_id.clone(),
-            self.config.name.clone(),
-            self.next_incident,
-            self.incidents
-                .iter()
-                .filter_map(|(failed, i)| i.remembered(*failed))
-                .collect(),
-            self.members.values().cloned().collect(),
-            self.ways.used().clone(),
-            self.orders
-                .iter()
-                .map(|(place, order)| RememberedOrder {
-                    place: *place,
-                    order: order.clone(),
-                })
-                .collect(),
-        )
+        let mut memory = Memory::empty(self.boot_id.clone(), self.config.name.clone());
+        memory.next_incident = self.next_incident;
+        let incidents = self.incidents.iter();
+        memory.incidents = incidents
+            .filter_map(|(failed, i)| i.remembered(*failed))
+            .collect();
+        memory.members = self.members.values().cloned().collect();
+        memory.made = self.ways.used().clone();
+        let order = |(place, ordered): (&OrderedPlace, &Ordered)| RememberedOrder {
+            place: *place,
+            order: ordered.order.clone(),
+        };
+        memory.orders = self.orders.iter().map(order).collect();
+        memory.leaving = self.remembered_leaving();
+        memory.services = self.config.services.keys().copied().collect();
+        memory
     }
 
     /// Whether the state file may be written: not while an unread one is all that tells of stand-ins.
@@ -571,6 +640,7 @@ impl Core {
                 }
             }
         }
+        out.releases = self.releasing.clone();
         for member in self.members.values() {
             if member.confirmed != Some(member.want) && self.stands(member) {
                 out.confirms
@@ -601,6 +671,8 @@ impl Core {
                         up && kernel(&service).is_some_and(|k| k.contains_key(&dest))
                     })
             }
+            // Those that it still has are the spare's to serve.
+            Want::Withdraw if self.is_leaving(&member.spare) => false,
             Want::Withdraw => slots.all(|(service, dest)| {
                 let config = self.config.services.get(&service);
                 let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
@@ -613,10 +685,12 @@ impl Core {
     #[must_use]
     pub fn next_deadline(&self, now: MonoTime) -> Option<MonoTime> {
         let policy = &self.config.replacement;
-        self.incidents
-            .values()
-            .filter_map(|i| i.deadline(policy))
-            .filter(|d| *d > now)
-            .min()
+        let incidents = self.incidents.values().filter_map(|i| i.deadline(policy));
+        let orders = self.orders.values().filter_map(|o| o.ends);
+        let leaving = self.draining().into_iter();
+        let leaving = leaving.filter_map(|place| self.drain_ends(place));
+        let all = incidents.chain(orders).chain(leaving);
+        let all = all.chain(self.restores_at());
+        all.filter(|due| *due > now).min()
     }
 }

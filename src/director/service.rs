@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Arrival, Core, Effects, Note};
+use super::{Arrival, Core, Effects, LeavingService, Note};
 use crate::{
     config::VirtualService,
     health::{Health, Quorum, Standing},
@@ -20,13 +20,24 @@ use crate::{
 };
 
 impl Core {
-    /// What is wanted of a configured service; `None` for another.
+    /// What is wanted of a configured service, or of one that leaves; `None` for another.
     #[must_use]
     pub fn desired(&self, key: ServiceKey) -> Option<plan::Want> {
         if let Some(want) = self.ways.desired(key) {
             return Some(want);
         }
-        let config = self.config.services.get(&key)?;
+        let leaving = self.leaving.get(&key);
+        let Some(config) = self.config.services.get(&key) else {
+            let part = leaving?;
+            return Some(plan::Want {
+                service: Service {
+                    attrs: part.attrs.clone(),
+                    dests: part.drained().collect(),
+                },
+                out: BTreeSet::new(),
+                drift: part.drift,
+            });
+        };
         let Lineup {
             mut dests,
             mut out,
@@ -59,6 +70,11 @@ impl Core {
                     .map(|(d, a)| (*d, *a)),
             );
         }
+        for (dest, attrs) in leaving.into_iter().flat_map(LeavingService::drained) {
+            if !out.contains(&dest) {
+                dests.entry(dest).or_insert(attrs);
+            }
+        }
         out.retain(|d| !dests.contains_key(d));
         Some(plan::Want {
             service: Service {
@@ -68,6 +84,18 @@ impl Core {
             out,
             drift: config.drift,
         })
+    }
+
+    /// Whether a destination is in service, or with its connections.
+    pub(super) fn serves(&self, key: ServiceKey, dest: DestKey) -> bool {
+        let Some(config) = self.config.services.get(&key) else {
+            return false;
+        };
+        let sorry = config.sorry.get(&dest).is_some_and(|attrs| {
+            let place = self.place(key, dest, *attrs);
+            !self.quorum(key).is_held() && matches!(place, Place::In(_))
+        });
+        sorry || self.lineup(key, config).dests.contains_key(&dest)
     }
 
     /// A service's real servers and stand-ins, whatever its quorum.
@@ -160,11 +188,17 @@ impl Core {
     fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
         let place = self.place_by_health(key, dest, attrs);
         let with = |weight| DestAttrs { weight, ..attrs };
-        match (self.order(key, dest).map(|order| order.wish), place) {
-            (Some(Wish::Disabled), _) => Place::Failed,
-            (Some(Wish::Drained), Place::In(_)) => Place::Quiesced(with(Weight::QUIESCED)),
-            (Some(Wish::Weight(weight)), Place::In(_)) => Place::In(with(weight)),
-            (Some(Wish::Drained | Wish::Weight(_)) | None, place) => place,
+        let Some(order) = self.order(key, dest) else {
+            return place;
+        };
+        match (order.wish, place) {
+            (Wish::Disabled, _) => Place::Failed,
+            (Wish::Drained | Wish::Maintenance, _) if order.drained => Place::Failed,
+            (Wish::Drained | Wish::Maintenance, Place::In(_)) => {
+                Place::Quiesced(with(Weight::QUIESCED))
+            }
+            (Wish::Weight(weight), Place::In(_)) => Place::In(with(weight)),
+            (Wish::Drained | Wish::Maintenance | Wish::Weight(_), place) => place,
         }
     }
 
@@ -330,11 +364,10 @@ impl Core {
 
     /// All services that are ours, hidden ones included.
     pub fn services(&self) -> impl Iterator<Item = ServiceKey> {
-        self.config
-            .services
-            .keys()
-            .copied()
-            .chain(self.ways.services())
+        let named = self.config.services.keys();
+        let leaving = self.leaving.keys();
+        let leaving = leaving.filter(|key| !self.config.services.contains_key(key));
+        named.chain(leaving).copied().chain(self.ways.services())
     }
 
     /// The hidden services that this director has ever made.
@@ -352,7 +385,10 @@ impl Core {
             let Some(config) = self.config.services.get(service) else {
                 continue;
             };
-            for dest in dests.keys() {
+            for dest in dests
+                .keys()
+                .filter(|dest| !self.is_unasked(*service, **dest))
+            {
                 let checks = &config.checks_of(dest).all;
                 for (check, spec) in checks.iter().enumerate() {
                     let target = if spec.via.through {

@@ -116,6 +116,7 @@ impl World {
             boot_id,
             recall,
             kernel,
+            dropped: BTreeMap::new(),
             marked: BTreeSet::new(),
         };
         Self {
@@ -829,7 +830,7 @@ proptest! {
                     let now = w.now;
                     let wall = WallMillis(1_000_000 + i64::try_from(step).unwrap() * 1000);
                     let config = Arc::clone(&w.core.config);
-                    let start = Start { now: at(now), wall, boot_id: "boot".into(), recall: recalled, kernel: before.clone(), marked: BTreeSet::new() };
+                    let start = Start { now: at(now), wall, boot_id: "boot".into(), recall: recalled, kernel: before.clone(), dropped: BTreeMap::new(), marked: BTreeSet::new() };
                     w.core = Core::new(config, start);
                     heard = false;
                     // Nothing blinks: what was there stays exactly as it was.
@@ -900,6 +901,7 @@ fn fifty_services_on_ten_servers_cost_ten_probes() {
         boot_id: "boot".into(),
         recall: Recall::Forgot("there is no state file".into()),
         kernel: BTreeMap::new(),
+        dropped: BTreeMap::new(),
         marked: BTreeSet::new(),
     };
     let mut core = Core::new(Arc::new(config), start);

@@ -54,7 +54,7 @@ impl Way {
 }
 
 /// All ways of a director, and their marks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ways {
     range: Marks,
     /// Marks of services that others had made before us.
@@ -89,7 +89,7 @@ impl Ways {
     /// Keeps the marks of ways that are still wanted, frees those of the others, and gives new ones
     /// the lowest that are free. Returns the services that came or went.
     fn refresh(&mut self, wanted: &BTreeMap<Way, Scheduler>) -> BTreeSet<ServiceKey> {
-        let before: BTreeSet<ServiceKey> = self.services.keys().copied().collect();
+        let before = self.services.clone();
         self.ways.retain(|way, _| wanted.contains_key(way));
         let mut taken: BTreeSet<u32> = self.ways.values().map(|(mark, _)| *mark).collect();
         taken.extend(&self.strangers);
@@ -107,8 +107,10 @@ impl Ways {
         };
         self.services = self.ways.iter().map(keyed).collect();
         self.used.extend(self.services.keys());
-        let after = self.services.keys().copied().collect();
-        before.symmetric_difference(&after).copied().collect()
+        // Also those whose mark another server has by now.
+        let all = before.keys().chain(self.services.keys());
+        let moved = all.filter(|key| before.get(key) != self.services.get(key));
+        moved.copied().collect()
     }
 
     /// The hidden services that are wanted.

@@ -11,6 +11,7 @@ mod ipvs;
 mod marks;
 mod order;
 mod ownership;
+mod reload;
 mod step;
 mod sysctl;
 mod time;
@@ -35,6 +36,9 @@ pub use ipvs::{
 pub use marks::{Marks, NotMarks};
 pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish, parse_server};
 pub use ownership::Ownership;
+pub use reload::{
+    Count, PlanRequest, Planned, PlannedStandIn, PlannedStep, ReloadAnswer, Reloaded,
+};
 pub use step::Step;
 pub use sysctl::{Sysctl, SysctlName, SysctlNameError, SysctlValue};
 pub use time::{MonoTime, WallMillis};

@@ -24,17 +24,25 @@ pub fn parse_server(text: &str) -> Option<(IpAddr, Option<u16>)> {
 pub enum Wish {
     /// Out of the service, with its connections: as if it were not there.
     Disabled,
-    /// No new connections; those that it has go on.
+    /// No new connections; out of the service when those that it has are gone, or their time is over.
     Drained,
+    /// As drained, and once it is out nobody asks how it is. It comes back as one that was out.
+    Maintenance,
     /// This weight, whatever the configuration and its checks say.
     Weight(Weight),
 }
 
 impl Wish {
+    /// Whether it leaves when its connections are gone.
+    #[must_use]
+    pub const fn drains(self) -> bool {
+        matches!(self, Self::Drained | Self::Maintenance)
+    }
+
     /// Whether the server is to be out of service: for every threshold it is not there.
     #[must_use]
     pub const fn puts_aside(self) -> bool {
-        matches!(self, Self::Disabled | Self::Drained)
+        matches!(self, Self::Disabled | Self::Drained | Self::Maintenance)
     }
 }
 
@@ -43,6 +51,7 @@ impl fmt::Display for Wish {
         match self {
             Self::Disabled => f.write_str("disabled"),
             Self::Drained => f.write_str("drained"),
+            Self::Maintenance => f.write_str("maintenance"),
             Self::Weight(weight) => write!(f, "weight {}", weight.get()),
         }
     }
@@ -59,6 +68,31 @@ pub struct Order {
     pub by: String,
     /// When, for people.
     pub at: WallMillis,
+    /// When it ends by itself.
+    #[serde(default)]
+    pub ends: Option<WallMillis>,
+    /// Of a server that is drained: it leaves then, whatever connections it has.
+    #[serde(default)]
+    pub drain_ends: Option<WallMillis>,
+    /// Whether it has left.
+    #[serde(default)]
+    pub drained: bool,
+}
+
+impl Order {
+    /// An order without a reason and without an end.
+    #[must_use]
+    pub const fn new(wish: Wish, by: String, at: WallMillis) -> Self {
+        Self {
+            wish,
+            reason: None,
+            by,
+            at,
+            ends: None,
+            drain_ends: None,
+            drained: false,
+        }
+    }
 }
 
 impl fmt::Display for Order {
@@ -84,14 +118,20 @@ pub struct OrderedPlace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderRequest {
-    /// Address, or address and port.
-    pub server: String,
+    /// Address, or address and port; without it all servers of the service.
+    pub server: Option<String>,
     /// In this service only; without it in all that have the server.
     pub service: Option<ServiceKey>,
     /// What; none takes back what was ordered before.
     pub wish: Option<Wish>,
     /// Why.
     pub reason: Option<String>,
+    /// It ends by itself after so many seconds.
+    #[serde(default)]
+    pub for_s: Option<u64>,
+    /// So many seconds connections of a drained server have; without it as the configuration says.
+    #[serde(default)]
+    pub drain_s: Option<u64>,
 }
 
 /// The answer.

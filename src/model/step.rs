@@ -35,6 +35,15 @@ impl Step {
         }
     }
 
+    /// The destination it is about; none is the service itself.
+    #[must_use]
+    pub const fn dest(&self) -> Option<DestKey> {
+        match self {
+            Self::NewService(..) | Self::SetService(..) | Self::DelService(_) => None,
+            Self::NewDest(_, d, _) | Self::SetDest(_, d, _) | Self::DelDest(_, d) => Some(*d),
+        }
+    }
+
     /// The word for logs and metrics.
     #[must_use]
     pub const fn label(&self) -> &'static str {

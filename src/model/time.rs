@@ -48,6 +48,15 @@ impl MonoTime {
 #[serde(transparent)]
 pub struct WallMillis(pub i64);
 
+impl WallMillis {
+    /// This time plus `d`.
+    #[must_use]
+    pub fn after(self, d: Duration) -> Self {
+        let ms = i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(ms))
+    }
+}
+
 impl fmt::Display for WallMillis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)

@@ -5,6 +5,7 @@
 //! | `PUT /v1/directors/{name}` | [`Registration`] | 200 [`RegistrationAnswer`] |
 //! | `GET /v1/directors/{name}/members?after=V&wait=S` | | 200 [`Members`] |
 //! | `POST /v1/directors/{name}/members/{replacement}` | [`Confirmation`] | 204 |
+//! | `POST /v1/directors/{name}/members/{replacement}/release` | | 204 |
 //! | `POST /v1/replacements`, header `Idempotency-Key` | [`ReplacementRequest`] | 202 [`Replacement`], `Location` |
 //! | `GET /v1/replacements` | | 200 list of [`Replacement`] |
 //! | `GET /v1/replacements/{id}?after=V&wait=S` | | 200 [`Replacement`] |

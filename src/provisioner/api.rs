@@ -93,6 +93,10 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         .route("/v1/directors/{name}", put(register))
         .route("/v1/directors/{name}/members", get(members))
         .route("/v1/directors/{name}/members/{replacement}", post(confirm))
+        .route(
+            "/v1/directors/{name}/members/{replacement}/release",
+            post(give_back),
+        )
         .route("/v1/replacements", get(list).post(ask))
         .route("/v1/replacements/{id}", get(show))
         .route("/v1/replacements/{id}/cancel", post(cancel))
@@ -123,11 +127,12 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 10] = [
+const ROUTES: [&str; 11] = [
     "other",
     "/v1/directors/{name}",
     "/v1/directors/{name}/members",
     "/v1/directors/{name}/members/{replacement}",
+    "/v1/directors/{name}/members/{replacement}/release",
     "/v1/replacements",
     "/v1/replacements/{id}",
     "/v1/replacements/{id}/cancel",
@@ -417,6 +422,22 @@ fn key(headers: &HeaderMap) -> Result<&str, Refusal> {
         ));
     }
     Ok(text)
+}
+
+async fn give_back(
+    State(shared): State<Shared>,
+    Path((name, id)): Path<(String, String)>,
+) -> Result<StatusCode, Refusal> {
+    let (name, id) = (director(&name)?, replacement_id(&id)?);
+    if !shared.app.store.give_back(&name, &id).await? {
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no_such_member",
+            format!("{name} has no stand-in of {id}"),
+        ));
+    }
+    info!(director = %name, replacement = %id, "stand-in given back");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn list(State(shared): State<Shared>) -> Result<Json<Vec<Replacement>>, Refusal> {

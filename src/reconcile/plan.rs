@@ -10,6 +10,7 @@ use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::drift::Difference;
@@ -49,6 +50,8 @@ pub struct Desired {
     pub generation: u64,
     /// The services.
     pub services: BTreeMap<ServiceKey, Arc<Want>>,
+    /// How often the whole table is read to heal drift.
+    pub resync: Duration,
     /// Whether services that stand in no configuration are ours to remove.
     pub exclusive: bool,
     /// Hidden services that this director has ever made: ours to remove where they are not wanted.
@@ -56,7 +59,7 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Whether a service in the kernel is not wanted, and ours to remove.
+    /// Whether a service in the kernel is not wanted, and ours to remove even if it never was wanted.
     #[must_use]
     pub fn is_to_go(&self, key: &ServiceKey) -> bool {
         (self.exclusive || self.made.contains(key)) && !self.services.contains_key(key)

@@ -23,15 +23,6 @@ use crate::{
     telemetry::Chain,
 };
 
-/// Timing.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// How often the whole table is read to heal drift.
-    pub resync: Duration,
-    /// The wait after a pass that failed, and after one that was the first to find drift.
-    pub retry: Duration,
-}
-
 /// So many steps, a failed server's removal aside, and it is looked whether something else is wanted
 /// by now.
 const PIECE: usize = 512;
@@ -66,12 +57,13 @@ pub enum PassEnd {
     Unread,
 }
 
-/// Runs until `stop`; leaves the kernel's table as it is.
+/// Runs until `stop`; leaves the kernel's table as it is. `retry` is the wait after a pass that failed, and
+/// after one that was the first to find drift.
 pub async fn run(
     mut kernel: impl Kernel,
     mut desired: watch::Receiver<Desired>,
     applied: watch::Sender<Applied>,
-    timing: Timing,
+    retry: Duration,
     observe: impl Fn(Fact) + Send + Sync,
     stop: CancellationToken,
 ) {
@@ -92,20 +84,19 @@ pub async fn run(
             follows = soon;
             next_whole = if reconciler.unread {
                 // Trying took its time: what changes meanwhile has its turn before the next try.
-                time::Instant::now() + timing.retry
+                time::Instant::now() + retry
             } else {
-                now + if soon { timing.retry } else { timing.resync }
+                now + if soon { retry } else { want.resync }
             };
         }
         // A pass that found everything as it was has nothing to say.
         if std::mem::take(&mut reconciler.moved) {
             applied.send_replace(reconciler.applied.clone());
         }
-        let retry = time::Instant::now() + timing.retry;
         let wake = if ok {
             next_whole
         } else {
-            next_whole.min(retry)
+            next_whole.min(time::Instant::now() + retry)
         };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -125,7 +116,9 @@ struct Reconciler<O> {
     moved: bool,
     /// Whether a difference that others made was found since this was asked last.
     drifted: bool,
-    /// Foreign services that are to go, and that the kernel still has.
+    /// Services that were wanted, and are no longer: ours to remove until they are gone.
+    shed: BTreeSet<ServiceKey>,
+    /// Services that are to go, and that the kernel still has.
     intruders: BTreeSet<ServiceKey>,
     stalled: Stalled,
     /// Whether the whole table could not be read when that was last tried.
@@ -146,6 +139,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             base: BTreeMap::new(),
             moved: true,
             drifted: false,
+            shed: BTreeSet::new(),
             intruders: BTreeSet::new(),
             stalled: Stalled::default(),
             unread: false,
@@ -168,6 +162,11 @@ impl<O: Fn(Fact)> Reconciler<O> {
     ) -> bool {
         let steps_before = self.steps;
         (self.cut, self.piece) = (false, 0);
+        let dropped = self.base.keys().filter(|k| !want.services.contains_key(k));
+        let dropped: Vec<ServiceKey> = dropped.copied().collect();
+        self.intruders.extend(&dropped);
+        self.shed.extend(dropped);
+        self.shed.retain(|k| !want.services.contains_key(k));
         // A reading that failed is not an empty table: nothing is planned on it.
         let Some((scope, actual)) = self.reading(kernel, want, whole).await else {
             (self.observe)(Fact::Pass(PassEnd::Unread));
@@ -181,7 +180,8 @@ impl<O: Fn(Fact)> Reconciler<O> {
         let ours = |k: &ServiceKey| want.services.contains_key(k);
         self.base.retain(|k, _| ours(k));
         self.applied.kernel.retain(|k, _| ours(k));
-        self.intruders.retain(|k| want.is_to_go(k));
+        let (intruders, shed) = (&mut self.intruders, &self.shed);
+        intruders.retain(|k| is_to_go(want, shed, k));
         let intruders = &self.intruders;
         (self.applied.failed).retain(|k, _| ours(k) || intruders.contains(k));
         self.applied.drift.retain(|k, _| ours(k));
@@ -267,9 +267,10 @@ impl<O: Fn(Fact)> Reconciler<O> {
         self.moved = true;
     }
 
-    /// Foreign services that are still to go.
+    /// Services that are still to go.
     fn owed<'a>(&'a self, want: &'a Desired) -> impl Iterator<Item = ServiceKey> + 'a {
-        self.intruders.iter().filter(|k| want.is_to_go(k)).copied()
+        let to_go = |k: &&ServiceKey| is_to_go(want, &self.shed, k);
+        self.intruders.iter().filter(to_go).copied()
     }
 
     /// The whole table. A dump can leave a service out when others change theirs meanwhile: one that
@@ -288,7 +289,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
     fn whole_scope(&mut self, want: &Desired, actual: &KernelTable) -> Vec<ServiceKey> {
         let others = actual.keys().filter(|k| !want.services.contains_key(k));
         let (to_go, foreign): (Vec<&ServiceKey>, Vec<&ServiceKey>) =
-            others.partition(|k| want.is_to_go(k));
+            others.partition(|k| is_to_go(want, &self.shed, k));
         let mut scope: Vec<ServiceKey> = want.services.keys().copied().collect();
         scope.extend(to_go);
         scope.extend(self.owed(want).filter(|k| !actual.contains_key(k)));
@@ -469,6 +470,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             None => {
                 self.base.remove(&key);
                 self.intruders.remove(&key);
+                self.shed.remove(&key);
             }
             Some(w) if self.base.get(&key).is_some_and(|b| Arc::ptr_eq(b, w)) => {}
             Some(w) => drop(self.base.insert(key, Arc::clone(w))),
@@ -503,6 +505,11 @@ impl<O: Fn(Fact)> Reconciler<O> {
         let holds = dests().map(|(k, d)| (*k, d.attrs)).collect();
         self.applied.kernel.insert(key, Arc::new(holds));
     }
+}
+
+/// Whether a service in the kernel is not wanted, and ours to remove.
+fn is_to_go(want: &Desired, shed: &BTreeSet<ServiceKey>, key: &ServiceKey) -> bool {
+    want.is_to_go(key) || (shed.contains(key) && !want.services.contains_key(key))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{os::unix::fs::OpenOptionsExt as _, path::Path};
 
+use super::super::lock;
 use super::*;
 use crate::{
     config,
@@ -41,6 +42,7 @@ fn core(kernel: BTreeMap<DestKey, DestAttrs>) -> Core {
         boot_id: "boot".into(),
         recall: Recall::Forgot("there is no state file".into()),
         kernel: [(service(), kernel)].into(),
+        dropped: BTreeMap::new(),
         marked: BTreeSet::new(),
     };
     Core::new(Arc::new(config), start)
@@ -67,6 +69,7 @@ struct World {
     _others: (
         watch::Sender<Applied>,
         mpsc::Sender<Question>,
+        mpsc::Sender<Load>,
         watch::Sender<Vec<String>>,
     ),
 }
@@ -86,12 +89,13 @@ impl World {
             tunnel: Tunnel::default(),
         };
         let core = core([(dest(1), attrs), (dest(2), attrs)].into());
-        let (to_kernel, desired) = watch::channel(desired(&core, false));
+        let (to_kernel, desired) = watch::channel(desired(&core));
         let (to_provisioner, outbox) = watch::channel(core.outbox());
         let (reports, to_core) = mpsc::channel(16);
         let (events, events_to_core) = mpsc::channel(16);
         let (applied_to_core, applied) = watch::channel(Applied::default());
         let (asking, questions) = mpsc::channel(1);
+        let (loads_to_core, loads) = mpsc::channel(1);
         let (host_to_core, host) = watch::channel(Vec::new());
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
@@ -99,6 +103,8 @@ impl World {
             desired: to_kernel,
             targets: watch::Sender::new(Arc::default()),
             outbox: to_provisioner,
+            draining: watch::Sender::default(),
+            in_force: watch::Sender::new(Arc::clone(core.config())),
             heartbeat: watch::Sender::new(clock::now()),
         };
         let inputs = Inputs {
@@ -106,10 +112,14 @@ impl World {
             events: events_to_core,
             applied,
             questions,
+            loads,
             host,
         };
+        let mut config = (**core.config()).clone();
+        config.socket = dir.join("director.sock");
+        let lock = lock::take(&config).await.unwrap();
         let stop = CancellationToken::new();
-        let shell = Shell::new(core, file, metrics, out);
+        let shell = Shell::new(core, (file, lock), metrics, out);
         let world = Self {
             desired,
             outbox,
@@ -118,7 +128,7 @@ impl World {
             registry,
             task: tokio::spawn(shell.run(inputs, stop.clone())),
             stop,
-            _others: (applied_to_core, asking, host_to_core),
+            _others: (applied_to_core, asking, loads_to_core, host_to_core),
         };
         for n in [1, 2] {
             world.probe(dest(n), Outcome::Pass).await;
@@ -279,7 +289,7 @@ async fn the_newest_memory_is_kept_at_the_end() {
 fn a_service_that_did_not_change_keeps_its_shared_part() {
     let key = service();
     let core = core(BTreeMap::new());
-    let mut all = desired(&core, false);
+    let mut all = desired(&core);
     assert_eq!(all.services.len(), 1);
     let part = Arc::clone(&all.services[&key]);
     assert!(!put(&mut all, key, core.desired(key)));

@@ -34,6 +34,7 @@ fn core() -> Core {
         boot_id: "boot".into(),
         recall: Recall::Forgot("there is no state file".into()),
         kernel: BTreeMap::new(),
+        dropped: BTreeMap::new(),
         marked: BTreeSet::new(),
     };
     let config = config::director::parse(Path::new("d.toml"), CONFIG).unwrap();

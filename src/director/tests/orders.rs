@@ -5,19 +5,17 @@ use crate::model::{Order, OrderedPlace, Removal, Wish};
 
 fn order(wish: Wish) -> Order {
     Order {
-        wish,
         reason: Some("new kernel".to_owned()),
-        by: "uid 0".to_owned(),
-        at: WallMillis(5),
+        ..Order::new(wish, "uid 0".to_owned(), WallMillis(5))
     }
 }
 
 impl World {
     /// Of server `n` in all services.
     fn order(&mut self, n: u8, wish: Option<Wish>) -> Vec<Note> {
-        let places = self.core.places_of(ip(n), None, None);
+        let places = self.core.places_of(Some((ip(n), None)), None);
         assert!(!places.is_empty());
-        self.event(Event::Ordered(places, wish.map(order)))
+        self.event(Event::Ordered(places, wish.map(order), WallMillis(5)))
     }
 
     fn weight(&self, n: u8) -> Option<u32> {

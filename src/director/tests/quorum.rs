@@ -154,22 +154,21 @@ fn a_sorry_server_that_takes_nobody_is_none() {
         w.dies(n);
     }
     assert_eq!(weights(&w), [(3, 0), (9, 2)]);
-    let places = w.core.places_of(ip(9), None, None);
-    let order = |wish| Order {
-        wish,
-        reason: None,
-        by: "uid 0".to_owned(),
-        at: WallMillis(0),
-    };
+    let places = w.core.places_of(Some((ip(9), None)), None);
+    let order = |wish| Order::new(wish, "uid 0".to_owned(), WallMillis(0));
     for (wish, expected) in [
         (Wish::Weight(Weight::QUIESCED), vec![(3, 1)]),
         (Wish::Drained, vec![(3, 1)]),
         (Wish::Disabled, vec![(3, 1)]),
     ] {
-        w.event(Event::Ordered(places.clone(), Some(order(wish))));
+        w.event(Event::Ordered(
+            places.clone(),
+            Some(order(wish)),
+            WallMillis(0),
+        ));
         assert_eq!(weights(&w), expected, "{wish}");
     }
-    w.event(Event::Ordered(places, None));
+    w.event(Event::Ordered(places, None, WallMillis(0)));
     assert_eq!(weights(&w), [(3, 0), (9, 2)]);
 }
 

@@ -34,6 +34,7 @@ fn core(recall: Recall, marked: &[u32]) -> Core {
         boot_id: "boot".into(),
         recall,
         kernel: BTreeMap::new(),
+        dropped: BTreeMap::new(),
         marked: marked.iter().map(|m| hidden(*m)).collect(),
     };
     let config = config::director::parse(Path::new("d.toml"), CONFIG);

@@ -166,6 +166,93 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Takes a stand-in back that a director no longer wants: the place has its first server again, or is gone.
+    /// Where no other director has it, its replacement ends, and it waits for somebody to clean it. `false`: the
+    /// director has no such stand-in.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn give_back(
+        &self,
+        name: &DirectorName,
+        id: &ReplacementId,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let held =
+            sqlx::query("SELECT want FROM attachment WHERE director = $1 AND replacement = $2")
+                .bind(name.as_str())
+                .bind(id.as_str())
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed("read a member"))?;
+        let Some(row) = held else {
+            tx.rollback().await.map_err(failed("end a reading"))?;
+            return Ok(false);
+        };
+        if row.word("want", want_from)? == Want::Attach {
+            want(&mut tx, name, id, Want::Withdraw).await?;
+            let actor = name.as_str();
+            audit(&mut tx, actor, id.as_str(), "given_back", "").await?;
+        }
+        let others = sqlx::query(
+            "SELECT count(*) AS n FROM attachment WHERE replacement = $1 AND want = 'attach'",
+        )
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("count who has a stand-in"))?
+        .count("n")?;
+        if others == 0 {
+            end(&mut tx, name, id).await?;
+        }
+        self.commit(tx, News::Work).await?;
+        Ok(true)
+    }
+}
+
+/// Ends the replacement of a stand-in that nobody wants: the role goes back to whom the files gave it.
+async fn end(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<(), StoreError> {
+    let work = journal::load(tx, id).await?;
+    if matches!(
+        work.journal.state,
+        ReplacementState::Attaching | ReplacementState::Succeeded
+    ) {
+        let (note, retry) = (Note::default(), Retry::STANDARD);
+        journal::apply(tx, id, name.as_str(), &Event::Superseded, note, &retry).await?;
+    }
+    let reason = format!("given back by {name}: clean it, then understudy inventory release it");
+    sqlx::query(
+        "UPDATE server SET state = 'failed', reason = $2 \
+         WHERE replacement = $1 AND state IN ('testing', 'serving')",
+    )
+    .bind(id.as_str())
+    .bind(reason)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("mark a stand-in that was given back"))?;
+    let mut next = Some(id.clone());
+    while let Some(of) = next {
+        sqlx::query(
+            "UPDATE server SET state = 'serving', reason = NULL WHERE state = 'failed' AND name IN \
+             (SELECT server FROM role_assignment WHERE passed_on = $1 AND source = 'files')",
+        )
+        .bind(of.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("give a place back"))?;
+        sqlx::query(
+            "UPDATE role_assignment SET passed_on = NULL WHERE passed_on = $1 AND source = 'files'",
+        )
+        .bind(of.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("give a role back"))?;
+        next = journal::load(tx, &of).await?.supersedes;
+    }
+    Ok(())
+}
+
 /// Ends a replacement that every director has attached, and the one whose spare it replaces.
 async fn succeed(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<bool, StoreError> {
     let work = journal::load(tx, id).await?;

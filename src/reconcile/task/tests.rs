@@ -196,6 +196,7 @@ fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) 
     Desired {
         generation: 1,
         services,
+        resync: RESYNC,
         exclusive: false,
         made: Arc::default(),
     }
@@ -212,10 +213,8 @@ async fn pass(kernel: &FakeKernel, want: &Desired) -> (bool, Applied) {
     (ok, r.applied)
 }
 
-const TIMING: Timing = Timing {
-    resync: Duration::from_secs(10),
-    retry: Duration::from_secs(1),
-};
+const RETRY: Duration = Duration::from_secs(1);
+const RESYNC: Duration = Duration::from_secs(10);
 
 #[tokio::test(start_paused = true)]
 async fn drift_is_put_right_and_stopping_leaves_the_table() {
@@ -226,7 +225,7 @@ async fn drift_is_put_right_and_stopping_leaves_the_table() {
     let (tx, mut applied) = watch::channel(Applied::default());
     let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    tasks.spawn(run(kernel.clone(), rx, tx, RETRY, |_| {}, stop.clone()));
     applied.wait_for(|a| a.generation == 1).await.unwrap();
     // Somebody runs `ipvsadm -C`.
     kernel.get().table.clear();
@@ -244,7 +243,7 @@ async fn where_somebody_changed_something_it_is_looked_again_soon() {
     let (tx, mut applied) = watch::channel(Applied::default());
     let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    tasks.spawn(run(kernel.clone(), rx, tx, RETRY, |_| {}, stop.clone()));
     applied.wait_for(|a| a.generation == 1).await.unwrap();
     let mut waits = Vec::new();
     for _ in 0..3 {
@@ -270,7 +269,7 @@ async fn a_change_reads_and_writes_only_its_own_service() {
     let (tx, mut applied) = watch::channel(Applied::default());
     let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    tasks.spawn(run(kernel.clone(), rx, tx, RETRY, |_| {}, stop.clone()));
     applied.wait_for(|a| a.generation == 1).await.unwrap();
     let steps = kernel.get().applied.len();
     want.send_modify(|d| {
@@ -673,7 +672,7 @@ async fn a_failed_server_leaves_in_the_midst_of_many_changes() {
     let (tx, mut applied) = watch::channel(Applied::default());
     let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    tasks.spawn(run(kernel.clone(), rx, tx, RETRY, |_| {}, stop.clone()));
     applied.wait_for(|a| a.generation == 2).await.unwrap();
     let out = Step::DelDest(key(9), dest(1));
     let place = kernel.get().applied.iter().position(|s| *s == out);
@@ -729,7 +728,7 @@ async fn where_the_whole_table_cannot_be_read_a_failed_server_leaves_all_the_sam
     let (tx, mut applied) = watch::channel(Applied::default());
     let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(run(kernel.clone(), rx, tx, TIMING, |_| {}, stop.clone()));
+    tasks.spawn(run(kernel.clone(), rx, tx, RETRY, |_| {}, stop.clone()));
     applied.wait_for(|a| a.generation == 1).await.unwrap();
     let takes = Duration::from_secs(5);
     kernel.get().refuse_whole = Some(takes);
@@ -739,7 +738,7 @@ async fn where_the_whole_table_cannot_be_read_a_failed_server_leaves_all_the_sam
             time::sleep(Duration::from_millis(100)).await;
         }
     };
-    time::timeout(TIMING.resync * 2, tried).await.unwrap();
+    time::timeout(RESYNC * 2, tried).await.unwrap();
     // While it is tried.
     let begun = time::Instant::now();
     want.send_modify(|d| {

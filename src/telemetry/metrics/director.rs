@@ -174,6 +174,8 @@ pub struct DirectorMetrics {
     stand_ins: Family<StandInLabel, Gauge>,
     kernel_setting_wrong: Family<SettingLabel, Gauge>,
     config: Family<ConfigLabel, Gauge>,
+    /// Whether the last reload was taken.
+    pub config_reload_ok: Gauge,
     drift: Family<DriftLabels, Counter>,
     /// Differences that others made and that stand: left by policy, or refused by the kernel.
     pub drift_standing: Gauge,
@@ -215,6 +217,7 @@ impl DirectorMetrics {
             stand_ins: Family::default(),
             kernel_setting_wrong: Family::default(),
             config: Family::default(),
+            config_reload_ok: Gauge::default(),
             drift: Family::default(),
             drift_standing: Gauge::default(),
             foreign_services: Gauge::default(),
@@ -349,6 +352,12 @@ impl DirectorMetrics {
             "The configuration that is in force",
             m.config.clone(),
         );
+        r.register(
+            "config_reload_ok",
+            "1 unless the last reload of the configuration was refused",
+            m.config_reload_ok.clone(),
+        );
+        m.config_reload_ok.set(1);
         m.set_stand_ins(&BTreeMap::new());
         m
     }
@@ -374,6 +383,14 @@ impl DirectorMetrics {
             service: service.to_string(),
         };
         self.quorum_held.get_or_create(&label).set(i64::from(held));
+    }
+
+    /// Of services that are no longer there nothing is shown.
+    pub fn drop_services(&self, gone: impl Iterator<Item = ServiceKey>) {
+        for service in gone {
+            let service = service.to_string();
+            self.quorum_held.remove(&ServiceLabel { service });
+        }
     }
 
     /// When a destination's certificate ends, in seconds since 1970.
@@ -457,6 +474,12 @@ impl DirectorMetrics {
         self.kernel_setting_wrong
             .get_or_create(&SettingLabel { setting })
             .set(i64::from(wrong));
+    }
+
+    /// A setting that is no longer declared is not shown.
+    pub fn forget_kernel_setting(&self, setting: &str) {
+        let setting = setting.to_owned();
+        self.kernel_setting_wrong.remove(&SettingLabel { setting });
     }
 
     /// The configuration with this digest is in force, and no other.

@@ -1,0 +1,109 @@
+//! Reads the configuration, at the start and when it is to be read again: for an operator who waits for what
+//! comes of it, or on SIGHUP.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+use tokio::{signal::unix::Signal, sync::mpsc, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::{
+    api::operator::{Reading, ReadingFor, Refusal},
+    config,
+    telemetry::metrics::DirectorMetrics,
+};
+
+/// A configuration as it was read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// It.
+    pub config: config::Director,
+    /// The SHA-256 of its file, in hexadecimal digits.
+    pub digest: String,
+}
+
+/// A configuration on its way to the core.
+#[derive(Debug)]
+pub struct Load {
+    /// It.
+    pub loaded: Loaded,
+    /// What for; none: it is to be in force, and nobody waits for it.
+    pub wish: Option<ReadingFor>,
+}
+
+/// Reads a director's configuration.
+///
+/// # Errors
+///
+/// What is wrong in it, every mistake at its place.
+pub fn load(path: &Path) -> Result<Loaded, String> {
+    let text = fs::read_to_string(path).map_err(|e| {
+        let why = match e.kind() {
+            io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
+            _ => format!("cannot be read: {e}"),
+        };
+        format!("{}: {why}", path.display())
+    })?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Loaded, String> {
+    let config = config::director::parse(path, text).map_err(|e| e.to_string())?;
+    let digest = Sha256::digest(text);
+    let digest = digest.iter().map(|b| format!("{b:02x}")).collect();
+    Ok(Loaded { config, digest })
+}
+
+/// Reads when it is asked to, until `stop`. What is wrong in a file is told to who asked, or in the log.
+pub async fn run(
+    file: PathBuf,
+    mut asked: mpsc::Receiver<Reading>,
+    mut hangup: Signal,
+    loads: mpsc::Sender<Load>,
+    metrics: DirectorMetrics,
+    stop: CancellationToken,
+) {
+    loop {
+        let reading = tokio::select! {
+            () = stop.cancelled() => return,
+            // Cancel-safe, both: nothing is taken unless the branch wins.
+            Some(reading) = asked.recv() => Some(reading),
+            Some(()) = hangup.recv() => None,
+        };
+        let (text, wish) = match reading {
+            Some(Reading { text, wish }) => (text, Some(wish)),
+            None => (None, None),
+        };
+        let path = file.clone();
+        let read = move || match text {
+            Some((path, text)) => parse(&path, &text),
+            None => load(&path),
+        };
+        // Off this thread: a large file takes a while, and a file system may hang.
+        let read = tokio::select! {
+            () = stop.cancelled() => return,
+            read = spawn_blocking(read) => read,
+        };
+        match (read.unwrap_or_else(|e| Err(e.to_string())), wish) {
+            (Ok(loaded), wish) => {
+                if loads.send(Load { loaded, wish }).await.is_err() {
+                    return;
+                }
+            }
+            (Err(wrong), Some(wish)) => {
+                if let ReadingFor::Reload(_) = &wish {
+                    metrics.config_reload_ok.set(0);
+                }
+                wish.refuse(Refusal::Wrong(wrong));
+            }
+            (Err(wrong), None) => {
+                metrics.config_reload_ok.set(0);
+                error!("the configuration is as before, the new one is wrong: {wrong}");
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Another configuration for a core that runs: what it does not touch keeps its verdicts, weights and
+//! connections. PURE.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{Arrival, Core, Effects, Event, Incident, Note, Stage};
+use crate::{
+    config::{self, VirtualService},
+    health::Quorum,
+    model::{
+        Count, DestAttrs, DestKey, MonoTime, OrderedPlace, PlannedStandIn, Reloaded, ServiceKey,
+        wire::Member,
+    },
+    reconcile::plan,
+};
+
+/// A configuration to run with from now on.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// It.
+    pub config: Arc<config::Director>,
+    /// What the kernel holds of services that the present configuration does not name: it is adopted, as at
+    /// a start.
+    pub found: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+}
+
+/// What another configuration would change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What of the configuration.
+    pub reloaded: Reloaded,
+    /// What would be wanted of the services of which something else would be wanted; `None`: nothing.
+    pub wants: BTreeMap<ServiceKey, Option<plan::Want>>,
+    /// Who would be sent on the way out.
+    pub leaving: BTreeSet<OrderedPlace>,
+    /// Stand-ins that would go back to the provisioner.
+    pub stand_ins: Vec<PlannedStandIn>,
+    /// Failed servers whose replacement would be called off.
+    pub called_off: Vec<IpAddr>,
+}
+
+impl Core {
+    /// Takes another configuration. Nobody keeps what the new one does not name: who served drains.
+    pub(super) fn reload(&mut self, reload: Reload, now: MonoTime, fx: &mut Effects) {
+        let old = Arc::clone(&self.config);
+        let before: BTreeMap<ServiceKey, plan::Want> = old
+            .services
+            .keys()
+            .filter_map(|key| Some((*key, self.desired(*key)?)))
+            .collect();
+        let Reload { config, found } = reload;
+        for (key, service) in &config.services {
+            match old.services.get(key) {
+                Some(had) => self.check_anew(*key, had, service, before.get(key)),
+                // A service that leaves, and is wanted again, is its own memory.
+                None => self.adopt(*key, found.get(key)),
+            }
+        }
+        self.adopted
+            .retain(|key, _| config.services.contains_key(key));
+        self.quorums
+            .retain(|key, _| config.services.contains_key(key));
+        for key in config.services.keys() {
+            self.quorums.entry(*key).or_insert(Quorum::Held);
+        }
+        self.config = config;
+        self.refresh_targets(Arrival::Later, now);
+        fx.targets = true;
+        fx.dirty.extend(self.refresh_ways());
+        self.forget_orders(fx);
+        for (key, want) in &before {
+            self.let_absent_go(*key, want, now);
+        }
+        fx.dirty.extend(before.keys());
+        fx.dirty.extend(self.config.services.keys());
+        fx.notes.push(Note::Reloaded(reloaded(&old, &self.config)));
+    }
+
+    /// Whoever is checked otherwise than before has no verdict any more, and keeps its place until it has one.
+    fn check_anew(
+        &mut self,
+        key: ServiceKey,
+        old: &VirtualService,
+        new: &VirtualService,
+        before: Option<&plan::Want>,
+    ) {
+        let Some(watched) = self.health.get_mut(&key) else {
+            return;
+        };
+        let (mut fresh, mut kept) = (BTreeMap::new(), BTreeMap::new());
+        for (dest, standing) in mem::take(watched) {
+            if old.checks_of(&dest) == new.checks_of(&dest) {
+                kept.insert(dest, standing);
+            } else if let Some(attrs) = before.and_then(|want| want.service.dests.get(&dest)) {
+                fresh.insert(dest, *attrs);
+            }
+        }
+        *watched = kept;
+        self.adopted.entry(key).or_default().extend(fresh);
+    }
+
+    fn adopt(&mut self, key: ServiceKey, found: Option<&BTreeMap<DestKey, DestAttrs>>) {
+        let left = self.leaving.get(&key);
+        let left = left.map(|part| part.drained().collect());
+        if let Some(found) = found.cloned().or(left) {
+            self.adopted.insert(key, found);
+        }
+    }
+
+    /// Sends those on their way who were in service and are not any more, unless they failed.
+    pub(super) fn let_absent_go(&mut self, key: ServiceKey, before: &plan::Want, now: MonoTime) {
+        let after = self.desired(key);
+        let stays = |dest: &DestKey| {
+            after.as_ref().is_some_and(|want| {
+                want.service.dests.contains_key(dest) || want.out.contains(dest)
+            })
+        };
+        // Of a service that goes, the servers that failed have gone.
+        let gone: Vec<_> = before
+            .service
+            .dests
+            .iter()
+            .filter(|(dest, _)| !stays(dest))
+            .map(|(dest, attrs)| (*dest, *attrs))
+            .collect();
+        let until = self.drain_limit(now, None);
+        for dest in gone {
+            let attrs = after.as_ref().unwrap_or(before);
+            let of = (attrs.service.attrs.clone(), attrs.drift);
+            self.let_go(key, (&of.0, of.1), dest, until);
+        }
+    }
+
+    /// Of a server that is no longer there nothing is ordered.
+    fn forget_orders(&mut self, fx: &mut Effects) {
+        let unnamed: Vec<OrderedPlace> = self
+            .orders
+            .keys()
+            .filter(|place| !self.is_named(**place))
+            .copied()
+            .collect();
+        for place in unnamed {
+            self.orders.remove(&place);
+            fx.notes.push(Note::Ordered(place, None));
+        }
+    }
+
+    /// What another configuration would make of what is wanted now. Changes nothing.
+    #[must_use]
+    pub fn plan(&self, reload: Reload, now: MonoTime) -> Plan {
+        let mut after = self.clone();
+        let fx = after.handle(Event::Reload(Box::new(reload)), now);
+        let wants = fx.dirty.into_iter().filter_map(|key| {
+            let want = after.desired(key);
+            (want != self.desired(key)).then_some((key, want))
+        });
+        let wants = wants.collect();
+        let stand_in = |m: &Member| PlannedStandIn {
+            name: m.spare.name.clone(),
+            addresses: m.spare.addresses.clone(),
+            in_place_of: m.origins.clone(),
+        };
+        let called_off = |(server, incident): (&IpAddr, &Incident)| {
+            let wished = |i: &Incident| matches!(i.stage, Stage::Cancelling { .. });
+            let before = self.incidents.get(server).is_some_and(wished);
+            (wished(incident) && !before).then_some(*server)
+        };
+        let leaving = &after.draining() - &self.draining();
+        Plan {
+            reloaded: reloaded(&self.config, &after.config),
+            wants,
+            leaving,
+            stand_ins: after.homeless().map(stand_in).collect(),
+            called_off: after.incidents.iter().filter_map(called_off).collect(),
+        }
+    }
+}
+
+/// What differs between two configurations, counted.
+#[must_use]
+pub fn reloaded(old: &config::Director, new: &config::Director) -> Reloaded {
+    let servers = |config: &config::Director| -> BTreeMap<(ServiceKey, DestKey), DestAttrs> {
+        let all = config.services.iter().flat_map(|(key, service)| {
+            let named = service.servers.iter().chain(&service.sorry);
+            named.map(|(dest, attrs)| ((*key, *dest), *attrs))
+        });
+        all.collect()
+    };
+    let of = |service: &VirtualService| {
+        let mut own = service.clone();
+        own.servers.clear();
+        own.sorry.clear();
+        own
+    };
+    Reloaded {
+        services: Count::of(&old.services, &new.services, |a, b| of(a) == of(b)),
+        servers: Count::of(&servers(old), &servers(new), |a, b| a == b),
+    }
+}
