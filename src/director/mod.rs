@@ -10,6 +10,7 @@ mod guard;
 mod incident;
 mod memory;
 mod orders;
+mod rule;
 mod service;
 pub mod settings;
 pub mod status;
@@ -38,6 +39,7 @@ use crate::{
 
 pub use guard::Guard;
 pub use incident::{Incident, Stage};
+pub use rule::{Rule, Seat};
 use ways::{Ways, diagnosis};
 
 pub use memory::{Memory, Recall, RememberedIncident, RememberedOrder, recall};
