@@ -13,6 +13,7 @@ mod leaving;
 mod memory;
 mod orders;
 mod reload;
+mod rule;
 mod service;
 pub mod settings;
 pub mod status;
@@ -43,6 +44,7 @@ pub use guard::Guard;
 pub use incident::{Incident, Stage};
 use leaving::LeavingService;
 use orders::Ordered;
+pub use rule::{Rule, Seat};
 use ways::{Ways, diagnosis};
 
 pub use leaving::Connections;

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Arrival, Core, Effects, LeavingService, Note};
+use super::{Arrival, Core, Effects, LeavingService, Note, Rule, Seat};
 use crate::{
     config::VirtualService,
     health::{Health, Quorum, Standing},
@@ -26,9 +26,8 @@ impl Core {
         if let Some(want) = self.ways.desired(key) {
             return Some(want);
         }
-        let leaving = self.leaving.get(&key);
         let Some(config) = self.config.services.get(&key) else {
-            let part = leaving?;
+            let part = self.leaving.get(&key)?;
             return Some(plan::Want {
                 service: Service {
                     attrs: part.attrs.clone(),
@@ -38,44 +37,15 @@ impl Core {
                 drift: part.drift,
             });
         };
-        let Lineup {
-            mut dests,
-            mut out,
-            mut known,
-            ..
-        } = self.lineup(key, config);
-        let mut sorry = BTreeMap::new();
-        for (dest, attrs) in &config.sorry {
-            known.insert(*dest);
-            match self.place(key, *dest, *attrs) {
-                Place::In(attrs) | Place::Quiesced(attrs) => drop(sorry.insert(*dest, attrs)),
-                Place::Failed => drop(out.insert(*dest)),
-                Place::Waiting => {}
+        let mut dests = BTreeMap::new();
+        let mut out = BTreeSet::new();
+        for (dest, seat) in self.seats(key, config) {
+            match seat.attrs {
+                Some(attrs) => drop(dests.insert(dest, attrs)),
+                None if seat.is_taken_out() => drop(out.insert(dest)),
+                None => {}
             }
         }
-        // Where no sorry server serves either, whoever is left is better than nobody.
-        if !self.quorum(key).is_held() && sorry.values().any(takes) {
-            for attrs in dests.values_mut() {
-                // Their connections go on; new ones do not come.
-                attrs.weight = Weight::QUIESCED;
-            }
-            dests.extend(sorry);
-        }
-        if self.forgot.is_some() && self.config.provisioner.is_some() {
-            // Perhaps a stand-in that only the provisioner remembers: it keeps its place.
-            let strangers = self.adopted.get(&key).into_iter().flatten();
-            dests.extend(
-                strangers
-                    .filter(|(d, _)| !known.contains(d))
-                    .map(|(d, a)| (*d, *a)),
-            );
-        }
-        for (dest, attrs) in leaving.into_iter().flat_map(LeavingService::drained) {
-            if !out.contains(&dest) {
-                dests.entry(dest).or_insert(attrs);
-            }
-        }
-        out.retain(|d| !dests.contains_key(d));
         Some(plan::Want {
             service: Service {
                 attrs: config.attrs.clone(),
@@ -86,58 +56,83 @@ impl Core {
         })
     }
 
-    /// Whether a destination is in service, or with its connections.
+    /// Where each destination of a configured service belongs, and why.
+    pub(super) fn seats(
+        &self,
+        key: ServiceKey,
+        config: &VirtualService,
+    ) -> BTreeMap<DestKey, Seat> {
+        let mut seats = self.lineup(key, config);
+        let sorry = config.sorry.iter();
+        let sorry = sorry.map(|(dest, attrs)| (*dest, self.place(key, *dest, *attrs)));
+        let sorry: Vec<_> = sorry.collect();
+        // Where no sorry server serves either, whoever is left is better than nobody.
+        let takes_over = !self.quorum(key).is_held() && sorry.iter().any(|(_, s)| s.takes());
+        if takes_over {
+            for seat in seats.values_mut().filter(|seat| seat.takes()) {
+                // Their connections go on; new ones do not come.
+                if let Some(attrs) = seat.attrs {
+                    *seat = Seat::quiesced(Rule::QuorumLost, attrs);
+                }
+            }
+        }
+        for (dest, mut seat) in sorry {
+            if seat.attrs.is_some() && !takes_over {
+                seat = Seat::out(Rule::StandsBy);
+            } else if seat.takes() {
+                seat.rule = Rule::SorryServes;
+            }
+            seated(&mut seats, dest, seat);
+        }
+        if self.forgot.is_some() && self.config.provisioner.is_some() {
+            // Perhaps a stand-in that only the provisioner remembers: it keeps its place.
+            for (dest, attrs) in self.adopted.get(&key).into_iter().flatten() {
+                let stranger = Seat::has(Rule::Unclaimed, *attrs);
+                seats.entry(*dest).or_insert(stranger);
+            }
+        }
+        let leaving = self.leaving.get(&key).into_iter();
+        for (dest, attrs) in leaving.flat_map(LeavingService::drained) {
+            let seat = seats.entry(dest).or_insert(Seat::out(Rule::Awaited));
+            if seat.attrs.is_none() && !seat.is_taken_out() {
+                *seat = Seat::has(Rule::Leaving, attrs);
+            }
+        }
+        seats
+    }
+
+    /// Whether a destination is in service, or with its connections, other than on its way out.
     pub(super) fn serves(&self, key: ServiceKey, dest: DestKey) -> bool {
-        let Some(config) = self.config.services.get(&key) else {
-            return false;
-        };
-        let sorry = config.sorry.get(&dest).is_some_and(|attrs| {
-            let place = self.place(key, dest, *attrs);
-            !self.quorum(key).is_held() && matches!(place, Place::In(_))
-        });
-        sorry || self.lineup(key, config).dests.contains_key(&dest)
+        let config = self.config.services.get(&key);
+        let seat = config.and_then(|config| self.seats(key, config).get(&dest).copied());
+        seat.is_some_and(|seat| seat.attrs.is_some() && seat.rule != Rule::Leaving)
     }
 
     /// A service's real servers and stand-ins, whatever its quorum.
-    fn lineup(&self, key: ServiceKey, config: &VirtualService) -> Lineup {
-        let mut dests = BTreeMap::new();
-        let mut out = BTreeSet::new();
-        let mut known = BTreeSet::new();
-        let mut waiting = 0;
+    fn lineup(&self, key: ServiceKey, config: &VirtualService) -> BTreeMap<DestKey, Seat> {
+        let mut seats = BTreeMap::new();
         for (dest, attrs) in &config.servers {
-            let mut replaced = false;
-            for stand_in in self
-                .stand_ins(dest)
-                .filter(|d| !config.servers.contains_key(d))
-            {
-                known.insert(stand_in);
-                match self.place(key, stand_in, *attrs) {
-                    Place::In(attrs) => {
-                        replaced = true;
-                        dests.insert(stand_in, attrs);
-                    }
-                    Place::Quiesced(attrs) => drop(dests.insert(stand_in, attrs)),
-                    Place::Failed => drop(out.insert(stand_in)),
-                    // It has no say before it enters.
-                    Place::Waiting => {}
+            let mut replaced = None;
+            let stand_ins = self.stand_ins(dest);
+            for stand_in in stand_ins.filter(|d| !config.servers.contains_key(d)) {
+                let seat = self.place(key, stand_in, *attrs);
+                if seat.attrs.is_some() && seat.rule.serves() {
+                    replaced = Some(stand_in);
                 }
+                seated(&mut seats, stand_in, seat);
             }
-            known.insert(*dest);
-            match self.place(key, *dest, *attrs) {
-                // The role has passed to the stand-in: while that serves, the old one stays out,
-                // unless it serves as the stand-in of another.
-                Place::In(_) if replaced && !self.lent(dest) => {}
-                Place::In(attrs) | Place::Quiesced(attrs) => drop(dests.insert(*dest, attrs)),
-                Place::Failed => drop(out.insert(*dest)),
-                Place::Waiting => waiting += u64::from(attrs.weight.get()),
+            let mut seat = self.place(key, *dest, *attrs);
+            // The role has passed to the stand-in: while that serves, the old one stays out,
+            // unless it serves as the stand-in of another.
+            if let Some(stand_in) = replaced
+                && seat.rule.serves()
+                && !self.lent(dest)
+            {
+                seat = Seat::out(Rule::Replaced(stand_in));
             }
+            seated(&mut seats, *dest, seat);
         }
-        Lineup {
-            dests,
-            out,
-            known,
-            waiting,
-        }
+        seats
     }
 
     /// Whether a service has enough servers.
@@ -148,12 +143,16 @@ impl Core {
 
     /// The weight of a service's servers that are up, and of those on which there is no verdict yet.
     pub(super) fn weights(&self, key: ServiceKey, config: &VirtualService) -> (u64, u64) {
-        let lineup = self.lineup(key, config);
-        let (mut live, mut unknown) = (0, lineup.waiting);
-        for (dest, attrs) in lineup.dests {
+        let (mut live, mut unknown) = (0, 0);
+        for (dest, seat) in self.lineup(key, config) {
+            let weight = match (seat.attrs, config.servers.get(&dest)) {
+                (Some(attrs), _) => attrs.weight,
+                // A stand-in has no say before it enters.
+                (None, Some(attrs)) if seat.rule == Rule::Awaited => attrs.weight,
+                (None, _) => continue,
+            };
             let is_up = self.verdict(key, dest).is_some_and(|v| v.is_up());
-            let weight = u64::from(attrs.weight.get());
-            *(if is_up { &mut live } else { &mut unknown }) += weight;
+            *(if is_up { &mut live } else { &mut unknown }) += u64::from(weight.get());
         }
         (live, unknown)
     }
@@ -175,7 +174,7 @@ impl Core {
             Quorum::Held => Note::QuorumHeld(key, live),
             Quorum::Lost => {
                 let serves = |(dest, attrs): &(&DestKey, &DestAttrs)| {
-                    matches!(self.place(key, **dest, **attrs), Place::In(attrs) if takes(&attrs))
+                    self.place(key, **dest, **attrs).takes()
                 };
                 let sorry = config.sorry.iter().filter(serves);
                 let sorry = sorry.map(|(dest, _)| *dest).collect();
@@ -185,53 +184,57 @@ impl Core {
     }
 
     /// Where a destination belongs: what an operator ordered of it goes before its health.
-    fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
-        let place = self.place_by_health(key, dest, attrs);
+    fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Seat {
+        let seat = self.place_by_health(key, dest, attrs);
         let with = |weight| DestAttrs { weight, ..attrs };
         let Some(order) = self.order(key, dest) else {
-            return place;
+            return seat;
         };
-        match (order.wish, place) {
-            (Wish::Disabled, _) => Place::Failed,
-            (Wish::Drained | Wish::Maintenance, _) if order.drained => Place::Failed,
-            (Wish::Drained | Wish::Maintenance, Place::In(_)) => {
-                Place::Quiesced(with(Weight::QUIESCED))
+        match order.wish {
+            Wish::Disabled => Seat::out(Rule::Disabled),
+            Wish::Drained | Wish::Maintenance if order.drained => Seat::out(Rule::DrainedOut),
+            Wish::Drained | Wish::Maintenance if seat.rule.serves() => {
+                Seat::quiesced(Rule::Drained, attrs)
             }
-            (Wish::Weight(weight), Place::In(_)) => Place::In(with(weight)),
-            (Wish::Drained | Wish::Maintenance | Wish::Weight(_), place) => place,
+            Wish::Weight(weight) if seat.rule.serves() => {
+                Seat::has(Rule::OrderedWeight, with(weight))
+            }
+            Wish::Drained | Wish::Maintenance | Wish::Weight(_) => seat,
         }
     }
 
-    fn place_by_health(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Place {
-        let standing = self.standing(key, dest);
+    fn place_by_health(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Seat {
         let found = self.adopted_as(key, dest);
-        match standing.map(Standing::verdict) {
-            Some(Health::Up { .. }) => Place::In(DestAttrs {
-                weight: match (standing, found) {
-                    // Perhaps its agent has it drained, and was not heard yet.
-                    (Some(standing), Some(found)) if self.awaits_advice(key, dest, standing) => {
-                        found.weight
-                    }
-                    (Some(standing), _) => standing.weight(attrs.weight),
-                    (None, _) => attrs.weight,
-                },
-                ..attrs
-            }),
-            Some(Health::Down { reason, .. }) => match self.removal(key, reason) {
-                Removal::Remove => Place::Failed,
-                Removal::Quiesce => Place::Quiesced(DestAttrs {
-                    weight: Weight::QUIESCED,
-                    ..attrs
-                }),
+        let with = |weight| DestAttrs { weight, ..attrs };
+        let Some(standing) = self.standing(key, dest) else {
+            return adopted(found, attrs);
+        };
+        match standing.verdict() {
+            Health::Up { .. } => match found {
+                // Perhaps its agent has it drained, and was not heard yet.
+                Some(found) if self.awaits_advice(key, dest, standing) => {
+                    Seat::has(Rule::AdviceAwaited, with(found.weight))
+                }
+                Some(_) | None => {
+                    let rule = match standing.advice(attrs.weight) {
+                        _ if standing.checks().is_empty() => Rule::Unchecked,
+                        Some(_) => Rule::Advised,
+                        None => Rule::Passed,
+                    };
+                    Seat::has(rule, with(standing.weight(attrs.weight)))
+                }
             },
-            // Of unknown health: it keeps the weight that it has.
-            Some(Health::Unknown { .. }) | None => match found {
-                Some(found) => Place::In(DestAttrs {
-                    weight: found.weight,
-                    ..attrs
-                }),
-                None => Place::Waiting,
-            },
+            Health::Down { reason, .. } => {
+                let rule = match standing.is_held_out() {
+                    true => Rule::HeldOut,
+                    false => Rule::Failed,
+                };
+                match self.removal(key, reason) {
+                    Removal::Remove => Seat::out(rule),
+                    Removal::Quiesce => Seat::quiesced(rule, attrs),
+                }
+            }
+            Health::Unknown { .. } => adopted(found, attrs),
         }
     }
 
@@ -455,29 +458,23 @@ fn targets(
     health.iter().flat_map(of)
 }
 
-/// Whether a destination takes new connections.
-fn takes(attrs: &DestAttrs) -> bool {
-    attrs.weight != Weight::QUIESCED
+/// Of unknown health: it keeps the weight that it has, where it has one.
+fn adopted(found: Option<&DestAttrs>, attrs: DestAttrs) -> Seat {
+    match found {
+        Some(found) => {
+            let weight = found.weight;
+            Seat::has(Rule::Adopted, DestAttrs { weight, ..attrs })
+        }
+        None => Seat::out(Rule::Awaited),
+    }
 }
 
-/// Who serves, as far as it is for real servers.
-struct Lineup {
-    dests: BTreeMap<DestKey, DestAttrs>,
-    /// Failed.
-    out: BTreeSet<DestKey>,
-    /// All of them, wherever they are.
-    known: BTreeSet<DestKey>,
-    /// The weight of those that wait for their first verdict.
-    waiting: u64,
-}
-
-enum Place {
-    In(DestAttrs),
-    /// Failed or drained: it keeps its connections.
-    Quiesced(DestAttrs),
-    /// Failed, or disabled.
-    Failed,
-    Waiting,
+/// Whoever has two seats takes the one in the kernel's table.
+fn seated(seats: &mut BTreeMap<DestKey, Seat>, dest: DestKey, seat: Seat) {
+    match seats.get(&dest) {
+        Some(other) if other.attrs.is_some() && seat.attrs.is_none() => {}
+        Some(_) | None => drop(seats.insert(dest, seat)),
+    }
 }
 
 /// The spare's address nearest to the destination's, with its port.

@@ -1,6 +1,8 @@
+mod aftermath;
 mod failure;
 mod orders;
 mod quorum;
+mod reload;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -216,14 +218,17 @@ impl World {
             IpAddr::V4(a) => a.octets()[3],
             IpAddr::V6(_) => 0,
         };
-        self.core
-            .desired(service(port))
-            .unwrap()
-            .service
-            .dests
-            .keys()
-            .map(last)
-            .collect()
+        let want = self.core.desired(service(port)).unwrap();
+        let takes = want.service.dests.iter();
+        let takes = takes.filter(|(_, attrs)| attrs.weight != Weight::QUIESCED);
+        takes.map(|(dest, _)| last(dest)).collect()
+    }
+
+    /// Whoever is drained has so many connections left.
+    fn counted(&mut self, connections: Option<u64>) -> Vec<Note> {
+        let counts = self.core.draining().into_iter();
+        let counts = counts.map(|place| (place, connections));
+        self.event(Event::Counted(counts.collect()))
     }
 }
 
@@ -653,12 +658,10 @@ fn a_stand_in_that_the_provisioner_forgot_keeps_its_place() {
     assert_eq!(w.in_service(80), [2, 3, 9]);
     w.members(vec![member("r1", 1, 9, Want::Withdraw)]);
     assert_eq!(w.in_service(80), [2, 3]);
-    assert!(
-        w.core
-            .outbox()
-            .confirms
-            .contains(&("r1".parse().unwrap(), Want::Withdraw))
-    );
+    let confirmed = ("r1".parse().unwrap(), Want::Withdraw);
+    assert!(!w.core.outbox().confirms.contains(&confirmed), "it drains");
+    w.counted(Some(0));
+    assert!(w.core.outbox().confirms.contains(&confirmed));
     w.event(Event::Confirmed("r1".parse().unwrap(), Want::Withdraw));
     assert_eq!(w.core.stand_ins_now().len(), 0);
 }
@@ -721,6 +724,7 @@ fn what_was_found_at_the_start_lets_nobody_in_unchecked_later() {
     w.members(vec![member("m1", 1, 9, Want::Attach)]);
     w.all_pass(&[1, 2, 3, 9]);
     w.members(vec![member("m1", 1, 9, Want::Withdraw)]);
+    w.counted(Some(0));
     w.event(Event::Confirmed("m1".parse().unwrap(), Want::Withdraw));
     w.members(vec![member("m2", 2, 9, Want::Attach)]);
     assert!(!w.in_service(80).contains(&9), "nobody has probed it since");
@@ -818,6 +822,7 @@ proptest! {
                     if let Some(mut m) = listed.pop() {
                         m.want = Want::Withdraw;
                         w.members(listed.iter().cloned().chain([m.clone()]).collect());
+                        w.counted(Some(0));
                         w.event(Event::Confirmed(m.replacement, Want::Withdraw));
                         heard = true;
                     }
@@ -858,6 +863,11 @@ proptest! {
                     match w.core.verdict(key, *d) {
                         // Down is out, unknown keeps what it had, up has its configured weight.
                         Some(h) => prop_assert!(h.down_since().is_none(), "{} is down and in", d),
+                        None if a.weight == Weight::QUIESCED => {
+                            let place = OrderedPlace { service: key, server: *d };
+                            prop_assert!(w.core.forgot.is_some() || w.core.draining().contains(&place));
+                            continue;
+                        }
                         None => prop_assert!(w.core.forgot.is_some(), "{} is a stranger", d),
                     }
                     prop_assert!(!want.out.contains(d) && a.weight.get() > 0);

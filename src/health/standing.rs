@@ -117,6 +117,12 @@ impl Standing {
         &self.penalty
     }
 
+    /// Whether it passes, and stays out for its falls.
+    #[must_use]
+    pub const fn is_held_out(&self) -> bool {
+        self.held_out && self.verdict.down_since().is_some()
+    }
+
     /// Since when it has failed so that another has to take its place: not while it passes and is only
     /// held out, and not where it is in maintenance.
     #[must_use]

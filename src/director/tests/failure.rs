@@ -92,8 +92,13 @@ fn a_busy_server_is_replaced_and_stands_aside_for_its_spare() {
     assert_eq!(w.requests().len(), 1, "it serves nobody new");
     w.members(vec![member("r1", 1, 9, Want::Attach)]);
     w.all_pass(&[9]);
-    assert_eq!(w.in_service(80), [1, 2, 3, 9]);
+    assert_eq!(w.in_service(80), [2, 3, 9]);
     assert_eq!(weight(&w), Some(0), "its connections go on");
     w.all_pass(&[1]);
-    assert_eq!(w.in_service(80), [2, 3, 9], "the role has passed on");
+    let want = w.core.desired(service(80)).unwrap();
+    assert!(
+        !want.service.dests.contains_key(&dest(1, 80)),
+        "the role has passed on"
+    );
+    assert_eq!(w.in_service(80), [2, 3, 9]);
 }

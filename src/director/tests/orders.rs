@@ -179,3 +179,107 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_drained_server_is_out_when_its_connections_are_gone() {
+    let mut w = world();
+    w.order(1, Some(Wish::Drained));
+    assert_eq!(w.weight(1), Some(0));
+    assert_eq!(w.counted(Some(3)), []);
+    assert_eq!(w.weight(1), Some(0));
+    let notes = w.counted(Some(0));
+    assert!(
+        matches!(notes[..], [Note::Drained(_, 0), Note::Drained(_, 0)]),
+        "{notes:?}"
+    );
+    assert_eq!(w.weight(1), None);
+    assert_eq!(w.core.draining(), BTreeSet::new());
+    w.all_pass(&[1]);
+    assert_eq!(w.weight(1), None, "until it is enabled");
+    w.order(1, None);
+    assert_eq!(w.weight(1), Some(5));
+}
+
+#[test]
+fn a_drained_server_is_out_at_its_deadline_also_over_a_restart() {
+    let mut w = world();
+    let mut drained = order(Wish::Drained);
+    drained.drain_ends = Some(WallMillis(60_005));
+    let places = w.core.places_of(Some((ip(1), None)), None);
+    w.event(Event::Ordered(places, Some(drained), WallMillis(5)));
+    w.counted(Some(7));
+    assert_eq!(w.core.next_deadline(at(w.now)), Some(at(60)));
+    let file = serde_json::to_vec(&w.core.memory()).unwrap();
+    // 20 s later by the wall, 3 s after the boot.
+    let start = Start {
+        now: at(3),
+        wall: WallMillis(20_005),
+        boot_id: "another".into(),
+        recall: recall(Some(&file), &"lb1".parse().unwrap()),
+        kernel: w.kernel(),
+        dropped: BTreeMap::new(),
+        marked: BTreeSet::new(),
+    };
+    let mut again = Core::new(Arc::clone(w.core.config()), start);
+    assert_eq!(again.next_deadline(at(3)), Some(at(43)));
+    again.handle(Event::Tick, at(43));
+    let want = again.desired(service(80)).unwrap();
+    assert!(!want.service.dests.contains_key(&dest(1, 80)));
+    let notes = w.passes(60);
+    assert!(
+        matches!(notes[..], [Note::Drained(_, 7), Note::Drained(_, 7)]),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn an_order_ends_when_its_time_is_over() {
+    let mut w = world();
+    let mut disabled = order(Wish::Disabled);
+    disabled.ends = Some(WallMillis(1_005));
+    let places = w.core.places_of(None, Some(service(443)));
+    assert_eq!(places.len(), 2, "all servers of the service");
+    w.event(Event::Ordered(places, Some(disabled), WallMillis(5)));
+    assert_eq!(
+        (w.in_service(80), w.in_service(443)),
+        (vec![1, 2, 3], vec![])
+    );
+    let notes = w.passes(1);
+    assert!(
+        matches!(
+            notes[..],
+            [
+                Note::OrderEnded(..),
+                Note::OrderEnded(..),
+                Note::QuorumHeld(..)
+            ]
+        ),
+        "{notes:?}"
+    );
+    assert_eq!(w.in_service(443), [1, 2]);
+}
+
+#[test]
+fn who_is_in_maintenance_is_asked_no_more_and_comes_back_when_it_passes() {
+    let mut w = world();
+    let asked = |w: &World| {
+        let slots = w.core.targets().into_values().flatten();
+        slots.filter(|slot| slot.dest.addr == ip(1)).count()
+    };
+    w.order(1, Some(Wish::Maintenance));
+    assert_eq!(
+        (w.weight(1), asked(&w)),
+        (Some(0), 2),
+        "as long as it has connections"
+    );
+    w.counted(Some(0));
+    assert_eq!((w.weight(1), asked(&w)), (None, 0));
+    w.passes(3600);
+    assert_eq!(w.requests(), [], "nobody takes its place");
+    w.order(1, None);
+    assert_eq!((w.weight(1), asked(&w)), (None, 2));
+    w.probe(1, Outcome::Pass);
+    assert_eq!(w.weight(1), None, "as one that was out");
+    w.probe(1, Outcome::Pass);
+    assert_eq!(w.weight(1), Some(5));
+}
