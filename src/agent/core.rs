@@ -26,8 +26,9 @@ use super::{
 use crate::{
     api::operator::{Answer, Ordering, Question},
     check::{Report, Target, Targets},
-    clock, config,
-    director::{Core, Effects, Event, Guard, Note, Outbox, status::Status},
+    clock,
+    config::{self, Witness},
+    director::{Core, Effects, Event, Guard, Known, Note, Outbox, status::Status},
     health::Standing,
     ipvs::Ipvs,
     model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey},
@@ -85,6 +86,8 @@ pub struct Outputs {
     pub outbox: watch::Sender<Outbox>,
     /// To who counts connections.
     pub draining: watch::Sender<BTreeSet<OrderedPlace>>,
+    /// Who is to say whether this director is cut off; nobody while it does not doubt itself.
+    pub witnesses: watch::Sender<Vec<Witness>>,
     /// The configuration, to whoever needs it.
     pub in_force: watch::Sender<Arc<config::Director>>,
     /// To the watchdog.
@@ -394,6 +397,14 @@ impl Shell {
             *d = draining;
             differs
         });
+        let asks = core.asks_witnesses();
+        let rule = core.config().mass_failure.as_ref().filter(|_| asks);
+        let witnesses = rule.map_or(&[][..], |rule| &rule.witnesses);
+        out.witnesses.send_if_modified(|w| {
+            let differs = w != witnesses;
+            witnesses.clone_into(w);
+            differs
+        });
         self.count(now);
     }
 
@@ -498,6 +509,40 @@ impl Shell {
             }
             Note::Reloaded(changes) => {
                 info!(%changes, "the new configuration is in force");
+            }
+            Note::LinkDown(interface, servers) => {
+                error!(%interface, servers, "the link of an interface is down: nobody behind it is taken out or replaced until it is up; look at cable, switch and driver");
+            }
+            Note::LinkUp(interface) => {
+                info!(%interface, "the link of an interface is up again: the servers behind it are asked anew");
+            }
+            Note::MassFailure(failing, all, witnesses) => {
+                error!(
+                    failing,
+                    of = all,
+                    witnesses,
+                    "too many servers fail at once: this director doubts itself, asks its witnesses, and holds requests back, and removals as configured"
+                );
+            }
+            Note::MassFailureKnown(Known::CutOff) => {
+                error!(
+                    "no witness answers: this director is cut off itself, nobody is taken out or replaced until one does; look at its network"
+                );
+            }
+            Note::MassFailureKnown(Known::Real | Known::Nothing) => {
+                error!(
+                    "a witness answers, or there is none to ask: the servers failed, they are taken out"
+                );
+            }
+            Note::MassFailureOver => {
+                info!("servers do not fail in masses any more: they are judged as ever");
+            }
+            Note::Panic(service, stay) if stay.is_empty() => {
+                info!(%service, "enough servers are up again: those that fail are out");
+            }
+            Note::Panic(service, stay) => {
+                let stay: Vec<_> = stay.iter().map(ToString::to_string).collect();
+                error!(%service, stay = stay.join(", "), "fewer servers are left than panic_threshold allows: these stay in though they fail, until others are up");
             }
             Note::Requested(key) => {
                 warn!(server = %key.failed, incident = %key, "replacement of a failed server was requested");

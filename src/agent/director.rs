@@ -17,6 +17,7 @@ use super::{
     link, lock, reload, shutdown_signal,
     state_file::{self, StateFile},
     ways::KernelWays,
+    witnesses,
 };
 use crate::{
     api::operator,
@@ -164,6 +165,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     let (targets, targets_rx) = watch::channel(core::targets(&core));
     let (outbox, outbox_rx) = watch::channel(core.outbox());
     let (draining, draining_rx) = watch::channel(core.draining());
+    let (witnesses, witnesses_rx) = watch::channel(Vec::new());
     let (in_force, in_force_rx) = watch::channel(Arc::clone(&config));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
     let (applied_tx, applied) = watch::channel(Applied::default());
@@ -196,13 +198,18 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     let counts = events_tx.clone();
     tasks.start("drains", |stop| drains::run(draining_rx, counts, stop));
     let counted = metrics.clone();
+    let answers = events_tx.clone();
+    tasks.start("witnesses", |stop| {
+        witnesses::run(witnesses_rx, answers, stop)
+    });
     tasks.start("reload", |stop| {
         reload::run(file, asked, hangup, loads_tx, counted, stop)
     });
     let (files_rx, hints_rx) = (targets_rx.clone(), targets_rx.clone());
     let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);
+    let cuts = events_tx.clone();
     tasks.start("files", |stop| check::watch_files(files_rx, to_files, stop));
-    tasks.start("hints", |stop| hints::run(hints_rx, to_hints, stop));
+    tasks.start("hints", |stop| hints::run(hints_rx, to_hints, cuts, stop));
     let observer = metrics.clone();
     let ways: Arc<dyn check::Ways> = Arc::new(KernelWays::default());
     tasks.start("checks", |stop| {
@@ -240,6 +247,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         targets,
         outbox,
         draining,
+        witnesses,
         in_force,
         heartbeat,
     };

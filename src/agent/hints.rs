@@ -1,6 +1,12 @@
-//! Reasons to ask servers now: a link that went down, a neighbour that stopped answering.
+//! Reasons to ask servers now: a link that went down, a neighbour that stopped answering. And who cannot be
+//! asked: servers behind links without carrier.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     select,
@@ -13,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     check::{Nudge, Targets},
+    director::Event,
     model::HostAddress,
     rtnl::{self, Change, Changes},
     telemetry::Chain,
@@ -26,6 +33,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) async fn run(
     targets: watch::Receiver<Arc<Targets>>,
     nudges: mpsc::Sender<Nudge>,
+    events: mpsc::Sender<Event>,
     stop: CancellationToken,
 ) {
     let mut changes = match Changes::listen() {
@@ -39,7 +47,19 @@ pub(super) async fn run(
     let mut here = addresses().await;
     let mut read_at = Instant::now();
     let mut far_at: Option<Instant> = None;
+    let mut down = Down::default();
+    for index in changes.down() {
+        down.went_down(*index, &here);
+    }
+    let mut told = BTreeMap::new();
     loop {
+        let cut = down.cut(&here, &servers(&targets.borrow()));
+        if cut != told {
+            told.clone_from(&cut);
+            if events.send(Event::CutOff(cut)).await.is_err() {
+                return;
+            }
+        }
         let news = select! {
             () = stop.cancelled() => return,
             // Cancel-safe: a datagram is taken only where it is returned or says nothing.
@@ -54,6 +74,11 @@ pub(super) async fn run(
         };
         let servers = servers(&targets.borrow());
         for change in news {
+            match change {
+                Change::LinkDown(index) => down.went_down(index, &here),
+                Change::LinkUp(index) => down.went_up(index),
+                Change::NeighbourFailed(_) => {}
+            }
             let behind = behind(change, &here, &servers);
             if behind.is_empty() {
                 continue;
@@ -88,6 +113,38 @@ pub(super) async fn run(
     }
 }
 
+/// Links without carrier, with the addresses that they had.
+#[derive(Debug, Default)]
+struct Down(BTreeMap<u32, Vec<HostAddress>>);
+
+impl Down {
+    fn went_down(&mut self, index: u32, here: &[HostAddress]) {
+        let own = here.iter().filter(|a| a.index == index).cloned();
+        self.0.insert(index, own.collect());
+    }
+
+    fn went_up(&mut self, index: u32) {
+        self.0.remove(&index);
+    }
+
+    /// The servers in networks of these links alone, each with the interface.
+    fn cut(&self, here: &[HostAddress], servers: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, String> {
+        if self.0.is_empty() {
+            return BTreeMap::new();
+        }
+        let live = here.iter().filter(|a| !self.0.contains_key(&a.index));
+        let live: Vec<HostAddress> = live.cloned().collect();
+        let dead: Vec<HostAddress> = self.0.values().flatten().cloned().collect();
+        let cut = servers.iter().filter_map(|server| {
+            let through = HostAddress::towards(&dead, *server)?;
+            let around = HostAddress::towards(&live, *server);
+            let is_own = live.iter().any(|a| a.addr == *server);
+            (around.is_none() && !is_own).then(|| (*server, through.interface.clone()))
+        });
+        cut.collect()
+    }
+}
+
 /// Everybody who is asked, wherever the check goes.
 fn servers(targets: &Targets) -> BTreeSet<IpAddr> {
     let slots = targets.iter().flat_map(|target| target.slots.iter());
@@ -110,6 +167,7 @@ fn behind(change: Change, here: &[HostAddress], servers: &BTreeSet<IpAddr>) -> B
         Change::NeighbourFailed(addr) if servers.contains(&addr) => **server == addr,
         // Perhaps a router.
         Change::NeighbourFailed(_) => far(server),
+        Change::LinkUp(_) => false,
     };
     servers.iter().filter(cut).copied().collect()
 }
@@ -117,6 +175,36 @@ fn behind(change: Change, here: &[HostAddress], servers: &BTreeSet<IpAddr>) -> B
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_behind_a_link_without_carrier_alone_is_cut_off() {
+        let at = |addr: &str, index| HostAddress {
+            addr: addr.parse().unwrap(),
+            prefix: 24,
+            index,
+            interface: format!("eth{index}"),
+        };
+        let here = [at("10.0.1.1", 1), at("10.0.2.1", 2)];
+        let servers = ["10.0.1.7", "10.0.2.7", "198.51.100.7"];
+        let servers = servers.map(|a| a.parse().unwrap()).into();
+        let mut down = Down::default();
+        assert_eq!(down.cut(&here, &servers), BTreeMap::new());
+        down.went_down(1, &here);
+        let cut = |down: &Down, here: &[HostAddress]| {
+            let cut = down.cut(here, &servers).into_iter();
+            cut.map(|(a, i)| format!("{a} {i}")).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&down, &here), ["10.0.1.7 eth1"]);
+        assert_eq!(
+            cut(&down, &here[1..]),
+            ["10.0.1.7 eth1"],
+            "its addresses are gone"
+        );
+        let moved = [at("10.0.1.2", 3), at("10.0.2.1", 2)];
+        assert!(cut(&down, &moved).is_empty(), "another link leads there");
+        down.went_up(1);
+        assert!(cut(&down, &here).is_empty());
+    }
 
     #[test]
     fn who_may_be_cut_off_is_asked() {

@@ -11,6 +11,7 @@ pub mod provisioner;
 pub mod reload;
 pub mod state_file;
 mod ways;
+mod witnesses;
 
 use std::io;
 

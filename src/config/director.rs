@@ -1,6 +1,7 @@
 //! `director.toml`.
 
 mod check;
+mod guard;
 mod service;
 
 use std::{
@@ -51,6 +52,8 @@ pub struct Director {
     pub provisioner: Option<ProvisionerLink>,
     /// When a failed server is replaced.
     pub replacement: ReplacementPolicy,
+    /// When the director doubts itself.
+    pub mass_failure: Option<MassFailure>,
     /// Settings of the kernel that are to hold, in the file's order.
     pub kernel: Vec<Sysctl>,
     /// Virtual services.
@@ -110,8 +113,47 @@ pub struct ReplacementPolicy {
     pub replace_after: Duration,
     /// In which of its services it must fail.
     pub failing_in: FailingIn,
+    /// So many replacements run at a time.
+    pub at_once: usize,
+    /// So many of them for the servers of one service.
+    pub at_once_per_service: usize,
+    /// So many are asked for within an hour.
+    pub per_hour: usize,
     /// What becomes of its stand-in when it is well again.
     pub then: AfterReplacement,
+}
+
+/// When so many servers fail at once that the director doubts itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MassFailure {
+    /// More than this share of all servers, in percent.
+    pub share: u8,
+    /// Within this time.
+    pub within: Duration,
+    /// Addresses that must answer: an echo, or a TCP connection where there is a port.
+    pub witnesses: Vec<Witness>,
+    /// Whether removals wait until it is known; requests for spares always do.
+    pub holds_removals: bool,
+    /// How long, where there is no witness.
+    pub hold_for: Duration,
+}
+
+/// Who says whether this director is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Witness {
+    /// Address.
+    pub addr: IpAddr,
+    /// TCP port; none: an echo.
+    pub port: Option<u16>,
+}
+
+/// How few of a service's servers may be left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PanicRule {
+    /// In percent of those that no operator has put aside; 0: none has to be.
+    pub threshold: u8,
+    /// Whether the last ones stay though they fail.
+    pub stays: bool,
 }
 
 /// What becomes of a stand-in when the server is well again whose place it has.
@@ -153,6 +195,8 @@ pub struct VirtualService {
     pub servers: BTreeMap<DestKey, DestAttrs>,
     /// What becomes of one that fails.
     pub on_failure: OnFailure,
+    /// How few of them may be left.
+    pub panic: PanicRule,
     /// How much of them it takes.
     pub quorum: QuorumRule,
     /// Who serves while the quorum is lost.
@@ -179,6 +223,7 @@ struct Raw {
     provisioner: Option<RawProvisioner>,
     metrics: Option<RawMetrics>,
     replacement: Option<RawReplacement>,
+    mass_failure: Option<guard::RawMassFailure>,
     #[serde(default)]
     kernel: kernel::Raw,
     #[serde(default)]
@@ -219,6 +264,9 @@ struct RawMetrics {
 struct RawReplacement {
     replace_after: Option<Spanned<String>>,
     failing_in: Option<FailingIn>,
+    at_once: Option<Spanned<i64>>,
+    at_once_per_service: Option<Spanned<i64>>,
+    per_hour: Option<Spanned<i64>>,
     then: Option<Spanned<String>>,
     restore_after: Option<Spanned<String>>,
 }
@@ -246,6 +294,8 @@ struct RawService {
     #[serde(default)]
     real_server: Vec<RawServer>,
     on_failure: Option<RawOnFailure>,
+    panic_threshold: Option<Spanned<String>>,
+    panic: Option<Spanned<String>>,
     quorum: Option<Spanned<i64>>,
     hysteresis: Option<Spanned<i64>>,
     #[serde(default)]
@@ -314,8 +364,27 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
             Duration::from_secs(60),
         ),
         failing_in: policy.and_then(|p| p.failing_in).unwrap_or(FailingIn::All),
+        at_once: r.number(
+            policy.and_then(|p| p.at_once.as_ref()),
+            1,
+            "at_once",
+            1..=1000,
+        ),
+        at_once_per_service: r.number(
+            policy.and_then(|p| p.at_once_per_service.as_ref()),
+            1,
+            "at_once_per_service",
+            1..=1000,
+        ),
+        per_hour: r.number(
+            policy.and_then(|p| p.per_hour.as_ref()),
+            10,
+            "per_hour",
+            1..=1000,
+        ),
         then: r.after_replacement(policy),
     };
+    let mass_failure = raw.mass_failure.as_ref().map(|m| r.mass_failure(m));
     let kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
@@ -362,6 +431,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         metrics,
         provisioner,
         replacement,
+        mass_failure,
         kernel,
         services,
     })
@@ -633,6 +703,7 @@ impl Reader {
         }
         VirtualService {
             on_failure: on_failure(s.on_failure.as_ref()),
+            panic: self.panic(s),
             quorum: self.quorum(s, &servers),
             sorry,
             sorry_checks,

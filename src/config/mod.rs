@@ -12,8 +12,8 @@ mod tests;
 
 pub use diagnostics::Diagnostics;
 pub use director::{
-    AfterReplacement, Director, Endpoint, FailingIn, ProvisionerLink, ReplacementPolicy,
-    VirtualService,
+    AfterReplacement, Director, Endpoint, FailingIn, MassFailure, PanicRule, ProvisionerLink,
+    ReplacementPolicy, VirtualService, Witness,
 };
 pub use duration::DurationError;
 pub use provisioner::{Provisioner, Ssh};

@@ -7,13 +7,16 @@ use crate::{
     config::{FailingIn, ReplacementPolicy},
     health::Standing,
     model::{
-        Family, IncidentKey, MonoTime, ReplacementId,
+        Family, IncidentKey, MonoTime, ReplacementId, ServiceKey,
         wire::{Replacement, ReplacementState, Want},
     },
 };
 
 /// After a replacement that came to nothing the next is not asked for sooner than this.
 const REST: Duration = Duration::from_secs(30);
+
+/// Requests are counted, and failed attempts remembered, for so long.
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// A stand-in that is not in service after this holds up no other replacement.
 pub(super) const ATTACH_LIMIT: Duration = Duration::from_secs(60);
@@ -65,7 +68,7 @@ impl Incident {
         })
     }
 
-    pub(super) fn deadline(&self, policy: &ReplacementPolicy) -> Option<MonoTime> {
+    fn deadline(&self, policy: &ReplacementPolicy) -> Option<MonoTime> {
         (self.stage == Stage::Open).then(|| self.since.after(policy.replace_after))
     }
 
@@ -83,7 +86,50 @@ impl Incident {
     }
 }
 
+/// How often a replacement was asked for in one place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tries {
+    times: u32,
+    last: MonoTime,
+}
+
+impl Tries {
+    /// One more; what lies more than an hour back counts no longer.
+    fn again(&mut self, now: MonoTime) {
+        self.times = match now.since(self.last) < HOUR {
+            true => self.times.saturating_add(1),
+            false => 1,
+        };
+        self.last = now;
+    }
+
+    /// When the next may be asked for: the second at once, the third after [`REST`], then after twice as long
+    /// each time, up to an hour.
+    fn next(&self) -> MonoTime {
+        let Some(doublings) = self.times.checked_sub(2) else {
+            return self.last;
+        };
+        let wait = REST.saturating_mul(2_u32.saturating_pow(doublings));
+        self.last.after(wait.min(HOUR))
+    }
+}
+
 impl Core {
+    /// When a request that waits is to be looked at again, if that is known.
+    pub(super) fn request_deadlines(&self, now: MonoTime) -> impl Iterator<Item = MonoTime> {
+        let policy = &self.config.replacement;
+        let open = self
+            .incidents
+            .iter()
+            .filter(|(_, i)| i.stage == Stage::Open);
+        open.filter_map(move |(server, incident)| {
+            let due = incident.deadline(policy)?;
+            // Limits and backoff are known only once it is due.
+            let held = (due <= now).then(|| self.guard(*server, now)).flatten();
+            Some(held.and_then(|guard| guard.until()).unwrap_or(due))
+        })
+    }
+
     /// Whether a server has failed so that its replacement is due, and since when.
     fn failing(&self, server: IpAddr) -> Option<MonoTime> {
         let down: Vec<_> = self
@@ -222,6 +268,10 @@ impl Core {
             standing: None,
         };
         self.next_incident += 1;
+        let place = self.place_of(server);
+        self.tries.entry(place).or_default().again(now);
+        self.requested.retain(|at| now.since(*at) < HOUR);
+        self.requested.push(now);
         fx.notes.push(Note::Requested(key));
     }
 
@@ -236,13 +286,14 @@ impl Core {
         if !self.listed {
             return Some(Guard::ProvisionerUnheard);
         }
-        let running = self
-            .incidents
-            .iter()
-            .find(|(_, i)| i.is_running())
-            .map(|(a, _)| *a);
-        if let Some(other) = running.or_else(|| self.attaching(now)) {
-            return Some(Guard::OneAtATime { other });
+        if let Some(doubt) = self
+            .failing(server)
+            .and_then(|fell| self.doubt(server, fell))
+        {
+            return Some(doubt);
+        }
+        if let Some(guard) = self.limit(server, now) {
+            return Some(guard);
         }
         let family = Family::of(server);
         let checked = self.places.values().flatten();
@@ -254,19 +305,66 @@ impl Core {
         None
     }
 
-    /// The server whose stand-in is offered, not yet in service, and not found failing.
-    fn attaching(&self, now: MonoTime) -> Option<IpAddr> {
-        let pending = |m: &&super::Member| {
+    /// What of the limits on replacements holds a request back.
+    fn limit(&self, server: IpAddr, now: MonoTime) -> Option<Guard> {
+        let policy = &self.config.replacement;
+        let requested = self.incidents.iter().filter(|(_, i)| i.is_running());
+        let requested = requested.map(|(server, _)| *server);
+        let running: BTreeSet<IpAddr> = requested.chain(self.attaching(now)).collect();
+        if let Some(other) = running.first().copied()
+            && running.len() >= policy.at_once
+        {
+            return Some(Guard::AtOnce { other });
+        }
+        for service in self.services_of(server) {
+            let mut same = running
+                .iter()
+                .filter(|other| self.services_of(**other).any(|s| s == service))
+                .peekable();
+            if let Some(other) = same.peek().map(|other| **other)
+                && same.count() >= policy.at_once_per_service
+            {
+                return Some(Guard::AtOncePerService { other });
+            }
+        }
+        let hour = |at: &&MonoTime| now.since(**at) < HOUR;
+        let recent: Vec<MonoTime> = self.requested.iter().filter(hour).copied().collect();
+        if let Some(first) = recent.get(recent.len().saturating_sub(policy.per_hour))
+            && recent.len() >= policy.per_hour
+        {
+            let until = first.after(HOUR);
+            return Some(Guard::PerHour { until });
+        }
+        let tries = self.tries.get(&self.place_of(server))?;
+        let until = tries.next();
+        (now < until).then_some(Guard::Backoff { until })
+    }
+
+    fn services_of(&self, server: IpAddr) -> impl Iterator<Item = ServiceKey> {
+        let places = self.places.get(&server).into_iter().flatten();
+        places.map(|(service, _)| *service)
+    }
+
+    /// Whose place a server has: its own, or that of the one it stands in for.
+    fn place_of(&self, server: IpAddr) -> IpAddr {
+        let stand_in = |m: &&super::Member| m.spare.addresses.contains(&server);
+        let member = self.members.values().find(stand_in);
+        member
+            .and_then(|m| m.origins.first().copied())
+            .unwrap_or(server)
+    }
+
+    /// Servers whose stand-ins are offered, not yet in service, and not found failing.
+    fn attaching(&self, now: MonoTime) -> impl Iterator<Item = IpAddr> {
+        let pending = move |m: &&super::Member| {
             let failing = m.spare.addresses.iter().any(|a| self.failing(*a).is_some());
             let joined = self.joined.get(&m.replacement);
             let fresh = joined.is_some_and(|at| now.since(*at) < ATTACH_LIMIT);
             let waits = m.want == Want::Attach && m.confirmed != Some(Want::Attach);
             waits && fresh && !failing && self.slots(m).next().is_some()
         };
-        self.members
-            .values()
-            .find(pending)
-            .and_then(|m| m.origins.first().copied())
+        let pending = self.members.values().filter(pending);
+        pending.filter_map(|m| m.origins.first().copied())
     }
 
     fn incident_of(&mut self, key: &IncidentKey) -> Option<&mut Incident> {

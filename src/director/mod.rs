@@ -6,12 +6,14 @@
 
 mod aftermath;
 mod certificates;
+mod doubt;
 pub mod findings;
 mod guard;
 mod incident;
 mod leaving;
 mod memory;
 mod orders;
+mod panic;
 mod reload;
 mod rule;
 mod service;
@@ -34,13 +36,16 @@ use crate::{
     health::{Health, Quorum, Standing, Transition},
     model::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
-        Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis, Weight,
+        Outcome, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis, Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
 };
 
+use doubt::{Cut, Fallen};
+pub use doubt::{Known, Mass};
 pub use guard::Guard;
+use incident::Tries;
 pub use incident::{Incident, Stage};
 use leaving::LeavingService;
 use orders::Ordered;
@@ -75,6 +80,10 @@ pub enum Event {
     Ordered(Vec<OrderedPlace>, Option<Order>, WallMillis),
     /// Connections of those that are being drained were counted.
     Counted(Connections),
+    /// These servers are behind interfaces without carrier, named with them; no others are.
+    CutOff(BTreeMap<IpAddr, String>),
+    /// So many witnesses answered.
+    Witnessed(usize),
     /// There is another configuration.
     Reload(Box<Reload>),
     /// A pass over the kernel's table ended.
@@ -115,6 +124,18 @@ pub enum Note {
     QuorumLost(ServiceKey, u64, u64, Vec<DestKey>),
     /// The servers that are up have enough weight again, this.
     QuorumHeld(ServiceKey, u64),
+    /// The link of this interface is down, with so many servers behind it.
+    LinkDown(String, usize),
+    /// It is up again.
+    LinkUp(String),
+    /// So many servers of so many fail at once; there are so many witnesses.
+    MassFailure(usize, usize, usize),
+    /// What is known of that.
+    MassFailureKnown(Known),
+    /// Too many servers fail no longer.
+    MassFailureOver,
+    /// These servers stay in a service though they fail: fewer than the panic threshold would be left.
+    Panic(ServiceKey, Vec<DestKey>),
     /// A failed server is to be replaced.
     Requested(IncidentKey),
     /// A request waits for a guard; told once per guard.
@@ -229,6 +250,18 @@ pub struct Core {
     /// When each stand-in came to be known to this process.
     joined: BTreeMap<ReplacementId, MonoTime>,
     incidents: BTreeMap<IpAddr, Incident>,
+    /// When replacements were asked for within the last hour.
+    requested: Vec<MonoTime>,
+    /// How often in one place.
+    tries: BTreeMap<IpAddr, Tries>,
+    /// Who was in service until its checks failed.
+    fallen: Fallen,
+    /// Servers behind links without carrier.
+    cut: BTreeMap<IpAddr, Cut>,
+    /// Many servers fail at once.
+    mass: Option<Mass>,
+    /// Who stays in though it fails.
+    panics: BTreeMap<ServiceKey, Vec<DestKey>>,
     next_incident: u64,
     link: Link,
     /// Whether the provisioner has listed the stand-ins since the start.
@@ -276,6 +309,12 @@ impl Core {
             releasing: BTreeSet::new(),
             joined: BTreeMap::new(),
             incidents: BTreeMap::new(),
+            requested: Vec::new(),
+            tries: BTreeMap::new(),
+            fallen: Fallen::new(),
+            cut: BTreeMap::new(),
+            mass: None,
+            panics: BTreeMap::new(),
             next_incident: numbers_from,
             link: Link::Unheard(None),
             listed: false,
@@ -380,15 +419,19 @@ impl Core {
                 self.ordered(places, order.as_ref(), wall, now, &mut fx);
             }
             Event::Counted(counts) => self.counted(&counts, &mut fx),
+            Event::CutOff(servers) => self.cut_off(&servers, now, &mut fx),
+            Event::Witnessed(answered) => self.witnessed(answered, now, &mut fx),
             Event::Reload(reload) => self.reload(*reload, now, &mut fx),
             Event::Tick => {
                 self.review_orders(now, &mut fx);
                 self.review_leaving(now, &mut fx);
+                self.review_mass(now, &mut fx);
             }
             Event::Woke => self.woke(now),
         }
         for key in fx.dirty.clone() {
             self.review_quorum(key, &mut fx);
+            self.review_panic(key, &mut fx);
         }
         match probed {
             None => {
@@ -420,6 +463,10 @@ impl Core {
         let weight = advises.then(|| self.configured_weight(service, dest));
         let damping = &config.damping;
         let needed = self.is_needed(service, dest, now);
+        let was = match found.outcome {
+            Outcome::Fail(_) => self.attrs_before(service, dest),
+            Outcome::Pass => None,
+        };
         // A report about a target that is gone.
         let Some(dests) = self.health.get_mut(&service) else {
             return;
@@ -446,7 +493,10 @@ impl Core {
         // A stand-in that entered, or fell out, is asked at another pace.
         fx.targets |= change.transition.is_some() && !config.servers.contains_key(&dest);
         match change.transition {
-            Some(Transition::WentUp) => fx.notes.push(Note::WentUp(service, dest)),
+            Some(Transition::WentUp) => {
+                self.fallen.remove(&(service, dest));
+                fx.notes.push(Note::WentUp(service, dest));
+            }
             Some(Transition::WentDown(why)) => {
                 let mut detail = standing.detail();
                 if let Some(words) = diagnosis(config, standing) {
@@ -478,6 +528,42 @@ impl Core {
             let kind = checks.all.get(check).map_or("", |spec| spec.kind.label());
             fx.notes
                 .push(Note::Blind(service, dest, kind, found.detail.clone()));
+        }
+        if let Some(Transition::WentDown(_)) = change.transition {
+            self.fell((service, dest), was, now, fx);
+        }
+    }
+
+    /// How a destination that is not down is in service.
+    fn attrs_before(&self, service: ServiceKey, dest: DestKey) -> Option<DestAttrs> {
+        let config = self.config.services.get(&service)?;
+        if self.verdict(service, dest)?.down_since().is_some() {
+            return None;
+        }
+        let own = config.servers.get(&dest);
+        let stood_for = || {
+            let mut servers = config.servers.iter();
+            let of = servers.find(|(d, _)| self.stand_ins(d).any(|s| s == dest));
+            of.map(|(_, attrs)| attrs)
+        };
+        let attrs = own.or_else(stood_for)?;
+        let seat = self.place(service, dest, *attrs);
+        seat.attrs.filter(|_| seat.takes())
+    }
+
+    /// Who was in service until now may have to stay.
+    fn fell(
+        &mut self,
+        place: (ServiceKey, DestKey),
+        was: Option<DestAttrs>,
+        now: MonoTime,
+        fx: &mut Effects,
+    ) {
+        if let Some(attrs) = was {
+            self.fallen.insert(place, attrs);
+        }
+        if self.mass.is_none() {
+            self.review_mass(now, fx);
         }
     }
 
@@ -686,13 +772,12 @@ impl Core {
     /// When [`Event::Tick`] is due, if ever.
     #[must_use]
     pub fn next_deadline(&self, now: MonoTime) -> Option<MonoTime> {
-        let policy = &self.config.replacement;
-        let incidents = self.incidents.values().filter_map(|i| i.deadline(policy));
+        let incidents = self.request_deadlines(now);
         let orders = self.orders.values().filter_map(|o| o.ends);
         let leaving = self.draining().into_iter();
         let leaving = leaving.filter_map(|place| self.drain_ends(place));
         let all = incidents.chain(orders).chain(leaving);
-        let all = all.chain(self.restores_at());
+        let all = all.chain(self.restores_at()).chain(self.mass_deadline());
         all.filter(|due| *due > now).min()
     }
 }

@@ -18,6 +18,10 @@ pub enum Rule {
     Adopted,
     /// An operator ordered this weight.
     OrderedWeight,
+    /// Its checks fail, and this director may be cut off itself: it stays as it was until that is known.
+    Doubted,
+    /// Its checks fail, and too few others are left: it stays as it was.
+    Panic,
     /// A sorry server that takes new connections while the quorum is lost.
     SorryServes,
     /// In the kernel's table, named by nobody: perhaps a stand-in that only the provisioner remembers.
@@ -55,6 +59,8 @@ impl Rule {
             | Self::AdviceAwaited
             | Self::Adopted
             | Self::OrderedWeight
+            | Self::Doubted
+            | Self::Panic
             | Self::SorryServes
             | Self::Unclaimed => true,
             Self::Failed

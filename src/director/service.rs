@@ -68,7 +68,9 @@ impl Core {
         let sorry: Vec<_> = sorry.collect();
         // Where no sorry server serves either, whoever is left is better than nobody.
         let takes_over = !self.quorum(key).is_held() && sorry.iter().any(|(_, s)| s.takes());
-        if takes_over {
+        if !takes_over {
+            self.keep_the_last(key, config, &mut seats);
+        } else {
             for seat in seats.values_mut().filter(|seat| seat.takes()) {
                 // Their connections go on; new ones do not come.
                 if let Some(attrs) = seat.attrs {
@@ -151,6 +153,10 @@ impl Core {
                 (None, Some(attrs)) if seat.rule == Rule::Awaited => attrs.weight,
                 (None, _) => continue,
             };
+            if seat.rule == Rule::Doubted {
+                unknown += u64::from(weight.get());
+                continue;
+            }
             let is_up = self.verdict(key, dest).is_some_and(|v| v.is_up());
             *(if is_up { &mut live } else { &mut unknown }) += u64::from(weight.get());
         }
@@ -184,7 +190,7 @@ impl Core {
     }
 
     /// Where a destination belongs: what an operator ordered of it goes before its health.
-    fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Seat {
+    pub(super) fn place(&self, key: ServiceKey, dest: DestKey, attrs: DestAttrs) -> Seat {
         let seat = self.place_by_health(key, dest, attrs);
         let with = |weight| DestAttrs { weight, ..attrs };
         let Some(order) = self.order(key, dest) else {
@@ -224,6 +230,9 @@ impl Core {
                     Seat::has(rule, with(standing.weight(attrs.weight)))
                 }
             },
+            Health::Down { since, .. } if let Some(held) = self.held_in(key, dest, since) => {
+                Seat::has(Rule::Doubted, held)
+            }
             Health::Down { reason, .. } => {
                 let rule = match standing.is_held_out() {
                     true => Rule::HeldOut,
@@ -283,7 +292,7 @@ impl Core {
     }
 
     /// Who is to stand in for a configured destination, with its port.
-    fn stand_ins(&self, dest: &DestKey) -> impl Iterator<Item = DestKey> {
+    pub(super) fn stand_ins(&self, dest: &DestKey) -> impl Iterator<Item = DestKey> {
         let members = self.members.values().filter(|m| m.want == Want::Attach);
         members
             .filter(|m| m.origins.contains(&dest.addr))
@@ -345,6 +354,11 @@ impl Core {
             }
         }
         self.places = places;
+        let health = &self.health;
+        let watched = |key: &ServiceKey, dest: &DestKey| {
+            health.get(key).is_some_and(|d| d.contains_key(dest))
+        };
+        self.fallen.retain(|(key, dest), _| watched(key, dest));
         true
     }
 

@@ -1,5 +1,6 @@
 mod aftermath;
 mod failure;
+mod guards;
 mod orders;
 mod quorum;
 mod reload;
@@ -392,7 +393,7 @@ fn one_replacement_at_a_time_and_one_without_a_spare_holds_up_nobody() {
     let [first] = w.requests().try_into().unwrap();
     assert_eq!(
         w.core.guard(ip(2), at(w.now)),
-        Some(Guard::OneAtATime { other: ip(1) })
+        Some(Guard::AtOnce { other: ip(1) })
     );
     w.event(answer(&first, "r1", ReplacementState::Configuring, None));
     assert_eq!(w.requests().len(), 1);
@@ -677,7 +678,7 @@ fn a_stand_in_that_never_gets_in_holds_up_nobody_for_ever() {
     w.passes(10);
     assert_eq!(
         w.core.guard(ip(2), at(w.now)),
-        Some(Guard::OneAtATime { other: ip(1) })
+        Some(Guard::AtOnce { other: ip(1) })
     );
     w.passes(50);
     assert_eq!(w.requests().len(), 1);

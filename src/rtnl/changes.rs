@@ -15,7 +15,11 @@ use neli::{
     socket::asynchronous::NlSocketHandle,
     utils::Groups,
 };
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    ifaddrs::getifaddrs,
+    net::if_::{InterfaceFlags, if_nametoindex},
+};
 
 /// `RTNLGRP_LINK` (include/uapi/linux/rtnetlink.h).
 const LINK: u32 = 1;
@@ -30,6 +34,8 @@ pub enum Change {
     NeighbourFailed(IpAddr),
     /// An interface has lost its link, was taken down or removed: its index.
     LinkDown(u32),
+    /// An interface that was down has its link again: its index.
+    LinkUp(u32),
 }
 
 /// A message of the kernel's on a neighbour or a link.
@@ -53,6 +59,12 @@ impl fmt::Debug for Changes {
 }
 
 impl Changes {
+    /// The interfaces that have no link now, by index.
+    #[must_use]
+    pub const fn down(&self) -> &BTreeSet<u32> {
+        &self.down
+    }
+
     /// Listens from now on.
     ///
     /// # Errors
@@ -64,7 +76,7 @@ impl Changes {
         Ok(Self {
             neighbours: socket(NEIGHBOUR)?,
             links: socket(LINK)?,
-            down: BTreeSet::new(),
+            down: links_without_carrier(),
         })
     }
 
@@ -99,14 +111,22 @@ impl Changes {
         match told {
             Told::Failed(addr) => Some(Change::NeighbourFailed(addr)),
             Told::Link { index, runs: true } => {
-                self.down.remove(&index);
-                None
+                self.down.remove(&index).then_some(Change::LinkUp(index))
             }
             Told::Link { index, runs: false } => {
                 self.down.insert(index).then_some(Change::LinkDown(index))
             }
         }
     }
+}
+
+/// Those that are down already: the kernel tells of changes only.
+fn links_without_carrier() -> BTreeSet<u32> {
+    let runs = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
+    let all = getifaddrs().into_iter().flatten();
+    let down = all.filter(|interface| !interface.flags.contains(runs));
+    down.filter_map(|interface| if_nametoindex(interface.interface_name.as_str()).ok())
+        .collect()
 }
 
 fn is_overrun(error: &io::Error) -> bool {

@@ -104,7 +104,7 @@ async fn sees_changes() {
         .iter()
         .filter_map(|c| match c {
             Change::LinkDown(index) => Some(*index),
-            Change::NeighbourFailed(_) => None,
+            Change::NeighbourFailed(_) | Change::LinkUp(_) => None,
         })
         .collect();
     assert_eq!(down.len(), 2, "{told:?}");

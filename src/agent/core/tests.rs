@@ -104,6 +104,7 @@ impl World {
             targets: watch::Sender::new(Arc::default()),
             outbox: to_provisioner,
             draining: watch::Sender::default(),
+            witnesses: watch::Sender::default(),
             in_force: watch::Sender::new(Arc::clone(core.config())),
             heartbeat: watch::Sender::new(clock::now()),
         };
