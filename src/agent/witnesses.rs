@@ -39,7 +39,11 @@ pub(super) async fn run(
             if events.send(Event::Witnessed(answered)).await.is_err() {
                 return;
             }
-            pause.await;
+            tokio::select! {
+                () = pause => {}
+                // Cancel-safe: `changed` only marks the value seen when it returns. Who asks anew has not to wait.
+                changed = wanted.changed() => if changed.is_err() { return },
+            }
         }
     };
     tokio::select! {

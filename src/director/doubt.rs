@@ -21,6 +21,9 @@ use crate::{
 /// Who fell so long before a link was seen without carrier fell with it.
 const BEFORE: Duration = Duration::from_secs(10);
 
+/// One that fell silent alone is held no longer, whether or not a witness answers.
+const ALONE: Duration = Duration::from_secs(3);
+
 /// Where a destination was in service until its checks failed.
 pub(super) type Fallen = BTreeMap<(ServiceKey, DestKey), DestAttrs>;
 
@@ -31,13 +34,15 @@ pub(super) struct Cut {
     since: MonoTime,
 }
 
-/// Many servers failed at once.
+/// Servers fail, and this director may be cut off: one that fell silent, or many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mass {
     /// When it was found.
     pub(super) since: MonoTime,
     /// What is known of it.
     pub(super) known: Known,
+    /// Whether they are many: it was told of.
+    pub(super) many: bool,
 }
 
 /// What is known of a mass failure.
@@ -102,28 +107,42 @@ impl Core {
         }
     }
 
-    /// After a verdict: looks whether too many servers fail.
-    pub(super) fn review_mass(&mut self, now: MonoTime, fx: &mut Effects) {
+    /// Looks whether too many servers fail; `silent`: one has just fallen silent, and the first of many is not to
+    /// go before a witness was asked.
+    pub(super) fn review_mass(&mut self, silent: bool, now: MonoTime, fx: &mut Effects) {
         let Some(rule) = self.config.mass_failure.clone() else {
             self.mass = None;
             return;
         };
         let (failing, all) = self.failing_share(&rule, now);
-        let is_mass = failing >= 2 && failing * 100 > all * usize::from(rule.share);
+        let many = failing >= 2 && failing * 100 > all * usize::from(rule.share);
+        let asks = rule.holds_removals && !rule.witnesses.is_empty();
         match self.mass {
-            None if is_mass => {
+            None if many || (silent && asks) => {
                 self.mass = Some(Mass {
                     since: now,
                     known: Known::Nothing,
+                    many,
                 });
+                self.dirty_fallen(fx);
+                if many {
+                    fx.notes
+                        .push(Note::MassFailure(failing, all, rule.witnesses.len()));
+                }
+            }
+            Some(mass) if many && !mass.many => {
+                self.mass = Some(Mass { many, ..mass });
                 fx.notes
                     .push(Note::MassFailure(failing, all, rule.witnesses.len()));
-                self.dirty_fallen(fx);
             }
-            Some(mass) if !is_mass && mass.known != Known::CutOff => {
-                self.mass = None;
+            Some(mass) if !many && !mass.many => {
+                if mass.since.after(ALONE) <= now {
+                    self.mass_is_over(fx);
+                }
+            }
+            Some(mass) if !many && mass.known != Known::CutOff => {
                 fx.notes.push(Note::MassFailureOver);
-                self.dirty_fallen(fx);
+                self.mass_is_over(fx);
             }
             Some(mass)
                 if mass.known == Known::Nothing
@@ -136,19 +155,28 @@ impl Core {
         }
     }
 
+    fn mass_is_over(&mut self, fx: &mut Effects) {
+        self.mass = None;
+        self.dirty_fallen(fx);
+    }
+
     /// Takes how many of the witnesses answered.
     pub(super) fn witnessed(&mut self, answered: usize, now: MonoTime, fx: &mut Effects) {
-        match (self.mass.map(|mass| mass.known), answered) {
-            (Some(Known::Nothing), 0) => self.mass_is_known(Known::CutOff, fx),
-            (Some(Known::Nothing), _) => self.mass_is_known(Known::Real, fx),
-            (Some(Known::CutOff), 1..) => {
+        let Some(mass) = self.mass else { return };
+        match (mass.known, answered) {
+            // Whether the others are silent too shows soon.
+            (Known::Nothing, 0) if !mass.many => {}
+            (Known::Nothing, 0) => self.mass_is_known(Known::CutOff, fx),
+            (Known::Nothing, _) if !mass.many => self.mass_is_over(fx),
+            (Known::Nothing, _) => self.mass_is_known(Known::Real, fx),
+            (Known::CutOff, 1..) => {
                 // What was found while it was cut off says nothing.
                 let since = self.held_since();
                 self.mass = None;
                 fx.notes.push(Note::MassFailureOver);
                 self.ask_anew(|_, fell| since.is_some_and(|since| fell >= since), now, fx);
             }
-            (Some(Known::CutOff | Known::Real) | None, _) => {}
+            (Known::CutOff | Known::Real, _) => {}
         }
     }
 
@@ -160,13 +188,44 @@ impl Core {
         }
     }
 
-    /// When a mass failure is believed without a witness.
+    /// What this director does not believe yet, and which servers stay though they fail, in words.
+    pub(super) fn doubts(&self) -> Vec<String> {
+        let mut links: BTreeMap<&str, usize> = BTreeMap::new();
+        for cut in self.cut.values() {
+            *links.entry(&cut.interface).or_default() += 1;
+        }
+        let link = |(interface, count): (&str, usize)| {
+            format!(
+                "the link of {interface} is down: the {count} servers behind it are neither taken out nor replaced until it is up"
+            )
+        };
+        let mut all: Vec<String> = links.into_iter().map(link).collect();
+        all.extend(self.mass.and_then(|mass| match mass.known {
+            Known::Nothing if mass.many => Some(Guard::MassFailure.to_string()),
+            Known::Nothing => None,
+            Known::CutOff => Some(Guard::CutOff.to_string()),
+            Known::Real => None,
+        }));
+        for (key, stay) in &self.panics {
+            let stay: Vec<_> = stay.iter().map(ToString::to_string).collect();
+            all.push(format!(
+                "{key} has fewer servers than panic_threshold allows: {} stay in though they fail, until others are up",
+                stay.join(", ")
+            ));
+        }
+        all
+    }
+
+    /// When a failure is believed without a witness.
     pub(super) fn mass_deadline(&self) -> Option<MonoTime> {
         let rule = self.config.mass_failure.as_ref()?;
         let mass = self.mass.filter(|mass| mass.known == Known::Nothing)?;
-        rule.witnesses
-            .is_empty()
-            .then(|| mass.since.after(rule.hold_for))
+        let limit = match mass.many {
+            false => ALONE,
+            true if rule.witnesses.is_empty() => rule.hold_for,
+            true => return None,
+        };
+        Some(mass.since.after(limit))
     }
 
     /// Servers that fail by now, or have failed within the time, and all that are checked and not put aside.

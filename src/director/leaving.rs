@@ -16,6 +16,10 @@ use crate::{
     reconcile::plan,
 };
 
+/// A connection that is being made counts as inactive until it stands (`tcp_state_active_table`,
+/// net/netfilter/ipvs/ip_vs_proto_tcp.c): who has none for so long has none. A lost SYN is sent again after 1 s.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+
 /// A destination on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Leaving {
@@ -72,20 +76,30 @@ impl Core {
         leaving.chain(ordered.map(|(place, _)| *place)).collect()
     }
 
-    /// Those that have no connection any more are gone.
-    pub(super) fn counted(&mut self, counts: &Connections, fx: &mut Effects) {
+    /// Those that have had no connection for long enough are gone.
+    pub(super) fn counted(&mut self, counts: &Connections, now: MonoTime, fx: &mut Effects) {
+        let draining = self.draining();
+        let known = |place: &OrderedPlace| counts.get(place).copied().flatten();
+        self.idle
+            .retain(|place, _| draining.contains(place) && known(place).is_none_or(|n| n == 0));
+        self.connections = draining
+            .iter()
+            .filter_map(|place| Some((*place, known(place)?)))
+            .collect();
         for (place, count) in counts {
-            if count.is_none_or(|n| n == 0) {
+            let gone = match count {
+                None => true,
+                Some(0) => {
+                    let since = self.idle.entry(*place).or_insert(now);
+                    now.since(*since) >= HANDSHAKE
+                }
+                Some(_) => false,
+            };
+            if gone {
                 self.left(*place, 0, fx);
                 self.drained(*place, 0, fx);
             }
         }
-        let known = |place: &OrderedPlace| counts.get(place).copied().flatten();
-        self.connections = self
-            .draining()
-            .into_iter()
-            .filter_map(|place| Some((place, known(&place)?)))
-            .collect();
     }
 
     /// Those whose time is over leave with what they have.

@@ -237,6 +237,8 @@ pub struct Core {
     leaving: BTreeMap<ServiceKey, LeavingService>,
     /// Connections of those that are drained, as last counted.
     connections: BTreeMap<OrderedPlace, u64>,
+    /// Since when they have none.
+    idle: BTreeMap<OrderedPlace, MonoTime>,
     /// Of each configured service.
     quorums: BTreeMap<ServiceKey, Quorum>,
     /// Which of them are at an address, sorry servers left out: nobody takes their place.
@@ -301,6 +303,7 @@ impl Core {
             orders: BTreeMap::new(),
             leaving: BTreeMap::new(),
             connections: BTreeMap::new(),
+            idle: BTreeMap::new(),
             quorums,
             places: BTreeMap::new(),
             adopted: start.kernel,
@@ -418,14 +421,14 @@ impl Core {
             Event::Ordered(places, order, wall) => {
                 self.ordered(places, order.as_ref(), wall, now, &mut fx);
             }
-            Event::Counted(counts) => self.counted(&counts, &mut fx),
+            Event::Counted(counts) => self.counted(&counts, now, &mut fx),
             Event::CutOff(servers) => self.cut_off(&servers, now, &mut fx),
             Event::Witnessed(answered) => self.witnessed(answered, now, &mut fx),
             Event::Reload(reload) => self.reload(*reload, now, &mut fx),
             Event::Tick => {
                 self.review_orders(now, &mut fx);
                 self.review_leaving(now, &mut fx);
-                self.review_mass(now, &mut fx);
+                self.review_mass(false, now, &mut fx);
             }
             Event::Woke => self.woke(now),
         }
@@ -529,8 +532,8 @@ impl Core {
             fx.notes
                 .push(Note::Blind(service, dest, kind, found.detail.clone()));
         }
-        if let Some(Transition::WentDown(_)) = change.transition {
-            self.fell((service, dest), was, now, fx);
+        if let Some(Transition::WentDown(why)) = change.transition {
+            self.fell((service, dest), was, why, now, fx);
         }
     }
 
@@ -556,14 +559,16 @@ impl Core {
         &mut self,
         place: (ServiceKey, DestKey),
         was: Option<DestAttrs>,
+        why: FailReason,
         now: MonoTime,
         fx: &mut Effects,
     ) {
         if let Some(attrs) = was {
             self.fallen.insert(place, attrs);
         }
-        if self.mass.is_none() {
-            self.review_mass(now, fx);
+        // Of many servers not all for each.
+        if self.mass.is_none_or(|mass| !mass.many) {
+            self.review_mass(was.is_some() && why.is_silence(), now, fx);
         }
     }
 

@@ -389,7 +389,7 @@ impl Core {
             let name = &m.spare.name;
             if self.slots(m).next().is_none() {
                 all.push(format!(
-                    "stand-in {name} has no place: the configuration no longer names {:?}; name {:?} there to keep it in service",
+                    "stand-in {name} has no place, and is given back to the provisioner: the configuration names neither {:?} nor {:?}",
                     m.origins, m.spare.addresses
                 ));
             } else if !self.stands(m) && self.overdue(m, now) {
@@ -398,6 +398,7 @@ impl Core {
                 ));
             }
         }
+        all.extend(self.doubts());
         all.extend(self.blind());
         for (key, config) in &self.config.services {
             if self.quorum(*key).is_held() {

@@ -228,8 +228,11 @@ impl World {
     /// Whoever is drained has so many connections left.
     fn counted(&mut self, connections: Option<u64>) -> Vec<Note> {
         let counts = self.core.draining().into_iter();
-        let counts = counts.map(|place| (place, connections));
-        self.event(Event::Counted(counts.collect()))
+        let counts: leaving::Connections = counts.map(|place| (place, connections)).collect();
+        let mut notes = self.event(Event::Counted(counts.clone()));
+        self.now += 3;
+        notes.extend(self.event(Event::Counted(counts)));
+        notes
     }
 }
 

@@ -31,6 +31,8 @@ mod memory;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod reload;
+#[cfg(test)]
 mod replace;
 #[cfg(test)]
 mod scene;

@@ -132,7 +132,7 @@ fn stays_and_others_go_on(lab: &Lab, client: &mut TcpStream) {
 }
 
 /// A connection through the virtual address to this server.
-fn keep(vip: SocketAddr, server: &str) -> TcpStream {
+pub(crate) fn keep(vip: SocketAddr, server: &str) -> TcpStream {
     for _ in 0..50 {
         let mut stream = TcpStream::connect(vip).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
@@ -144,7 +144,7 @@ fn keep(vip: SocketAddr, server: &str) -> TcpStream {
 }
 
 /// Who answers over an open connection; none where it is closed.
-fn ask(stream: &mut TcpStream) -> Option<String> {
+pub(crate) fn ask(stream: &mut TcpStream) -> Option<String> {
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
         .ok()?;
@@ -190,7 +190,7 @@ real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.
     let said = order(&["drain", "10.77.1.11", "--reason", "new kernel"]);
     assert_eq!(
         said,
-        "10.77.1.11:80 in tcp/192.0.2.1:80: drained: no new connections, those that it has go on\n"
+        "10.77.1.11:80 in tcp/192.0.2.1:80: drained: no new connections, out when those that it has are gone\n"
     );
     weight(Some(0), "the drained server");
     stays_and_others_go_on(&lab, &mut client);

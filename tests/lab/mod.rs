@@ -71,7 +71,7 @@ pub(crate) struct Lab {
     servers: Vec<Server>,
     pub(crate) client: NetNs,
     pub(crate) director: NetNs,
-    router: NetNs,
+    pub(crate) router: NetNs,
     dir: TempDir,
 }
 

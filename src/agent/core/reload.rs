@@ -213,10 +213,19 @@ fn planned(step: &Step, table: &KernelTable) -> PlannedStep {
             active(at(*dest))
         }
     };
+    // Between the two it has none (`ip_vs_edit_service`, net/netfilter/ipvs/ip_vs_ctl.c).
+    let reschedules = match step {
+        Step::SetService(_, attrs) => service.is_some_and(|s| s.attrs.scheduler != attrs.scheduler),
+        _ => false,
+    };
+    let refuses = match reschedules {
+        true => ": another scheduler, new connections are refused for a moment",
+        false => "",
+    };
     PlannedStep {
         service: step.service(),
         server: step.dest().map(|dest| dest.to_string()),
-        step: step.to_string(),
+        step: format!("{step}{refuses}"),
         connections,
     }
 }

@@ -1,7 +1,7 @@
 //! What holds removals and requests back.
 
 use super::*;
-use crate::model::{Order, Wish};
+use crate::model::{Order, Phase, Wish};
 
 fn with(section: &str, service: &str) -> String {
     let text = CONFIG.replace("[replacement]\n", &format!("{section}\n[replacement]\n"));
@@ -269,4 +269,46 @@ fn each_further_try_in_one_place_waits_twice_as_long() {
     }
     let waits: Vec<_> = asked_at.windows(2).map(|w| w[1] - w[0]).collect();
     assert_eq!(waits, [30, 30, 60, 120, 240, 480, 960]);
+}
+
+const SILENT: Outcome = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
+
+#[test]
+fn who_falls_silent_goes_when_a_witness_has_answered_and_at_once_where_it_refuses() {
+    let mut w = world(&with(MASS, ""));
+    w.dies(3);
+    assert_eq!(w.in_service(80), [1, 2], "it was heard");
+    w.passes(60);
+    let silent = |w: &mut World| {
+        w.probe(1, SILENT);
+        w.probe(1, SILENT);
+    };
+    silent(&mut w);
+    assert!(w.core.asks_witnesses());
+    assert_eq!(w.in_service(80), [1, 2], "until it is known");
+    w.event(Event::Witnessed(1));
+    assert_eq!(w.in_service(80), [2]);
+    assert!(!w.core.asks_witnesses());
+    // Where no witness answers, and nobody else is silent.
+    w.all_pass(&[1]);
+    silent(&mut w);
+    w.event(Event::Witnessed(0));
+    assert_eq!(w.in_service(80), [1, 2]);
+    assert_eq!(w.core.next_deadline(at(w.now)), Some(at(w.now + 3)));
+    w.passes(3);
+    assert_eq!(w.in_service(80), [2]);
+}
+
+#[test]
+fn the_first_of_many_that_fall_silent_stays_too() {
+    let mut w = world(&with(MASS, ""));
+    for n in [1, 2, 3] {
+        w.probe(n, SILENT);
+        w.probe(n, SILENT);
+        assert_eq!(w.in_service(80), [1, 2, 3]);
+    }
+    w.event(Event::Witnessed(0));
+    w.passes(100);
+    assert_eq!(w.in_service(80), [1, 2, 3]);
+    assert_eq!(w.core.guard(ip(1), at(w.now)), Some(Guard::CutOff));
 }

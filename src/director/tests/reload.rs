@@ -101,7 +101,7 @@ fn a_dropped_server_that_keeps_its_connections_leaves_at_the_deadline() {
     let short = without(THIRD).replace("name = ", "drain_timeout = \"30s\"\nname = ");
     w.reload(&short);
     w.counted(Some(4));
-    w.passes(29);
+    w.passes(26);
     assert_eq!(w.weights(80).len(), 3);
     assert_eq!(w.core.next_deadline(at(w.now)), Some(at(30)));
     let notes = w.passes(1);
@@ -144,7 +144,9 @@ fn a_service_that_is_dropped_leaves_with_its_last_connection() {
     assert_eq!(w.weights(443), [(1, 0), (2, 0)]);
     assert!(w.core.services().any(|key| key == service(443)));
     let counts = w.core.draining().into_iter().map(|place| (place, Some(0)));
-    let fx = w.core.handle(Event::Counted(counts.collect()), at(w.now));
+    let counts: Connections = counts.collect();
+    w.core.handle(Event::Counted(counts.clone()), at(w.now));
+    let fx = w.core.handle(Event::Counted(counts), at(w.now + 3));
     assert!(fx.dirty.contains(&service(443)));
     assert_eq!(w.core.desired(service(443)), None);
     assert!(w.core.services().all(|key| key != service(443)));

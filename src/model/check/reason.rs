@@ -138,6 +138,12 @@ pub enum FailClass {
 }
 
 impl FailReason {
+    /// Whether it may be the network that failed: nothing came back from the server itself.
+    #[must_use]
+    pub const fn is_silence(self) -> bool {
+        matches!(self, Self::TimedOut(_) | Self::Unreachable)
+    }
+
     /// Of which class it is.
     #[must_use]
     pub const fn class(self) -> FailClass {
