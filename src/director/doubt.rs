@@ -94,6 +94,7 @@ impl Core {
             }
         }
         let after = links(&self.cut);
+        self.dirty_fallen(fx);
         for interface in after.difference(&before) {
             let count = self
                 .cut
@@ -261,13 +262,18 @@ impl Core {
         Some(MonoTime::from_boot(since))
     }
 
+    /// Whether the link towards a server is down.
+    pub(super) fn link_down(&self, server: IpAddr) -> Option<Guard> {
+        let interface = self.cut.get(&server)?.interface.clone();
+        Some(Guard::LinkDown { interface })
+    }
+
     /// What holds a server that failed then in its services: nobody knows yet that it did.
     pub(super) fn doubt(&self, server: IpAddr, fell: MonoTime) -> Option<Guard> {
         if let Some(cut) = self.cut.get(&server)
             && fell.after(BEFORE) >= cut.since
         {
-            let interface = cut.interface.clone();
-            return Some(Guard::LinkDown { interface });
+            return self.link_down(server);
         }
         if self.held_since().is_some_and(|since| fell >= since) {
             return Some(match self.mass.map(|mass| mass.known) {

@@ -286,6 +286,9 @@ impl Core {
         if !self.listed {
             return Some(Guard::ProvisionerUnheard);
         }
+        if let Some(cut) = self.link_down(server) {
+            return Some(cut);
+        }
         if let Some(doubt) = self
             .failing(server)
             .and_then(|fell| self.doubt(server, fell))

@@ -38,7 +38,8 @@ impl Core {
             let attrs = *self.fallen.get(&(key, *dest))?;
             let since = self.standing(key, *dest).map(Standing::verdict)?;
             let failed = matches!(seat.rule, Rule::Failed | Rule::HeldOut);
-            (failed && !replaced(dest)).then_some((Reverse(since.down_since()?), *dest, attrs))
+            let counts = failed && !replaced(dest) && !self.is_put_aside(key, *dest);
+            counts.then_some((Reverse(since.down_since()?), *dest, attrs))
         };
         let mut fallen: Vec<_> = seats.iter().filter_map(fell).collect();
         fallen.sort_by_key(|(since, dest, _)| (*since, *dest));

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
     net::IpAddr,
     sync::Arc,
 };
@@ -89,19 +88,30 @@ impl Core {
         new: &VirtualService,
         before: Option<&plan::Want>,
     ) {
+        // Whatever its quorum: who was quiesced for that alone is not to stay so.
+        let seats = self.lineup(key, old);
+        let own = |dest: &DestKey| {
+            let sorry = old.sorry.get(dest);
+            let sorry = sorry.map(|attrs| self.place(key, *dest, *attrs));
+            let seat = sorry.or_else(|| seats.get(dest).copied())?;
+            let panics = before.and_then(|want| want.service.dests.get(dest).copied());
+            seat.attrs.or(panics)
+        };
+        let differs = |dest: &&DestKey| old.checks_of(dest) != new.checks_of(dest);
+        let watched = self.health.get(&key).into_iter().flat_map(BTreeMap::keys);
+        let anew: BTreeMap<DestKey, Option<DestAttrs>> = watched
+            .filter(differs)
+            .map(|dest| (*dest, own(dest)))
+            .collect();
         let Some(watched) = self.health.get_mut(&key) else {
             return;
         };
-        let (mut fresh, mut kept) = (BTreeMap::new(), BTreeMap::new());
-        for (dest, standing) in mem::take(watched) {
-            if old.checks_of(&dest) == new.checks_of(&dest) {
-                kept.insert(dest, standing);
-            } else if let Some(attrs) = before.and_then(|want| want.service.dests.get(&dest)) {
-                fresh.insert(dest, *attrs);
-            }
-        }
-        *watched = kept;
-        self.adopted.entry(key).or_default().extend(fresh);
+        watched.retain(|dest, _| !anew.contains_key(dest));
+        self.fallen
+            .retain(|(of, dest), _| *of != key || !anew.contains_key(dest));
+        let stays = anew.into_iter();
+        let stays = stays.filter_map(|(dest, attrs)| Some((dest, attrs?)));
+        self.adopted.entry(key).or_default().extend(stays);
     }
 
     fn adopt(&mut self, key: ServiceKey, found: Option<&BTreeMap<DestKey, DestAttrs>>) {

@@ -111,7 +111,11 @@ impl Core {
     }
 
     /// A service's real servers and stand-ins, whatever its quorum.
-    fn lineup(&self, key: ServiceKey, config: &VirtualService) -> BTreeMap<DestKey, Seat> {
+    pub(super) fn lineup(
+        &self,
+        key: ServiceKey,
+        config: &VirtualService,
+    ) -> BTreeMap<DestKey, Seat> {
         let mut seats = BTreeMap::new();
         for (dest, attrs) in &config.servers {
             let mut replaced = None;

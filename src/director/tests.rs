@@ -4,6 +4,7 @@ mod guards;
 mod orders;
 mod quorum;
 mod reload;
+mod sequences;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -228,7 +229,7 @@ impl World {
     /// Whoever is drained has so many connections left.
     fn counted(&mut self, connections: Option<u64>) -> Vec<Note> {
         let counts = self.core.draining().into_iter();
-        let counts: leaving::Connections = counts.map(|place| (place, connections)).collect();
+        let counts: Connections = counts.map(|place| (place, connections)).collect();
         let mut notes = self.event(Event::Counted(counts.clone()));
         self.now += 3;
         notes.extend(self.event(Event::Counted(counts)));

@@ -238,7 +238,7 @@ fn a_wrong_configuration_changes_nothing_and_says_what_is_wrong() {
 fn a_reload_under_load_loses_no_request() {
     let lab = Lab::new(WIRING, &SERVERS);
     let _director = start(&lab);
-    let traffic = Traffic::start(&lab, vip4(80), 500, 5_000);
+    let traffic = Traffic::with_limit(&lab, vip4(80), 500, 5_000, SOON);
     wait_until("requests", SOON, || traffic.so_far().len() > 100);
     let (mut reloads, texts) = (0, [ten_changes(), ONE.to_owned()]);
     for text in texts.iter().cycle().take(6) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Lab, now};
 
-/// A request that takes longer is a lost one.
+/// A request that takes longer is a lost one, unless it is said otherwise.
 const LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
@@ -33,6 +33,7 @@ struct Shared {
     target: SocketAddr,
     rate: u32,
     count: u32,
+    limit: Duration,
     begin: Instant,
     next: AtomicU32,
     stop: AtomicBool,
@@ -43,10 +44,22 @@ impl Traffic {
     /// Up to `count` requests from the lab's client, `rate` a second. Enough threads that the rate
     /// holds while a tenth of the requests runs into its limit; beyond that requests start late.
     pub(crate) fn start(lab: &Lab, target: SocketAddr, rate: u32, count: u32) -> Self {
+        Self::with_limit(lab, target, rate, count, LIMIT)
+    }
+
+    /// The same, where a request is lost only after `limit`: more than the guest can carry makes it slow.
+    pub(crate) fn with_limit(
+        lab: &Lab,
+        target: SocketAddr,
+        rate: u32,
+        count: u32,
+        limit: Duration,
+    ) -> Self {
         let shared = Arc::new(Shared {
             target,
             rate,
             count,
+            limit,
             begin: Instant::now(),
             next: AtomicU32::new(0),
             stop: AtomicBool::new(false),
@@ -108,7 +121,7 @@ impl Shared {
             let due = self.begin + Duration::from_secs(1) * number / self.rate;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let start = now();
-            let outcome = get(self.target);
+            let outcome = get_within(self.target, self.limit);
             let request = Request {
                 start,
                 end: now(),
@@ -124,12 +137,16 @@ impl Shared {
 
 /// One `GET /` from the calling thread's namespace.
 pub(crate) fn get(target: SocketAddr) -> Result<String, String> {
-    let deadline = Instant::now() + LIMIT;
+    get_within(target, LIMIT)
+}
+
+fn get_within(target: SocketAddr, limit: Duration) -> Result<String, String> {
+    let deadline = Instant::now() + limit;
     let error = |what: &str| {
         let what = what.to_owned();
         move |e: std::io::Error| format!("{what}: {e}")
     };
-    let mut stream = TcpStream::connect_timeout(&target, LIMIT).map_err(error("connect"))?;
+    let mut stream = TcpStream::connect_timeout(&target, limit).map_err(error("connect"))?;
     stream.set_nodelay(true).map_err(error("nodelay"))?;
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")
