@@ -101,6 +101,7 @@ pub(crate) fn desired() -> Desired {
         generation: 1,
         services: wanted().into_iter().map(part).collect(),
         resync: Duration::from_nanos(1),
+        shadow: false,
         exclusive: false,
         made: Arc::default(),
     }

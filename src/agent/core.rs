@@ -630,6 +630,7 @@ pub fn desired(core: &Core) -> Desired {
         generation: 1,
         services: BTreeMap::new(),
         resync: config.resync,
+        shadow: config.shadow,
         exclusive: config.exclusive,
         made: Arc::new(core.made().clone()),
     };

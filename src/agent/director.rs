@@ -99,6 +99,10 @@ pub enum Error {
 /// What kept it from starting, or the task that ended.
 pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     let config = Arc::new(loaded.config);
+    let shadow = config.shadow;
+    if shadow {
+        info!(socket = %config.socket.display(), "shadow: this director changes nothing in IPVS, and tells what it would make otherwise");
+    }
     let shutdown = shutdown_signal().map_err(Error::Signals)?;
     // Before it says that it is ready: a reload by signal would end it.
     let hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
@@ -203,7 +207,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         witnesses::run(witnesses_rx, answers, stop)
     });
     tasks.start("reload", |stop| {
-        reload::run(file, asked, hangup, loads_tx, counted, stop)
+        reload::run((file, shadow), asked, hangup, loads_tx, counted, stop)
     });
     let (files_rx, hints_rx) = (targets_rx.clone(), targets_rx.clone());
     let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);

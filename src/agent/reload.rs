@@ -35,12 +35,12 @@ pub struct Load {
     pub wish: Option<ReadingFor>,
 }
 
-/// Reads a director's configuration.
+/// Reads a director's configuration, for one that runs as a shadow if it is so.
 ///
 /// # Errors
 ///
 /// What is wrong in it, every mistake at its place.
-pub fn load(path: &Path) -> Result<Loaded, String> {
+pub fn load(path: &Path, shadow: bool) -> Result<Loaded, String> {
     let text = fs::read_to_string(path).map_err(|e| {
         let why = match e.kind() {
             io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
@@ -48,11 +48,12 @@ pub fn load(path: &Path) -> Result<Loaded, String> {
         };
         format!("{}: {why}", path.display())
     })?;
-    parse(path, &text)
+    parse(path, &text, shadow)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Loaded, String> {
+fn parse(path: &Path, text: &str, shadow: bool) -> Result<Loaded, String> {
     let config = config::director::parse(path, text).map_err(|e| e.to_string())?;
+    let config = if shadow { config.shadowed() } else { config };
     let digest = Sha256::digest(text);
     let digest = digest.iter().map(|b| format!("{b:02x}")).collect();
     Ok(Loaded { config, digest })
@@ -60,7 +61,7 @@ fn parse(path: &Path, text: &str) -> Result<Loaded, String> {
 
 /// Reads when it is asked to, until `stop`. What is wrong in a file is told to who asked, or in the log.
 pub async fn run(
-    file: PathBuf,
+    (file, shadow): (PathBuf, bool),
     mut asked: mpsc::Receiver<Reading>,
     mut hangup: Signal,
     loads: mpsc::Sender<Load>,
@@ -80,8 +81,8 @@ pub async fn run(
         };
         let path = file.clone();
         let read = move || match text {
-            Some((path, text)) => parse(&path, &text),
-            None => load(&path),
+            Some((path, text)) => parse(&path, &text, shadow),
+            None => load(&path, shadow),
         };
         // Off this thread: a large file takes a while, and a file system may hang.
         let read = tokio::select! {

@@ -6,6 +6,7 @@ mod check_config;
 mod inventory;
 mod ipvs;
 mod live;
+mod members;
 mod order;
 mod reload;
 mod run;
@@ -45,7 +46,7 @@ const VERSION: &str = concat!(
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Checks real servers, edits IPVS, asks for spares; IPVS stays as it is at the end
-    Director(run::Arguments),
+    Director(run::DirectorArguments),
     /// Configures spares over SSH when a director asks
     Provisioner(run::Arguments),
     /// Says what is wrong in configuration files and inventory folders, and where
@@ -68,6 +69,9 @@ enum Command {
     Enable(order::Servers),
     /// Gives servers another weight until they are enabled again
     Weight(order::OfWeight),
+    /// Servers from the pool that stand in for configured ones
+    #[command(subcommand)]
+    Members(members::Verb),
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
@@ -153,6 +157,7 @@ pub fn main() -> ExitCode {
         Command::Maintenance(a) => order::maintenance(&a),
         Command::Enable(a) => order::enable(&a),
         Command::Weight(a) => order::set_weight(&a),
+        Command::Members(verb) => members::run(&verb),
         Command::Inventory(verb) => inventory::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),
     };

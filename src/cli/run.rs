@@ -17,8 +17,20 @@ pub(super) struct Arguments {
     logs: Logs,
 }
 
-pub(super) fn director(a: &Arguments) -> Result<(), Failure> {
-    let loaded = agent::reload::load(&a.config).map_err(Failure::Wrong)?;
+/// Of a director.
+#[derive(Debug, clap::Args)]
+pub(super) struct DirectorArguments {
+    #[command(flatten)]
+    daemon: Arguments,
+    /// Change nothing, run beside keepalived or ldirectord, and tell where this director would have IPVS
+    /// otherwise. Its socket is that of the configuration with .shadow behind it; it serves no /metrics
+    #[arg(long)]
+    shadow: bool,
+}
+
+pub(super) fn director(a: &DirectorArguments) -> Result<(), Failure> {
+    let (shadow, a) = (a.shadow, &a.daemon);
+    let loaded = agent::reload::load(&a.config, shadow).map_err(Failure::Wrong)?;
     let file = a.config.clone();
     // Its work is thousands of short turns a second: to hand one to another thread costs more than it.
     daemon(a, Builder::new_current_thread(), async {

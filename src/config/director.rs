@@ -38,6 +38,8 @@ pub struct Director {
     pub state_dir: PathBuf,
     /// Operator socket.
     pub socket: PathBuf,
+    /// Whether nothing is written: it runs beside another program, and tells what it would do otherwise.
+    pub shadow: bool,
     /// Whether services in the kernel that stand in no configuration are removed.
     pub exclusive: bool,
     /// How often the whole table is read to heal drift.
@@ -61,6 +63,24 @@ pub struct Director {
 }
 
 impl Director {
+    /// The same as a shadow: it has a folder and a socket of its own, writes no setting, asks nobody for spares, and
+    /// removes nothing.
+    #[must_use]
+    pub fn shadowed(self) -> Self {
+        let mut socket = self.socket.into_os_string();
+        socket.push(".shadow");
+        Self {
+            shadow: true,
+            exclusive: false,
+            provisioner: None,
+            kernel: Vec::new(),
+            metrics: None,
+            state_dir: self.state_dir.join("shadow"),
+            socket: socket.into(),
+            ..self
+        }
+    }
+
     /// What of another configuration this one cannot become while the director runs, by its name in the file.
     #[must_use]
     pub fn fixed(&self, other: &Self) -> Vec<&'static str> {
@@ -424,6 +444,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         address,
         state_dir,
         socket,
+        shadow: false,
         exclusive,
         resync,
         drain_timeout,

@@ -122,7 +122,8 @@ impl Core {
             let stand_ins = self.stand_ins(dest);
             for stand_in in stand_ins.filter(|d| !config.servers.contains_key(d)) {
                 let seat = self.place(key, stand_in, *attrs);
-                if seat.attrs.is_some() && seat.rule.serves() {
+                // One that takes nobody has nobody's place.
+                if seat.takes() && seat.rule.serves() {
                     replaced = Some(stand_in);
                 }
                 seated(&mut seats, stand_in, seat);

@@ -14,7 +14,7 @@ use crate::{
     config::VirtualService,
     health::{BLIND, CheckState, Health, Standing},
     model::{
-        CheckSpec, Checks, DestKey, DirectorName, DriftPolicy, MonoTime, Order, Outcome,
+        CheckSpec, Checks, DestAttrs, DestKey, DirectorName, DriftPolicy, MonoTime, Order, Outcome,
         QuorumRule, ServiceKey, Weight, wire::Want,
     },
     reconcile::drift::Difference,
@@ -131,6 +131,22 @@ pub struct StandInStatus {
     pub replacement: String,
     /// `joining`, `serving` or `leaving`.
     pub state: String,
+    /// Where it serves, or is to.
+    #[serde(default)]
+    pub places: Vec<StandInPlace>,
+}
+
+/// One of a stand-in's places.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandInPlace {
+    /// In this service.
+    pub service: ServiceKey,
+    /// As this destination.
+    pub server: String,
+    /// In place of this one.
+    pub in_place_of: String,
+    /// With its weight.
+    pub weight: u32,
 }
 
 /// One thing that somebody else changed in IPVS, and that stands.
@@ -360,8 +376,28 @@ impl Core {
                 in_place_of: m.origins.clone(),
                 replacement: m.replacement.to_string(),
                 state: state(m).to_owned(),
+                places: self.places_of_member(m),
             })
             .collect()
+    }
+
+    fn places_of_member(&self, m: &super::Member) -> Vec<StandInPlace> {
+        let slots = self.slots(m);
+        let place = |(service, dest): (ServiceKey, DestKey)| {
+            let config = self.config.services.get(&service)?;
+            let mut servers = config.servers.iter();
+            let of = |(origin, _): &(&DestKey, &DestAttrs)| {
+                m.origins.contains(&origin.addr) && origin.port == dest.port
+            };
+            let (origin, attrs) = servers.find(of)?;
+            Some(StandInPlace {
+                service,
+                server: dest.to_string(),
+                in_place_of: origin.to_string(),
+                weight: attrs.weight.get(),
+            })
+        };
+        slots.filter_map(place).collect()
     }
 
     fn overdue(&self, m: &super::Member, now: MonoTime) -> bool {
@@ -420,7 +456,7 @@ impl Core {
             all.push(format!("{service} is not as wanted: {why}"));
         }
         for (service, differences) in &self.applied.drift {
-            if self.drift_policy(service) != DriftPolicy::Alert {
+            if self.drift_policy(service) != DriftPolicy::Alert && !self.config.shadow {
                 continue;
             }
             let named: Vec<_> = differences
@@ -432,10 +468,15 @@ impl Core {
                 0 => String::new(),
                 n => format!("; and {n} more"),
             };
-            all.push(format!(
-                "{service} was changed by somebody else and is left so: {}{more}",
-                named.join("; ")
-            ));
+            let named = named.join("; ");
+            all.push(match self.config.shadow {
+                true => {
+                    format!("shadow: this director would have {service} otherwise: {named}{more}")
+                }
+                false => {
+                    format!("{service} was changed by somebody else and is left so: {named}{more}")
+                }
+            });
         }
         all
     }

@@ -52,6 +52,8 @@ pub struct Desired {
     pub services: BTreeMap<ServiceKey, Arc<Want>>,
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
+    /// Whether nothing is written: only what differs is told.
+    pub shadow: bool,
     /// Whether services that stand in no configuration are ours to remove.
     pub exclusive: bool,
     /// Hidden services that this director has ever made: ours to remove where they are not wanted.

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     drift::{Difference, Field, merge},
@@ -121,6 +121,8 @@ struct Reconciler<O> {
     /// Services that are to go, and that the kernel still has.
     intruders: BTreeSet<ServiceKey>,
     stalled: Stalled,
+    /// In shadow: what the last reading found for the first time.
+    unsettled: BTreeMap<ServiceKey, Vec<Difference>>,
     /// Whether the whole table could not be read when that was last tried.
     unread: bool,
     /// Whether steps of the running pass are left to the next one.
@@ -142,6 +144,7 @@ impl<O: Fn(Fact)> Reconciler<O> {
             shed: BTreeSet::new(),
             intruders: BTreeSet::new(),
             stalled: Stalled::default(),
+            unsettled: BTreeMap::new(),
             unread: false,
             cut: false,
             piece: 0,
@@ -327,6 +330,10 @@ impl<O: Fn(Fact)> Reconciler<O> {
         let mut lines = Lines::new();
         for key in scope {
             let (wanted, found) = (want.services.get(key), actual.get(key));
+            if want.shadow {
+                self.compare(*key, wanted, found);
+                continue;
+            }
             if let Some(wanted) = wanted
                 && wanted.is_met_by(found)
             {
@@ -362,6 +369,40 @@ impl<O: Fn(Fact)> Reconciler<O> {
             self.conclude(w);
         }
         contradicted
+    }
+
+    /// In shadow: tells what the kernel has otherwise than this director would make it, once that was so in two
+    /// readings. Who else makes the table finds a failure sooner or later than this one.
+    fn compare(
+        &mut self,
+        key: ServiceKey,
+        wanted: Option<&Arc<Want>>,
+        found: Option<&ServiceState>,
+    ) {
+        let Some(wanted) = wanted else { return };
+        let (want, none) = (&wanted.service, BTreeSet::new());
+        let merged = merge(key, Some(want), want, &none, found, DriftPolicy::Alert);
+        let before = self.unsettled.remove(&key).unwrap_or_default();
+        let known = self.applied.drift.get(&key).cloned().unwrap_or_default();
+        let stands = |d: &&Difference| before.contains(d) || known.contains(d);
+        let stand: Vec<Difference> = merged.differences.iter().filter(stands).cloned().collect();
+        for d in stand.iter().filter(|d| !known.contains(d)) {
+            (self.observe)(Fact::Drift(DriftPolicy::Alert, d.field, 1));
+            let server = d.dest.map(tracing::field::display);
+            let (field, wanted, found) = (d.field.label(), &d.wanted, &d.found);
+            warn!(service = %key, server, field, would = %wanted, found = %found, "shadow: the kernel's table is not as this director would make it");
+        }
+        for d in known.iter().filter(|d| !stand.contains(d)) {
+            let server = d.dest.map(tracing::field::display);
+            let field = d.field.label();
+            info!(service = %key, server, field, "shadow: the kernel's table is again as this director would make it");
+        }
+        if merged.differences.len() > stand.len() {
+            self.drifted = true;
+            self.unsettled.insert(key, merged.differences);
+        }
+        self.reached(key, Some(wanted), stand);
+        self.hold(key, found);
     }
 
     /// Counts what others changed, and tells what was not told before.

@@ -361,3 +361,52 @@ fn a_director_that_no_witness_answers_takes_nobody_out_and_one_with_a_witness_do
             .contains("a witness answers")
     );
 }
+
+/// Somebody else made the table, and takes nobody out.
+#[test]
+fn a_shadow_changes_nothing_and_says_what_it_would() {
+    let lab = Lab::new(WIRING, &SERVERS);
+    lab.ipvsadm("-A -t 192.0.2.1:80 -s wrr");
+    for (server, weight) in [
+        ("10.77.1.11:80", 4),
+        ("10.77.1.12:80", 1),
+        ("10.77.1.13:80", 2),
+    ] {
+        lab.ipvsadm(&format!("-a -t 192.0.2.1:80 -r {server} -m -w {weight}"));
+    }
+    let before = lab.ipvs_table();
+    let config = lab.write_lone_director(ONE);
+    let args = [
+        "director",
+        "--shadow",
+        "--config",
+        &config,
+        "--log-format",
+        "json",
+    ];
+    let mut shadow = lab.understudy("director", &args, &[]);
+    shadow.wait_for_log("director is ready", SOON);
+    let line = shadow.wait_for_log("is not as this director would make it", SOON);
+    assert!(
+        line.contains("10.77.1.13:80") && line.contains("\"field\":\"weight\""),
+        "{line}"
+    );
+    lab.server("web1").kill_nginx();
+    shadow.wait_for_log("real server failed its checks", SOON);
+    shadow.wait_for_log(
+        "\"server\":\"10.77.1.11:80\",\"field\":\"destination\"",
+        SOON,
+    );
+    let socket = format!("{}.shadow", lab.director_socket());
+    let shown = understudy(&lab, &["status", "--socket", &socket]);
+    assert!(
+        shown.contains("this director would have tcp/192.0.2.1:80 otherwise"),
+        "{shown}"
+    );
+    assert_eq!(lab.ipvs_table(), before);
+    // The other one takes it out too.
+    lab.ipvsadm("-d -t 192.0.2.1:80 -r 10.77.1.11:80");
+    shadow.wait_for_log("is again as this director would make it", SOON);
+    // A director beside it is not kept from starting.
+    let _director = run_director(&lab, &config);
+}

@@ -197,6 +197,7 @@ fn desired<const N: usize>(services: [(ServiceKey, &[DestKey], &[DestKey]); N]) 
         generation: 1,
         services,
         resync: RESYNC,
+        shadow: false,
         exclusive: false,
         made: Arc::default(),
     }
@@ -866,4 +867,51 @@ async fn an_intruder_that_cannot_be_removed_is_no_success_and_is_tried_again() {
     assert!(!r.pass(&mut kernel.clone(), &want, true, &never).await);
     kernel.get().table.remove(&key(7));
     assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
+}
+
+#[tokio::test]
+async fn a_service_that_is_wanted_no_more_goes_once_and_is_nobodys_then() {
+    let kernel = FakeKernel::default();
+    let both = desired([(key(1), &[dest(1)], &[]), (key(2), &[dest(2)], &[])]);
+    let one = desired([(key(1), &[dest(1)], &[])]);
+    let mut r = Reconciler::new(|_| {});
+    assert!(r.pass(&mut kernel.clone(), &both, true, &never).await);
+    // At once, not only when the whole table is read.
+    assert!(r.pass(&mut kernel.clone(), &one, false, &never).await);
+    assert_eq!(kernel.get().table, table([(key(1), &[dest(1)])]));
+    // Somebody else takes the address.
+    let theirs = table([(key(1), &[dest(1)]), (key(2), &[dest(9)])]);
+    kernel.get().table.clone_from(&theirs);
+    assert!(r.pass(&mut kernel.clone(), &one, true, &never).await);
+    assert_eq!(kernel.get().table, theirs);
+    assert_eq!(r.applied.foreign, 1);
+}
+
+#[tokio::test]
+async fn a_shadow_writes_nothing_and_tells_what_differs_in_two_readings() {
+    let kernel = FakeKernel::default();
+    kernel.get().table = table([(key(1), &[dest(1), dest(2)]), (key(7), &[])]);
+    let before = kernel.get().table.clone();
+    let mut want = desired([(key(1), &[dest(1), dest(3)], &[dest(2)])]);
+    (want.shadow, want.exclusive) = (true, false);
+    let mut r = Reconciler::new(|_| {});
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
+    assert!(
+        r.applied.drift.is_empty(),
+        "perhaps the other one is about to"
+    );
+    assert!(r.drifted, "and is looked at again soon");
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
+    let told = &r.applied.drift[&key(1)];
+    let told: Vec<_> = told
+        .iter()
+        .map(|d| (d.dest, d.wanted.as_str(), d.found.as_str()))
+        .collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!((told[0].0, told[0].2), (Some(dest(3)), "absent"));
+    assert_eq!((told[1].0, told[1].1), (Some(dest(2)), "absent"));
+    assert_eq!(kernel.get().table, before);
+    kernel.get().table = table([(key(1), &[dest(1), dest(3)])]);
+    assert!(r.pass(&mut kernel.clone(), &want, true, &never).await);
+    assert!(r.applied.drift.is_empty());
 }

@@ -1,0 +1,128 @@
+//! `understudy members`: servers from the pool that stand in for configured ones.
+
+use std::time::Duration;
+
+use hyper::Method;
+
+use super::{DirectorSocket, Failure, block_on, say, table};
+use crate::{
+    api::client::NOTHING,
+    director::status::{StandInStatus, Status},
+};
+
+/// What to do with them.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Verb {
+    /// Shows who stands in for whom, and where
+    List(Socket),
+    /// Writes them as configuration, to be put into director.toml in place of those that they stand in for
+    Export(Socket),
+}
+
+/// Whose.
+#[derive(Debug, clap::Args)]
+pub(super) struct Socket {
+    #[command(flatten)]
+    director: DirectorSocket,
+}
+
+pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::List(a) => say(&list(&stand_ins(a)?)),
+        Verb::Export(a) => say(&export(&stand_ins(a)?)),
+    }
+}
+
+fn stand_ins(a: &Socket) -> Result<Vec<StandInStatus>, Failure> {
+    let client = a.director.client();
+    let limit = Duration::from_secs(10);
+    let ask = client.ask(Method::GET, "/v1/status", None, NOTHING, limit);
+    let unanswered = |e| Failure::unanswered("director", &e);
+    let status: Status = block_on(async { ask.await.map_err(unanswered) })?;
+    Ok(status.stand_ins)
+}
+
+fn list(stand_ins: &[StandInStatus]) -> String {
+    if stand_ins.is_empty() {
+        return "no server stands in for another\n".to_owned();
+    }
+    let head = [
+        "NAME",
+        "STATE",
+        "SERVICE",
+        "SERVER",
+        "IN PLACE OF",
+        "WEIGHT",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for m in stand_ins {
+        for place in &m.places {
+            rows.push(vec![
+                m.name.clone(),
+                m.state.clone(),
+                place.service.to_string(),
+                place.server.clone(),
+                place.in_place_of.clone(),
+                place.weight.to_string(),
+            ]);
+        }
+    }
+    table(&rows)
+}
+
+/// For each place a real server as the configuration has it, and what it goes in place of.
+fn export(stand_ins: &[StandInStatus]) -> String {
+    let mut text = String::new();
+    for m in stand_ins.iter().filter(|m| m.state != "leaving") {
+        for place in &m.places {
+            text.push_str(&format!(
+                "# In the [[virtual_service]] {}, in place of {} (stand-in {}, {}, replacement {}):\n\
+                 [[virtual_service.real_server]]\naddress = {:?}\nweight = {}\n\n",
+                place.service,
+                place.in_place_of,
+                m.name,
+                m.state,
+                m.replacement,
+                place.server,
+                place.weight,
+            ));
+        }
+    }
+    match text.is_empty() {
+        true => "# No server stands in for another.\n".to_owned(),
+        false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::director::status::StandInPlace;
+
+    #[test]
+    fn stand_ins_are_written_as_configuration() {
+        let place = StandInPlace {
+            service: "tcp/192.0.2.1:80".parse().unwrap(),
+            server: "[fd00::21]:80".to_owned(),
+            in_place_of: "[fd00::11]:80".to_owned(),
+            weight: 5,
+        };
+        let mut m = StandInStatus {
+            name: "spare1".to_owned(),
+            in_place_of: vec!["fd00::11".parse().unwrap()],
+            replacement: "r1".to_owned(),
+            state: "serving".to_owned(),
+            places: vec![place],
+        };
+        let text = export(std::slice::from_ref(&m));
+        let (comment, toml) = text.split_once('\n').unwrap();
+        assert!(comment.contains("in place of [fd00::11]:80 (stand-in spare1, serving"));
+        let whole = format!("[[virtual_service]]\n{toml}");
+        let parsed: toml::Table = whole.parse().unwrap();
+        let server = &parsed["virtual_service"][0]["real_server"][0];
+        assert_eq!(server["address"].as_str(), Some("[fd00::21]:80"));
+        assert_eq!(server["weight"].as_integer(), Some(5));
+        m.state = "leaving".to_owned();
+        assert_eq!(export(&[m]), "# No server stands in for another.\n");
+    }
+}
