@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use self::reload::Reloading;
 use super::{
     lock::Lock,
+    reader::Reader,
     reload::Load,
     state_file::{self, Keeper, StateFile},
 };
@@ -30,7 +31,6 @@ use crate::{
     config::{self, Witness},
     director::{Core, Effects, Event, Guard, Known, Note, Outbox, status::Status},
     health::Standing,
-    ipvs::Ipvs,
     model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey},
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
@@ -94,6 +94,22 @@ pub struct Outputs {
     pub heartbeat: watch::Sender<MonoTime>,
 }
 
+impl Outputs {
+    /// What a core wants at the start; whoever is to hear of it subscribes.
+    #[must_use]
+    pub fn of(core: &Core) -> Self {
+        Self {
+            desired: watch::Sender::new(desired(core)),
+            targets: watch::Sender::new(targets(core)),
+            outbox: watch::Sender::new(core.outbox()),
+            draining: watch::Sender::new(core.draining()),
+            witnesses: watch::Sender::default(),
+            in_force: watch::Sender::new(Arc::clone(core.config())),
+            heartbeat: watch::Sender::new(clock::now()),
+        }
+    }
+}
+
 /// The core and its hands.
 #[derive(Debug)]
 pub struct Shell {
@@ -113,7 +129,7 @@ pub struct Shell {
     /// Reloads that are answered when the kernel's table is as wanted.
     reloads: Vec<Reloading>,
     /// Reads the kernel's table for a reload.
-    reader: Option<Ipvs>,
+    reader: Reader,
 }
 
 impl Shell {
@@ -136,7 +152,7 @@ impl Shell {
             ending: BTreeSet::new(),
             orders: Vec::new(),
             reloads: Vec::new(),
-            reader: None,
+            reader: Reader::default(),
         }
     }
 
@@ -417,6 +433,9 @@ impl Shell {
         for guard in Guard::LABELS {
             let n = held.iter().filter(|h| **h == guard).count();
             m.set_held(guard, u32::try_from(n).unwrap_or(u32::MAX));
+        }
+        for (guard, servers) in self.core.kept_in() {
+            m.set_kept_in(guard, servers);
         }
         let mut stand_ins = BTreeMap::new();
         for s in self.core.stand_ins_now() {

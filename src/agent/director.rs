@@ -11,7 +11,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    core::{self, Inputs, Outputs, Shell},
+    core::{Inputs, Outputs, Shell},
     drains, hints,
     host::Host,
     link, lock, reload, shutdown_signal,
@@ -165,13 +165,8 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         memory.keep(core.memory()).map_err(Error::State)?;
     }
 
-    let (desired, desired_rx) = watch::channel(core::desired(&core));
-    let (targets, targets_rx) = watch::channel(core::targets(&core));
-    let (outbox, outbox_rx) = watch::channel(core.outbox());
-    let (draining, draining_rx) = watch::channel(core.draining());
-    let (witnesses, witnesses_rx) = watch::channel(Vec::new());
-    let (in_force, in_force_rx) = watch::channel(Arc::clone(&config));
-    let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
+    let out = Outputs::of(&core);
+    let heartbeat = out.heartbeat.subscribe();
     let (applied_tx, applied) = watch::channel(Applied::default());
     let (reports_tx, reports) = mpsc::channel(REPORTS);
     let (nudges_tx, nudges_rx) = mpsc::channel(NUDGES);
@@ -194,22 +189,22 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
 
     let mut tasks = Supervisor::default();
     let observe = facts_to(metrics.clone(), nudges_tx.clone());
+    let desired = out.desired.subscribe();
     tasks.start("reconcile", |stop| {
-        task::run(kernel, desired_rx, applied_tx, RETRY, observe, stop)
+        task::run(kernel, desired, applied_tx, RETRY, observe, stop)
     });
-    let now = in_force_rx.clone();
+    let now = out.in_force.subscribe();
     tasks.start("host", |stop| host.run(now, host_tx, stop));
-    let counts = events_tx.clone();
-    tasks.start("drains", |stop| drains::run(draining_rx, counts, stop));
+    let (draining, counts) = (out.draining.subscribe(), events_tx.clone());
+    tasks.start("drains", |stop| drains::run(draining, counts, stop));
     let counted = metrics.clone();
-    let answers = events_tx.clone();
-    tasks.start("witnesses", |stop| {
-        witnesses::run(witnesses_rx, answers, stop)
-    });
+    let (witnesses, answers) = (out.witnesses.subscribe(), events_tx.clone());
+    tasks.start("witnesses", |stop| witnesses::run(witnesses, answers, stop));
     tasks.start("reload", |stop| {
         reload::run((file, shadow), asked, hangup, loads_tx, counted, stop)
     });
-    let (files_rx, hints_rx) = (targets_rx.clone(), targets_rx.clone());
+    let targets = || out.targets.subscribe();
+    let (files_rx, hints_rx, targets_rx) = (targets(), targets(), targets());
     let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);
     let cuts = events_tx.clone();
     tasks.start("files", |stop| check::watch_files(files_rx, to_files, stop));
@@ -220,21 +215,21 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         check::run(ways, targets_rx, nudges_rx, reports_tx, observer, stop)
     });
     if let Some(to) = config.provisioner.clone() {
-        let (c, l, e) = (in_force_rx, to.clone(), events_tx.clone());
+        let (c, l, e) = (out.in_force.subscribe(), to.clone(), events_tx.clone());
         tasks.start("stand-ins", |stop| link::follow(c, l, e, stop));
-        let c = Arc::clone(&config);
+        let (c, outbox) = (Arc::clone(&config), out.outbox.subscribe());
         tasks.start("requests", |stop| {
-            link::deliver(c, to, outbox_rx, events_tx, stop)
+            link::deliver(c, to, outbox, events_tx, stop)
         });
     }
     let registry = Arc::new(registry);
     if let Some(listener) = metrics_listener {
-        let beat = heartbeat_rx.clone();
+        let beat = heartbeat.clone();
         tasks.start("metrics", |stop| {
             telemetry::serve(listener, registry, beat, stop)
         });
     }
-    tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
+    tasks.start("watchdog", |stop| systemd::watchdog(heartbeat, stop));
     tasks.start("operator", |stop| {
         operator::serve(operator, questions_tx, asked_tx, stop)
     });
@@ -246,15 +241,6 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         }
         stop.cancelled().await;
     });
-    let out = Outputs {
-        desired,
-        targets,
-        outbox,
-        draining,
-        witnesses,
-        in_force,
-        heartbeat,
-    };
     let shell = Shell::new(core, (memory, lock), metrics, out);
     tasks.start("core", |stop| {
         shell.run(

@@ -12,9 +12,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::reader::Reader;
 use crate::{
     director::{Connections, Event},
-    ipvs::{Error, Ipvs},
+    ipvs::Error,
     model::{DestState, OrderedPlace, Protocol, ServiceKey, Weight},
     telemetry::Chain,
 };
@@ -29,13 +30,11 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) {
     let work = async {
-        let mut kernel = None;
+        let mut kernel = Reader::default();
         let mut blind = false;
         loop {
             let places = draining.borrow_and_update().clone();
             if places.is_empty() {
-                // Whoever comes next gets another socket: this one may be of an IPVS that is gone.
-                kernel = None;
                 if draining.changed().await.is_err() {
                     return;
                 }
@@ -52,7 +51,6 @@ pub(super) async fn run(
                     }
                 }
                 Err(e) => {
-                    kernel = None;
                     if !blind {
                         warn!(error = %Chain(&e), "connections of servers that are drained cannot be counted: they leave when their time is over");
                     }
@@ -69,14 +67,7 @@ pub(super) async fn run(
     }
 }
 
-async fn count(
-    kernel: &mut Option<Ipvs>,
-    places: &BTreeSet<OrderedPlace>,
-) -> Result<Connections, Error> {
-    let kernel = match kernel {
-        Some(kernel) => kernel,
-        None => kernel.insert(Ipvs::connect().await?.without_counters()),
-    };
+async fn count(kernel: &mut Reader, places: &BTreeSet<OrderedPlace>) -> Result<Connections, Error> {
     let services: BTreeSet<ServiceKey> = places.iter().map(|place| place.service).collect();
     let services: Vec<ServiceKey> = services.into_iter().collect();
     let table = kernel.read(&services).await?;

@@ -8,6 +8,7 @@ pub mod host;
 pub mod link;
 pub mod lock;
 pub mod provisioner;
+mod reader;
 pub mod reload;
 pub mod state_file;
 mod ways;

@@ -4,15 +4,15 @@ use std::{future::Future, net::SocketAddr, pin::Pin};
 
 use tokio::sync::Mutex;
 
+use super::reader::Reader;
 use crate::{
     check,
-    ipvs::Ipvs,
     model::{Family, ServiceKey, Weight},
 };
 
 /// Asks the kernel over a socket of its own.
 #[derive(Debug, Default)]
-pub(super) struct KernelWays(Mutex<Option<Ipvs>>);
+pub(super) struct KernelWays(Mutex<Reader>);
 
 impl check::Ways for KernelWays {
     fn stands(&self, at: SocketAddr, mark: u32) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
@@ -23,16 +23,7 @@ impl check::Ways for KernelWays {
 impl KernelWays {
     /// A kernel that cannot be asked says nothing, and so does the probe.
     async fn has(&self, key: ServiceKey) -> bool {
-        let mut kernel = self.0.lock().await;
-        if kernel.is_none() {
-            *kernel = Ipvs::connect().await.ok().map(Ipvs::without_counters);
-        }
-        let Some(asked) = kernel.as_mut() else {
-            return false;
-        };
-        let Ok(table) = asked.read(&[key]).await else {
-            // The next one gets another socket.
-            *kernel = None;
+        let Ok(table) = self.0.lock().await.read(&[key]).await else {
             return false;
         };
         let dests = table.get(&key).map(|service| &service.dests);

@@ -15,7 +15,7 @@ use crate::{
 pub(super) enum Verb {
     /// Shows who stands in for whom, and where
     List(Socket),
-    /// Writes them as configuration, to be put into director.toml in place of those that they stand in for
+    /// Writes them as configuration, for director.toml, in place of those they stand in for
     Export(Socket),
 }
 

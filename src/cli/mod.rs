@@ -55,11 +55,11 @@ enum Command {
     Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
-    /// Reads the director's configuration again; where it is wrong nothing changes (exit status 2)
+    /// Reads the director's configuration again; a wrong one changes nothing
     Reload(reload::Reload),
     /// Says what a reload would do to the kernel's table, with the connections that it touches
     Plan(reload::Plan),
-    /// Takes servers out of service at once, with their connections, until they are enabled again
+    /// Takes servers out at once, with their connections, until they are enabled again
     Disable(order::Out),
     /// Gives servers no new connections, and takes them out when those that they have are gone
     Drain(order::Drain),

@@ -22,9 +22,10 @@ pub(super) struct Arguments {
 pub(super) struct DirectorArguments {
     #[command(flatten)]
     daemon: Arguments,
-    /// Change nothing, run beside keepalived or ldirectord, and tell where this director would have IPVS
-    /// otherwise. Its socket is that of the configuration with .shadow behind it; it serves no /metrics
-    #[arg(long)]
+    /// Change nothing, run beside keepalived or ldirectord, and tell where this director
+    /// would have IPVS otherwise. Its socket is that of the configuration with .shadow
+    /// behind it; it serves no /metrics
+    #[arg(long, verbatim_doc_comment)]
     shadow: bool,
 }
 

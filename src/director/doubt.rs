@@ -217,6 +217,27 @@ impl Core {
         all
     }
 
+    /// How many failed servers each guard keeps in, each counted in its services.
+    #[must_use]
+    pub fn kept_in(&self) -> BTreeMap<&'static str, u32> {
+        let mut counts: BTreeMap<_, _> = Guard::KEEPS_IN.into_iter().map(|g| (g, 0)).collect();
+        for (key, dest) in self.fallen.keys() {
+            let down = self
+                .standing(*key, *dest)
+                .and_then(|s| s.verdict().down_since());
+            let Some(fell) = down else { continue };
+            let panics = || self.panics.get(key).is_some_and(|stay| stay.contains(dest));
+            let guard = match self.held_in(*key, *dest, fell) {
+                Some(_) => self.doubt(dest.addr, fell).map(|guard| guard.label()),
+                None => panics().then_some(Guard::PANIC),
+            };
+            if let Some(count) = guard.and_then(|guard| counts.get_mut(guard)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
     /// When a failure is believed without a witness.
     pub(super) fn mass_deadline(&self) -> Option<MonoTime> {
         let rule = self.config.mass_failure.as_ref()?;

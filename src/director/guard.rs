@@ -63,6 +63,12 @@ impl Guard {
         "cut_off",
     ];
 
+    /// The label of the panic threshold, which holds removals alone.
+    pub const PANIC: &'static str = "panic";
+
+    /// Labels of those that keep servers in.
+    pub const KEEPS_IN: [&'static str; 4] = ["link_down", "mass_failure", "cut_off", Self::PANIC];
+
     /// The label value in metrics.
     #[must_use]
     pub const fn label(&self) -> &'static str {

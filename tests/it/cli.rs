@@ -42,13 +42,23 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 20] = [
+const SUBCOMMANDS: [&[&str]; 30] = [
     &[],
     &["director"],
     &["provisioner"],
     &["check"],
     &["check-config"],
     &["status"],
+    &["reload"],
+    &["plan"],
+    &["disable"],
+    &["drain"],
+    &["maintenance"],
+    &["enable"],
+    &["weight"],
+    &["members"],
+    &["members", "list"],
+    &["members", "export"],
     &["inventory"],
     &["inventory", "apply"],
     &["inventory", "list"],

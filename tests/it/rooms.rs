@@ -383,7 +383,7 @@ fn only_the_reconciler_writes_to_ipvs() {
     let connects = [
         "ipvs",
         "agent/director.rs",
-        "agent/ways.rs",
+        "agent/reader.rs",
         "cli/check.rs",
         "cli/ipvs/mod.rs",
         "cli/live.rs",

@@ -10,7 +10,6 @@ use crate::{
     agent::reload::{Load, Loaded},
     api::operator::{ReadingFor, Refusal},
     director::{Event, Plan, Reload},
-    ipvs::{Error, Ipvs},
     model::{
         KernelTable, MonoTime, Planned, PlannedStep, ReloadAnswer, Reloaded, ServiceKey, Step,
     },
@@ -93,21 +92,7 @@ impl Shell {
     }
 
     async fn read(&mut self, keys: &[ServiceKey]) -> Result<KernelTable, Refusal> {
-        if keys.is_empty() {
-            return Ok(KernelTable::new());
-        }
-        let read = match &mut self.reader {
-            Some(kernel) => kernel.read(keys).await,
-            None => match Ipvs::connect().await {
-                Ok(kernel) => {
-                    let kernel = self.reader.insert(kernel.without_counters());
-                    kernel.read(keys).await
-                }
-                Err(e) => Err(e),
-            },
-        };
-        read.map_err(|e: Error| {
-            self.reader = None;
+        self.reader.read(keys).await.map_err(|e| {
             let why = Chain(&e);
             Refusal::Failed(format!(
                 "IPVS could not be read, nothing was changed: {why}"

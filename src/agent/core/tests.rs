@@ -89,8 +89,8 @@ impl World {
             tunnel: Tunnel::default(),
         };
         let core = core([(dest(1), attrs), (dest(2), attrs)].into());
-        let (to_kernel, desired) = watch::channel(desired(&core));
-        let (to_provisioner, outbox) = watch::channel(core.outbox());
+        let out = Outputs::of(&core);
+        let (desired, outbox) = (out.desired.subscribe(), out.outbox.subscribe());
         let (reports, to_core) = mpsc::channel(16);
         let (events, events_to_core) = mpsc::channel(16);
         let (applied_to_core, applied) = watch::channel(Applied::default());
@@ -99,15 +99,6 @@ impl World {
         let (host_to_core, host) = watch::channel(Vec::new());
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
-        let out = Outputs {
-            desired: to_kernel,
-            targets: watch::Sender::new(Arc::default()),
-            outbox: to_provisioner,
-            draining: watch::Sender::default(),
-            witnesses: watch::Sender::default(),
-            in_force: watch::Sender::new(Arc::clone(core.config())),
-            heartbeat: watch::Sender::new(clock::now()),
-        };
         let inputs = Inputs {
             reports: to_core,
             events: events_to_core,

@@ -36,6 +36,7 @@ fn nobody_behind_a_link_without_carrier_is_taken_out_or_replaced() {
     }
     w.passes(60);
     assert_eq!(w.in_service(80), [1, 2], "who failed before is out");
+    assert_eq!(w.core.kept_in()["link_down"], 4, "two in each service");
     let held = Guard::LinkDown {
         interface: "eth1".into(),
     };
@@ -182,6 +183,11 @@ fn the_servers_that_failed_last_stay_below_the_panic_threshold() {
     w.dies(3);
     assert_eq!(w.in_service(80), [2, 3]);
     assert_eq!(w.core.panicking(service(80)), [dest(2, 80), dest(3, 80)]);
+    assert_eq!(
+        w.core.kept_in()["panic"],
+        2 + 2,
+        "and those of the other service"
+    );
     w.all_pass(&[1]);
     assert_eq!(w.in_service(80), [1, 3]);
     let notes = w.probe(2, Outcome::Pass);

@@ -171,6 +171,7 @@ pub struct DirectorMetrics {
     passes: Family<PassLabel, Counter>,
     steps: Family<StepLabels, Counter>,
     replacement_held: Family<GuardLabel, Gauge>,
+    removal_held: Family<GuardLabel, Gauge>,
     stand_ins: Family<StandInLabel, Gauge>,
     kernel_setting_wrong: Family<SettingLabel, Gauge>,
     config: Family<ConfigLabel, Gauge>,
@@ -214,6 +215,7 @@ impl DirectorMetrics {
             passes: Family::default(),
             steps: Family::default(),
             replacement_held: Family::default(),
+            removal_held: Family::default(),
             stand_ins: Family::default(),
             kernel_setting_wrong: Family::default(),
             config: Family::default(),
@@ -321,6 +323,11 @@ impl DirectorMetrics {
             "replacement_held",
             "Failed servers that the guard keeps from being replaced now",
             m.replacement_held.clone(),
+        );
+        r.register(
+            "removal_held",
+            "Failed servers, each in its service, that the guard keeps in",
+            m.removal_held.clone(),
         );
         r.register(
             "incidents_open",
@@ -454,6 +461,13 @@ impl DirectorMetrics {
     /// How many failed servers `guard` keeps from being replaced.
     pub fn set_held(&self, guard: &'static str, servers: u32) {
         self.replacement_held
+            .get_or_create(&GuardLabel { guard })
+            .set(i64::from(servers));
+    }
+
+    /// How many failed servers `guard` keeps in.
+    pub fn set_kept_in(&self, guard: &'static str, servers: u32) {
+        self.removal_held
             .get_or_create(&GuardLabel { guard })
             .set(i64::from(servers));
     }
