@@ -16,7 +16,7 @@ use understudy::{
     ipvs::Ipvs,
     reconcile::{
         plan::Applied,
-        task::{self, Fact, PassEnd, Timing},
+        task::{self, Fact, PassEnd},
     },
 };
 

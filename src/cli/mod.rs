@@ -57,7 +57,7 @@ enum Command {
     Status(status::Arguments),
     /// Reads the director's configuration again; a wrong one changes nothing
     Reload(reload::Reload),
-    /// Says what a reload would do to the kernel's table, with the connections that it touches
+    /// Says what a reload would do to IPVS, with the connections that it touches
     Plan(reload::Plan),
     /// Takes servers out at once, with their connections, until they are enabled again
     Disable(order::Out),
