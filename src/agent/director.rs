@@ -23,9 +23,10 @@ use crate::{
     api::operator,
     check, clock,
     director::{Core, Recall, Start},
+    hooks::{self, Told},
     http::{DoorError, Doors},
     ipvs::{self, Ipvs},
-    model::ServiceKey,
+    model::{EventRing, Role, ServiceKey},
     reconcile::{
         plan::Applied,
         task::{self, Fact, PassEnd},
@@ -34,7 +35,7 @@ use crate::{
     systemd,
     telemetry::{
         self,
-        metrics::{DirectorMetrics, PassResult, StepResult},
+        metrics::{DeliveryResult, DirectorMetrics, HookMetrics, PassResult, StepResult, Untold},
     },
 };
 
@@ -175,6 +176,8 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     let (questions_tx, questions) = mpsc::channel(16);
     let (asked_tx, asked) = mpsc::channel(RELOADS);
     let (loads_tx, loads) = mpsc::channel(RELOADS);
+    let ring = EventRing::new(Role::Director, Some(config.name.clone()), clock::wall());
+    let (ring_tx, ring) = watch::channel(ring);
 
     let operator = Doors::open(Some(&config.socket), None)
         .await
@@ -231,8 +234,13 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         });
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
+    let (followed, told) = (ring.clone(), told_to(metrics.hooks.clone()));
+    let now = in_force.subscribe();
+    tasks.start("hooks", |stop| {
+        hooks::run(now, |config| &config.hooks, followed, told, stop)
+    });
     tasks.start("operator", |stop| {
-        operator::serve(operator, questions_tx, asked_tx, stop)
+        operator::serve(operator, questions_tx, asked_tx, ring, stop)
     });
     let mut first_pass = applied.clone();
     tasks.start("ready", |stop| async move {
@@ -250,6 +258,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         witnesses,
         in_force,
         heartbeat,
+        events: ring_tx,
     };
     let shell = Shell::new(core, (memory, lock), metrics, out);
     tasks.start("core", |stop| {
@@ -270,6 +279,15 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     systemd::stopping();
     info!("director stopped, IPVS stays as it is");
     ended.map_err(Error::Ended)
+}
+
+fn told_to(metrics: HookMetrics) -> hooks::Observe {
+    Arc::new(move |hook, told| match told {
+        Told::Ok => metrics.delivery(hook, DeliveryResult::Ok),
+        Told::Failed => metrics.delivery(hook, DeliveryResult::Failed),
+        Told::Dropped(events) => metrics.untold(hook, Untold::Dropped, events),
+        Told::GaveUp(events) => metrics.untold(hook, Untold::GaveUp, events),
+    })
 }
 
 fn facts_to(

@@ -3,6 +3,7 @@
 
 mod check;
 mod check_config;
+mod events;
 mod inventory;
 mod ipvs;
 mod live;
@@ -54,6 +55,8 @@ enum Command {
     Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
+    /// Shows what happened to services, servers and replacements, and follows what happens
+    Events(events::Arguments),
     /// Reads the director's configuration again; where it is wrong nothing changes (exit status 2)
     Reload(reload::Reload),
     /// Says what a reload would do to the kernel's table, with the connections that it touches
@@ -146,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(a) => check_config::run(&a),
         Command::Check(a) => check::run(&a),
         Command::Status(a) => status::run(&a),
+        Command::Events(a) => events::run(&a),
         Command::Reload(a) => reload::reload(&a),
         Command::Plan(a) => reload::plan(&a),
         Command::Disable(a) => order::disable(&a),

@@ -8,8 +8,8 @@ use crate::{
     config,
     director::{Recall, Start},
     model::{
-        DestAttrs, DestKey, FailReason, ForwardMethod, Found, Outcome, Slot, Tunnel, WallMillis,
-        Weight,
+        DestAttrs, DestKey, FailReason, ForwardMethod, Found, Outcome, Role, Slot, Tunnel,
+        WallMillis, Weight,
         wire::{self, Member, Members, Spare},
     },
 };
@@ -61,6 +61,7 @@ fn dest(n: u8) -> DestKey {
 struct World {
     desired: watch::Receiver<Desired>,
     outbox: watch::Receiver<Outbox>,
+    happened: watch::Receiver<EventRing>,
     reports: mpsc::Sender<Report>,
     events: mpsc::Sender<Event>,
     registry: prometheus_client::registry::Registry,
@@ -99,6 +100,8 @@ impl World {
         let (host_to_core, host) = watch::channel(Vec::new());
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = DirectorMetrics::register(&mut registry, &crate::BUILD);
+        let ring = EventRing::new(Role::Director, None, WallMillis(1));
+        let (told, happened) = watch::channel(ring);
         let out = Outputs {
             desired: to_kernel,
             targets: watch::Sender::new(Arc::default()),
@@ -107,6 +110,8 @@ impl World {
             witnesses: watch::Sender::default(),
             in_force: watch::Sender::new(Arc::clone(core.config())),
             heartbeat: watch::Sender::new(clock::now()),
+            events: told,
+            hooks: watch::Sender::new(Arc::default()),
         };
         let inputs = Inputs {
             reports: to_core,
@@ -124,6 +129,7 @@ impl World {
         let world = Self {
             desired,
             outbox,
+            happened,
             reports,
             events,
             registry,
@@ -269,6 +275,29 @@ async fn a_request_leaves_once_it_is_kept() {
     w.counts("state_file_ok 1").await;
     let kept = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
     assert!(kept.contains("\"failed\": \"10.0.0.1\""), "{kept}");
+    w.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_is_an_event_with_its_server_and_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = World::start(dir.path()).await;
+    w.listed(&[]).await;
+    w.probe(dest(1), Outcome::Fail(FailReason::Refused)).await;
+    let told = |ring: &EventRing| {
+        let down = |e: &&Arc<crate::model::Event>| e.kind == EventKind::ServerDown;
+        ring.after(0).find(down).cloned()
+    };
+    let happened = w.happened.wait_for(|ring| told(ring).is_some());
+    let ring = time::timeout(LIMIT, happened).await.unwrap().unwrap();
+    let event = told(&ring).unwrap();
+    assert_eq!(event.service, Some(service()));
+    assert_eq!(event.server, Some(dest(1).into()));
+    assert_eq!(event.reason.as_deref(), Some("refused"));
+    assert_eq!(ring.after(0).next().unwrap().kind, EventKind::Started);
+    drop(ring);
+    w.counts("events_total{kind=\"server_down\",severity=\"warning\"} 1")
+        .await;
     w.stop().await;
 }
 
