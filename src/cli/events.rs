@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     /// Go on with what happens, also over a restart of the director
     #[arg(short, long)]
     follow: bool,
-    /// Only of this virtual service: tcp/ADDRESS:PORT, udp/..., sctp/..., fwmark/NUMBER, fwmark6/NUMBER
+    /// Only of this virtual service: tcp/ADDRESS:PORT, fwmark/NUMBER, ...
     #[arg(long, value_name = "SERVICE")]
     service: Option<ServiceKey>,
     /// Only of this server: ADDRESS, or ADDRESS:PORT

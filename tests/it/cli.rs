@@ -42,13 +42,14 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 20] = [
+const SUBCOMMANDS: [&[&str]; 21] = [
     &[],
     &["director"],
     &["provisioner"],
     &["check"],
     &["check-config"],
     &["status"],
+    &["events"],
     &["inventory"],
     &["inventory", "apply"],
     &["inventory", "list"],
