@@ -111,7 +111,6 @@ impl World {
             in_force: watch::Sender::new(Arc::clone(core.config())),
             heartbeat: watch::Sender::new(clock::now()),
             events: told,
-            hooks: watch::Sender::new(Arc::default()),
         };
         let inputs = Inputs {
             reports: to_core,
