@@ -106,7 +106,7 @@ fn a_busy_server_is_replaced_and_stands_aside_for_its_spare() {
 #[test]
 fn a_first_pass_is_no_event_and_a_recovery_is_one() {
     let told = |notes: &[Note]| -> Vec<_> {
-        let events = notes.iter().filter_map(crate::director::events::event);
+        let events = notes.iter().filter_map(events::event);
         events.map(|event| event.kind).collect()
     };
     let mut w = World::fresh();
