@@ -29,9 +29,12 @@ use crate::{
     check::{Report, Target, Targets},
     clock,
     config::{self, Witness},
-    director::{Core, Effects, Event, Guard, Known, Note, Outbox, status::Status},
+    director::{Core, Effects, Event, Guard, Known, Note, Outbox, events, status::Status},
     health::Standing,
-    model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey},
+    model::{
+        EventDraft, EventKind, EventRing, MonoTime, OrderAnswer, OrderedPlace, Removal, Role,
+        ServiceKey,
+    },
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
         Chain,
@@ -92,6 +95,8 @@ pub struct Outputs {
     pub in_force: watch::Sender<Arc<config::Director>>,
     /// To the watchdog.
     pub heartbeat: watch::Sender<MonoTime>,
+    /// To operators and hooks: the last events.
+    pub events: watch::Sender<EventRing>,
 }
 
 impl Outputs {
@@ -106,6 +111,11 @@ impl Outputs {
             witnesses: watch::Sender::default(),
             in_force: watch::Sender::new(Arc::clone(core.config())),
             heartbeat: watch::Sender::new(clock::now()),
+            events: watch::Sender::new(EventRing::new(
+                Role::Director,
+                Some(core.config().name.clone()),
+                clock::wall(),
+            )),
         }
     }
 }
@@ -158,6 +168,7 @@ impl Shell {
 
     /// Runs until `stop`.
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
+        self.happened(EventDraft::new(EventKind::Started, "director started"));
         let mut last = clock::now();
         let mut certificates = last;
         let mut tick = last;
@@ -193,6 +204,11 @@ impl Shell {
                     stopped_s = now.since(last).as_secs(),
                     "this process was stopped: failed servers must show again that they fail"
                 );
+                let stopped = now.since(last).as_secs();
+                let text = format!(
+                    "the director was stopped for {stopped} s: failed servers must show again that they fail"
+                );
+                self.happened(EventDraft::new(EventKind::WasStopped, &text));
                 self.take(Event::Woke, now);
             }
             last = now;
@@ -295,6 +311,8 @@ impl Shell {
             if !self.ending.contains(service) {
                 // In the text too: whoever reads the journal sees no fields.
                 warn!(%service, "{warning}");
+                let event = EventDraft::new(EventKind::CertificateEnds, warning).service(*service);
+                self.happened(event);
             }
         }
         self.ending = warnings.into_keys().collect();
@@ -321,6 +339,9 @@ impl Shell {
         }
         for note in &fx.notes {
             self.tell(note);
+            if let Some(event) = events::event(note) {
+                self.happened(event);
+            }
         }
         self.remember();
         self.dirty.extend(&fx.dirty);
@@ -330,6 +351,13 @@ impl Shell {
             self.out.targets.send_replace(targets(&self.core));
         }
         self.publish(now);
+    }
+
+    /// Puts an event where operators and hooks see it. Nobody is waited for.
+    fn happened(&self, event: EventDraft) {
+        self.metrics.hooks.event(event.kind);
+        let at = clock::wall();
+        self.out.events.send_modify(|ring| ring.push(event, at));
     }
 
     fn remember(&mut self) {
@@ -348,6 +376,10 @@ impl Shell {
                 since.as_secs()
             );
             error!("state was not kept: {why}");
+            self.happened(EventDraft::new(
+                EventKind::StateNotKept,
+                &format!("state was not kept: {why}"),
+            ));
             self.not_kept = Some(why);
             self.metrics.state_file_ok.set(0);
         }
@@ -362,8 +394,15 @@ impl Shell {
         });
         match &self.not_kept {
             // In the text too: whoever reads the journal sees no fields.
-            Some(why) if before.is_none() => error!("state was not kept: {why}"),
-            None if before.is_some() => info!("state is kept again"),
+            Some(why) if before.is_none() => {
+                error!("state was not kept: {why}");
+                let text = format!("state was not kept: {why}");
+                self.happened(EventDraft::new(EventKind::StateNotKept, &text));
+            }
+            None if before.is_some() => {
+                info!("state is kept again");
+                self.happened(EventDraft::new(EventKind::StateKept, "state is kept again"));
+            }
             Some(_) | None => {}
         }
     }
@@ -450,7 +489,7 @@ impl Shell {
     fn tell(&self, note: &Note) {
         let m = &self.metrics;
         match note {
-            Note::WentUp(service, dest) => {
+            Note::WentUp(service, dest) | Note::FirstUp(service, dest) => {
                 info!(%service, server = %dest, "real server passed its checks");
                 m.transition(To::Up, "passed");
                 m.set_server_up(*service, *dest, true);

@@ -23,6 +23,7 @@ use crate::{
     api::operator,
     check, clock,
     director::{Core, Recall, Start},
+    hooks::{self, Told},
     http::{DoorError, Doors},
     ipvs::{self, Ipvs},
     model::ServiceKey,
@@ -34,7 +35,7 @@ use crate::{
     systemd,
     telemetry::{
         self,
-        metrics::{DirectorMetrics, PassResult, StepResult},
+        metrics::{DeliveryResult, DirectorMetrics, HookMetrics, PassResult, StepResult, Untold},
     },
 };
 
@@ -230,8 +231,14 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         });
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat, stop));
+    let ring = out.events.subscribe();
+    let (followed, told) = (ring.clone(), told_to(metrics.hooks.clone()));
+    let now = out.in_force.subscribe();
+    tasks.start("hooks", |stop| {
+        hooks::run(now, |config| &config.hooks, followed, told, stop)
+    });
     tasks.start("operator", |stop| {
-        operator::serve(operator, questions_tx, asked_tx, stop)
+        operator::serve(operator, questions_tx, asked_tx, ring, stop)
     });
     let mut first_pass = applied.clone();
     tasks.start("ready", |stop| async move {
@@ -260,6 +267,15 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     systemd::stopping();
     info!("director stopped, IPVS stays as it is");
     ended.map_err(Error::Ended)
+}
+
+fn told_to(metrics: HookMetrics) -> hooks::Observe {
+    Arc::new(move |hook, told| match told {
+        Told::Ok => metrics.delivery(hook, DeliveryResult::Ok),
+        Told::Failed => metrics.delivery(hook, DeliveryResult::Failed),
+        Told::Dropped(events) => metrics.untold(hook, Untold::Dropped, events),
+        Told::GaveUp(events) => metrics.untold(hook, Untold::GaveUp, events),
+    })
 }
 
 fn facts_to(

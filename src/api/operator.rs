@@ -1,5 +1,5 @@
-//! The director's operator socket: `GET /v1/status`, and for root and the director's own user `POST /v1/orders`,
-//! `POST /v1/reload`, `POST /v1/plan`.
+//! The director's operator socket: `GET /v1/status` and `GET /v1/events`, and for root and the director's own user `POST
+//! /v1/orders`, `POST /v1/reload`, `POST /v1/plan`.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -13,18 +13,19 @@ use axum::{
 use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use tokio_util::sync::CancellationToken;
 
+use super::events;
 use crate::{
     clock,
     director::status::Status,
     http::{self, Caller, Doors, Limits},
     model::{
-        Order, OrderAnswer, OrderRequest, PlanRequest, Planned, ReloadAnswer, ServiceKey,
-        parse_server, wire::Problem,
+        EventRing, Order, OrderAnswer, OrderRequest, PlanRequest, Planned, ReloadAnswer,
+        ServiceKey, parse_server, wire::Problem,
     },
 };
 
@@ -131,6 +132,7 @@ pub async fn serve(
     doors: Doors,
     questions: mpsc::Sender<Question>,
     readings: mpsc::Sender<Reading>,
+    ring: watch::Receiver<EventRing>,
     stop: CancellationToken,
 ) {
     let router = Router::new()
@@ -140,14 +142,15 @@ pub async fn serve(
         .route("/v1/plan", post(plan))
         .fallback(|| async {
             let detail =
-                "the operator socket has GET /v1/status, POST /v1/orders, /v1/reload and /v1/plan";
+                "the operator socket has GET /v1/status and /v1/events, POST /v1/orders, /v1/reload and /v1/plan";
             problem(StatusCode::NOT_FOUND, "no_such_route", detail)
         })
         .layer(DefaultBodyLimit::max(BODY))
         .with_state(Shared {
             questions,
             readings,
-        });
+        })
+        .merge(events::router(ring, stop.clone()));
     http::serve(doors, router, LIMITS, stop).await;
 }
 
@@ -314,7 +317,7 @@ async fn asked<Q, T>(
     })
 }
 
-fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
+pub(super) fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();
     let body = Problem::new(status.as_u16(), title, code, detail);
     (

@@ -13,13 +13,12 @@ mod kinds;
 mod net;
 mod pace;
 mod prepared;
-mod random;
 mod schedule;
 #[cfg(test)]
 mod testing;
 mod tls;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 pub use call::Stage;
 pub use files::watch_files;
@@ -28,41 +27,9 @@ pub use schedule::{
 };
 
 use crate::model::{CheckKind, CheckSpec, CheckTiming, FailReason, Found, Outcome, Via};
+pub use crate::prepare::Unprepared;
 use call::Call;
 use kinds::Asker;
-
-/// Why a check cannot be made at all: what it names on this host is not as it has to be.
-#[derive(Debug, thiserror::Error)]
-pub enum Unprepared {
-    /// A file.
-    #[error("{path} cannot be read: check the path and its owner")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Its content.
-    #[error("{path}: {what}")]
-    Content {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong, and what it should be.
-        what: String,
-    },
-    /// This host's certificate authorities.
-    #[error(
-        "this host has no certificate authorities: install ca-certificates, or name some with `ca`"
-    )]
-    NoAuthorities,
-    /// TLS of these options.
-    #[error("TLS cannot be set up")]
-    Tls(#[source] rustls::Error),
-    /// An option that the configuration should not have let in.
-    #[error("{0}")]
-    Option(String),
-}
 
 /// A check ready to be made: what its options name has been read. It serves all checks of these
 /// options, whichever way they go.

@@ -3,6 +3,7 @@
 
 mod check;
 mod check_config;
+mod events;
 mod inventory;
 mod ipvs;
 mod live;
@@ -55,15 +56,17 @@ enum Command {
     Check(check::Arguments),
     /// Shows a running director: services, servers, failures, stand-ins, and what is wrong
     Status(status::Arguments),
+    /// Shows what happened to services, servers and replacements, and follows what happens
+    Events(events::Arguments),
     /// Reads the director's configuration again; a wrong one changes nothing
     Reload(reload::Reload),
     /// Says what a reload would do to IPVS, with the connections that it touches
     Plan(reload::Plan),
     /// Takes servers out at once, with their connections, until they are enabled again
     Disable(order::Out),
-    /// Gives servers no new connections, and takes them out when those that they have are gone
+    /// Gives servers no new connections, and takes them out when theirs are gone
     Drain(order::Drain),
-    /// As drain, and asks servers that are out no more how they are
+    /// As drain, and does not ask servers that are out how they are
     Maintenance(order::Drain),
     /// Takes back what was ordered of servers
     Enable(order::Servers),
@@ -150,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(a) => check_config::run(&a),
         Command::Check(a) => check::run(&a),
         Command::Status(a) => status::run(&a),
+        Command::Events(a) => events::run(&a),
         Command::Reload(a) => reload::reload(&a),
         Command::Plan(a) => reload::plan(&a),
         Command::Disable(a) => order::disable(&a),

@@ -2,6 +2,7 @@
 
 mod check;
 mod guard;
+mod hooks;
 mod service;
 
 use std::{
@@ -18,12 +19,13 @@ use toml::Spanned;
 
 use self::{
     check::{OneOrMany, RawCheck, RawDamping, RawNeed},
+    hooks::{RawMail, RawSmtp, RawWebhook},
     service::RawTunnel,
 };
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal, Scheduler,
+    ForwardMethod, Hooks, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal, Scheduler,
     ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
 };
 
@@ -56,6 +58,8 @@ pub struct Director {
     pub replacement: ReplacementPolicy,
     /// When the director doubts itself.
     pub mass_failure: Option<MassFailure>,
+    /// Who is told of events.
+    pub hooks: Hooks,
     /// Settings of the kernel that are to hold, in the file's order.
     pub kernel: Vec<Sysctl>,
     /// Virtual services.
@@ -245,6 +249,11 @@ struct Raw {
     replacement: Option<RawReplacement>,
     mass_failure: Option<guard::RawMassFailure>,
     #[serde(default)]
+    webhook: Vec<RawWebhook>,
+    smtp: Option<Spanned<RawSmtp>>,
+    #[serde(default)]
+    mail: Vec<RawMail>,
+    #[serde(default)]
     kernel: kernel::Raw,
     #[serde(default)]
     virtual_service: Vec<Spanned<RawService>>,
@@ -405,6 +414,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         then: r.after_replacement(policy),
     };
     let mass_failure = raw.mass_failure.as_ref().map(|m| r.mass_failure(m));
+    let hooks = r.hooks(&raw.webhook, raw.smtp.as_ref(), &raw.mail);
     let kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
@@ -453,6 +463,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         provisioner,
         replacement,
         mass_failure,
+        hooks,
         kernel,
         services,
     })

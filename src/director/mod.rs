@@ -7,6 +7,7 @@
 mod aftermath;
 mod certificates;
 mod doubt;
+pub mod events;
 pub mod findings;
 mod guard;
 mod incident;
@@ -97,8 +98,10 @@ pub enum Event {
 /// Something worth a log line and a count: the shell writes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A server became fit.
+    /// A server became fit that had failed.
     WentUp(ServiceKey, DestKey),
+    /// A server of which nothing was known is fit.
+    FirstUp(ServiceKey, DestKey),
     /// A server became unfit: the reason, what its failed check found besides, and what becomes of it.
     WentDown(ServiceKey, DestKey, FailReason, Option<Arc<str>>, Removal),
     /// A server that was down fails otherwise than before, and this becomes of it.
@@ -479,6 +482,7 @@ impl Core {
         };
         let advice = |standing: &Standing| Some(standing.advice(weight?)?.1);
         let advised = advice(standing);
+        let first = standing.verdict().is_unknown();
         let change = standing.observe(check, found, checks, damping, now, needed);
         let Some(standing) = dests.get(&dest) else {
             return;
@@ -498,7 +502,10 @@ impl Core {
         match change.transition {
             Some(Transition::WentUp) => {
                 self.fallen.remove(&(service, dest));
-                fx.notes.push(Note::WentUp(service, dest));
+                fx.notes.push(match first {
+                    true => Note::FirstUp(service, dest),
+                    false => Note::WentUp(service, dest),
+                });
             }
             Some(Transition::WentDown(why)) => {
                 let mut detail = standing.detail();

@@ -4,6 +4,8 @@
 
 mod check;
 mod drift;
+mod event;
+mod hook;
 mod host;
 mod ids;
 pub mod inventory;
@@ -25,6 +27,11 @@ pub use check::{
     Verify, Via,
 };
 pub use drift::{DriftPolicy, NotADriftPolicy};
+pub use event::{
+    Event, EventDraft, EventFilter, EventKind, EventPage, EventRing, EventServer, NotAWord, Role,
+    Severity, Wanted,
+};
+pub use hook::{Hook, Hooks, Mail, Relay, RelayTls, Webhook};
 pub use host::HostAddress;
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};
 pub use ipvs::{

@@ -42,7 +42,7 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 30] = [
+const SUBCOMMANDS: [&[&str]; 31] = [
     &[],
     &["director"],
     &["provisioner"],
@@ -59,6 +59,7 @@ const SUBCOMMANDS: [&[&str]; 30] = [
     &["members"],
     &["members", "list"],
     &["members", "export"],
+    &["events"],
     &["inventory"],
     &["inventory", "apply"],
     &["inventory", "list"],

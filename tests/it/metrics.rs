@@ -15,13 +15,13 @@ use understudy::{
     check::Observer,
     clock,
     model::{
-        DestKey, FailReason, MonoTime, Outcome, Phase, Protocol, ServiceKey,
+        DestKey, EventKind, FailReason, MonoTime, Outcome, Phase, Protocol, ServiceKey,
         inventory::ServerState, wire::ReplacementState,
     },
     telemetry::{
         metrics::{
-            Build, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics, StandInState,
-            StepResult, To,
+            Build, DeliveryResult, DirectorMetrics, MAX_SERVERS, PassResult, ProvisionerMetrics,
+            StandInState, StepResult, To, Untold,
         },
         serve,
     },
@@ -111,6 +111,11 @@ fn a_directors_families_are_as_documented() {
     m.provisioner_up.set(1);
     m.set_kernel_setting_wrong("net.ipv4.ip_forward", false);
     m.set_kernel_setting_wrong("net.ipv4.vs.conntrack", true);
+    m.hooks.event(EventKind::ServerDown);
+    m.hooks.delivery("pager", DeliveryResult::Ok);
+    m.hooks.delivery("pager", DeliveryResult::Failed);
+    m.hooks.untold("ops", Untold::Dropped, 3);
+    m.hooks.untold("pager", Untold::GaveUp, 2);
     m.set_config("0123");
     m.set_config("4567");
     assert_golden("director.prom", &text(&registry));

@@ -23,7 +23,9 @@ const ORDERS: &[&str] = &[
     "provisioner::workflow",
 ];
 
-const PURE: [Room; 13] = [
+const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
+
+const PURE: [Room; 17] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -58,6 +60,22 @@ const PURE: [Room; 13] = [
     Room {
         place: "reconcile/drift.rs",
         knows: &["reconcile::drift", "model"],
+    },
+    Room {
+        place: "hooks/pile.rs",
+        knows: TELLING,
+    },
+    Room {
+        place: "hooks/letter.rs",
+        knows: TELLING,
+    },
+    Room {
+        place: "hooks/backoff.rs",
+        knows: TELLING,
+    },
+    Room {
+        place: "hooks/sign.rs",
+        knows: TELLING,
     },
     Room {
         place: "ipvs/codec",

@@ -11,6 +11,8 @@ mod capture;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod forwarding;

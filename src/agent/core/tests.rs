@@ -61,6 +61,7 @@ fn dest(n: u8) -> DestKey {
 struct World {
     desired: watch::Receiver<Desired>,
     outbox: watch::Receiver<Outbox>,
+    happened: watch::Receiver<EventRing>,
     reports: mpsc::Sender<Report>,
     events: mpsc::Sender<Event>,
     registry: prometheus_client::registry::Registry,
@@ -91,6 +92,7 @@ impl World {
         let core = core([(dest(1), attrs), (dest(2), attrs)].into());
         let out = Outputs::of(&core);
         let (desired, outbox) = (out.desired.subscribe(), out.outbox.subscribe());
+        let happened = out.events.subscribe();
         let (reports, to_core) = mpsc::channel(16);
         let (events, events_to_core) = mpsc::channel(16);
         let (applied_to_core, applied) = watch::channel(Applied::default());
@@ -115,6 +117,7 @@ impl World {
         let world = Self {
             desired,
             outbox,
+            happened,
             reports,
             events,
             registry,
@@ -260,6 +263,29 @@ async fn a_request_leaves_once_it_is_kept() {
     w.counts("state_file_ok 1").await;
     let kept = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
     assert!(kept.contains("\"failed\": \"10.0.0.1\""), "{kept}");
+    w.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_is_an_event_with_its_server_and_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = World::start(dir.path()).await;
+    w.listed(&[]).await;
+    w.probe(dest(1), Outcome::Fail(FailReason::Refused)).await;
+    let told = |ring: &EventRing| {
+        let down = |e: &&Arc<crate::model::Event>| e.kind == EventKind::ServerDown;
+        ring.after(0).find(down).cloned()
+    };
+    let happened = w.happened.wait_for(|ring| told(ring).is_some());
+    let ring = time::timeout(LIMIT, happened).await.unwrap().unwrap();
+    let event = told(&ring).unwrap();
+    assert_eq!(event.service, Some(service()));
+    assert_eq!(event.server, Some(dest(1).into()));
+    assert_eq!(event.reason.as_deref(), Some("refused"));
+    assert_eq!(ring.after(0).next().unwrap().kind, EventKind::Started);
+    drop(ring);
+    w.counts("events_total{kind=\"server_down\",severity=\"warning\"} 1")
+        .await;
     w.stop().await;
 }
 

@@ -17,10 +17,13 @@ use domain::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    super::{Unprepared, call::Call, errno, net, random},
+    super::{Unprepared, call::Call, errno, net},
     Kind,
 };
-use crate::model::{DnsCheck, DnsType, FailReason, Phase};
+use crate::{
+    model::{DnsCheck, DnsType, FailReason, Phase},
+    random,
+};
 
 /// Without EDNS no answer over UDP is longer than 512 bytes (RFC 1035, section 4.2.1). Some servers
 /// are careless.

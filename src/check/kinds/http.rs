@@ -35,7 +35,10 @@ use super::{
     },
     Kind,
 };
-use crate::model::{FailReason, HttpCheck, HttpVersion, Phase, StatusRange};
+use crate::{
+    model::{FailReason, HttpCheck, HttpVersion, Phase, StatusRange},
+    prepare,
+};
 
 /// Room for a response's head, more than any server sends that is well. Also the most that HTTP/1.1
 /// reads ahead of a body: what hyper allows at least.
@@ -269,7 +272,7 @@ fn headers(options: &HttpCheck) -> Result<HeaderMap, Unprepared> {
         all.insert(header, value(text)?);
     }
     if let Some(path) = &options.credentials {
-        let (user, password) = tls::credentials(path)?;
+        let (user, password) = prepare::credentials(path)?;
         let word = BASE64_STANDARD.encode(format!("{user}:{password}"));
         let mut word = value(&format!("Basic {word}"))?;
         // Neither compressed, where it could be guessed at (RFC 7541, section 7.1), nor shown.

@@ -11,10 +11,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 
 use super::{
-    super::{Unprepared, call::Call, errno, net, random},
+    super::{Unprepared, call::Call, errno, net},
     Kind,
 };
-use crate::model::{FailReason, IcmpCheck, Phase, Via};
+use crate::{
+    model::{FailReason, IcmpCheck, Phase, Via},
+    random,
+};
 
 /// Type, code, checksum, identifier and sequence number.
 const HEAD: usize = 8;

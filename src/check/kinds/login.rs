@@ -3,7 +3,7 @@
 use std::{fmt, path::Path};
 
 use super::super::{Unprepared, tls};
-use crate::model::LoginCheck;
+use crate::{model::LoginCheck, prepare};
 
 /// Named to a server where nobody may log in: it says in its log who that was.
 pub(super) const NOBODY: &str = "understudy";
@@ -48,7 +48,7 @@ impl Login {
         let Some(path) = path else {
             return Ok(None);
         };
-        let (user, password) = tls::credentials(path)?;
+        let (user, password) = prepare::credentials(path)?;
         if user.contains('\0') || password.contains('\0') {
             // The databases' messages end their texts by it.
             return Err(Unprepared::Content {

@@ -194,14 +194,14 @@ struct RawHttp {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawTls {
+pub(super) struct RawTls {
     sni: Option<Spanned<String>>,
     verify: Option<Spanned<bool>>,
     ca: Option<Spanned<PathBuf>>,
-    pin_sha256: Option<Spanned<String>>,
+    pub(super) pin_sha256: Option<Spanned<String>>,
     certificate: Option<Spanned<PathBuf>>,
     key: Option<Spanned<PathBuf>>,
-    expiry_warning: Option<Spanned<String>>,
+    pub(super) expiry_warning: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -746,7 +746,7 @@ impl Reader {
     }
 
     /// `sni` is what the check's host name says, if it has one.
-    fn tls(&mut self, raw: &RawTls, sni: Option<String>) -> TlsOptions {
+    pub(super) fn tls(&mut self, raw: &RawTls, sni: Option<String>) -> TlsOptions {
         let named = raw.sni.as_ref().and_then(|s| self.value(s, server_name));
         let verify = match (&raw.verify, &raw.ca, &raw.pin_sha256) {
             (None, None, None) => Verify::System,
@@ -848,7 +848,7 @@ impl Reader {
     }
 
     /// A file with a secret: a path, or the bare name of a systemd credential.
-    fn secret(&mut self, path: &Spanned<PathBuf>) -> PathBuf {
+    pub(super) fn secret(&mut self, path: &Spanned<PathBuf>) -> PathBuf {
         let mut parts = path.get_ref().components();
         let bare = parts.next().is_some() && parts.next().is_none();
         if !path.get_ref().is_absolute() && !bare {
@@ -901,7 +901,7 @@ fn host(text: &str) -> Result<String, String> {
 }
 
 /// What `EHLO` says: a name or an address in brackets (RFC 5321, section 4.1.3).
-fn ehlo(text: &str) -> Result<String, String> {
+pub(super) fn ehlo(text: &str) -> Result<String, String> {
     match !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
         false => Err(format!("{text:?} is no name for EHLO")),
@@ -916,7 +916,7 @@ fn server_name(text: &str) -> Result<String, String> {
 }
 
 /// The name that TLS sends to a host; none to one that is an address.
-fn sni_of(host: &str) -> Option<String> {
+pub(super) fn sni_of(host: &str) -> Option<String> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,

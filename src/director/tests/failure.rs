@@ -1,7 +1,7 @@
 //! What becomes of a failed server, by what its failure says of it.
 
 use super::*;
-use crate::model::{CertFault, Removal};
+use crate::model::{CertFault, EventKind, Removal};
 
 const BUSY: Outcome = Outcome::Fail(FailReason::Status(503));
 const EXPIRED: Outcome = Outcome::Fail(FailReason::Certificate(CertFault::Expired));
@@ -101,4 +101,24 @@ fn a_busy_server_is_replaced_and_stands_aside_for_its_spare() {
         "the role has passed on"
     );
     assert_eq!(w.in_service(80), [2, 3, 9]);
+}
+
+#[test]
+fn a_first_pass_is_no_event_and_a_recovery_is_one() {
+    let told = |notes: &[Note]| -> Vec<_> {
+        let events = notes.iter().filter_map(events::event);
+        events.map(|event| event.kind).collect()
+    };
+    let mut w = World::fresh();
+    let mut first = w.probe(1, Outcome::Pass);
+    first.extend(w.probe(1, Outcome::Pass));
+    assert!(
+        first.iter().any(|n| matches!(n, Note::FirstUp(..))),
+        "{first:?}"
+    );
+    assert_eq!(told(&first), []);
+    w.dies(1);
+    let mut again = w.probe(1, Outcome::Pass);
+    again.extend(w.probe(1, Outcome::Pass));
+    assert!(told(&again).contains(&EventKind::ServerUp), "{again:?}");
 }

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Build, SECONDS, begin, words};
+use super::{Build, SECONDS, begin, hooks::HookMetrics, words};
 use crate::{
     check::Observer,
     model::{DestKey, Outcome, ServiceKey},
@@ -178,6 +178,8 @@ pub struct DirectorMetrics {
     /// Whether the last reload was taken.
     pub config_reload_ok: Gauge,
     drift: Family<DriftLabels, Counter>,
+    /// Events, and who is told of them.
+    pub hooks: HookMetrics,
     /// Differences that others made and that stand: left by policy, or refused by the kernel.
     pub drift_standing: Gauge,
     /// Virtual services in the kernel that this director does not own.
@@ -221,6 +223,7 @@ impl DirectorMetrics {
             config: Family::default(),
             config_reload_ok: Gauge::default(),
             drift: Family::default(),
+            hooks: HookMetrics::default(),
             drift_standing: Gauge::default(),
             foreign_services: Gauge::default(),
             replacements_requested: Counter::default(),
@@ -365,6 +368,7 @@ impl DirectorMetrics {
             m.config_reload_ok.clone(),
         );
         m.config_reload_ok.set(1);
+        m.hooks.register(r);
         m.set_stand_ins(&BTreeMap::new());
         m
     }

@@ -3,12 +3,14 @@
 //! of services, servers and kernel settings, which are as many as the configuration has.
 
 mod director;
+mod hooks;
 mod provisioner;
 
 pub use director::{
     DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState, StepLabels, StepResult,
     To, TransitionLabels,
 };
+pub use hooks::{DeliveryResult, HookMetrics, Untold};
 pub use provisioner::ProvisionerMetrics;
 
 use prometheus_client::{metrics::info::Info, registry::Registry};

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 /// A number. The standard library keys its hash tables by the kernel's random numbers, and each table
 /// by another key; an empty input's hash under such a key is as good as random, at no call to the
 /// kernel.
-pub(super) fn number() -> u64 {
+pub(crate) fn number() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
