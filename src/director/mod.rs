@@ -7,6 +7,7 @@
 mod aftermath;
 mod certificates;
 mod doubt;
+pub mod explain;
 pub mod findings;
 mod guard;
 mod incident;

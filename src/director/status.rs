@@ -285,7 +285,11 @@ impl Core {
         }
     }
 
-    fn quorum_status(&self, key: ServiceKey, config: &VirtualService) -> Option<QuorumStatus> {
+    pub(super) fn quorum_status(
+        &self,
+        key: ServiceKey,
+        config: &VirtualService,
+    ) -> Option<QuorumStatus> {
         let held = self.quorum(key).is_held();
         if held && config.sorry.is_empty() && config.quorum == QuorumRule::default() {
             return None;
@@ -315,7 +319,7 @@ impl Core {
         config.map(|c| c.drift).unwrap_or_default()
     }
 
-    fn drift_status(&self) -> Vec<DriftStatus> {
+    pub(super) fn drift_status(&self) -> Vec<DriftStatus> {
         let one = |d: &Difference| DriftStatus {
             service: d.service,
             server: d.dest.map(|d| d.to_string()),
@@ -327,7 +331,7 @@ impl Core {
         self.applied.drift.values().flatten().map(one).collect()
     }
 
-    fn incident_status(&self, now: MonoTime) -> Vec<IncidentStatus> {
+    pub(super) fn incident_status(&self, now: MonoTime) -> Vec<IncidentStatus> {
         let one = |(failed, incident): (&IpAddr, &super::Incident)| {
             let (stage, replacement, detail) = match &incident.stage {
                 Stage::Open => {
