@@ -17,8 +17,8 @@ use crate::{
     config::{Endpoint, VirtualService},
     health::{CheckState, Health, Standing},
     model::{
-        CheckKind, CheckSpec, DestKey, DirectorName, MonoTime, Order, Outcome, Removal,
-        ReplacementId, ServiceKey,
+        CheckKind, CheckSpec, DestKey, DirectorName, DriftPolicy, MonoTime, Order, OrderedPlace,
+        Outcome, Removal, ReplacementId, ServiceKey,
         wire::{Replacement, Want},
     },
 };
@@ -86,7 +86,7 @@ pub struct Explanation {
     pub not_applied: Option<String>,
     /// What the kernel counts.
     #[serde(default)]
-    pub kernel: Option<Connections>,
+    pub kernel: Option<Counts>,
     /// Why that is not known.
     #[serde(default)]
     pub kernel_unread: Option<String>,
@@ -150,7 +150,7 @@ pub struct Weights {
 
 /// What the kernel counts of a destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connections {
+pub struct Counts {
     /// Its weight.
     pub weight: u32,
     /// Established connections.
@@ -214,7 +214,62 @@ impl Core {
                 all.push(self.explained(*key, config, dest, seat, now));
             }
         }
+        let gone = self.leaving.iter();
+        let gone = gone.filter(|(key, _)| !self.config.services.contains_key(key));
+        for (key, part) in gone.filter(|(key, _)| only.is_none_or(|only| only == **key)) {
+            let dests = part.dests.keys().filter(|dest| fits(dest));
+            all.extend(dests.map(|dest| self.leaving_explained(*key, *dest, part.drift, now)));
+        }
         all
+    }
+
+    /// A server of a service that the configuration no longer names.
+    fn leaving_explained(
+        &self,
+        key: ServiceKey,
+        dest: DestKey,
+        drift: DriftPolicy,
+        now: MonoTime,
+    ) -> Explained {
+        let kernel = self.applied.kernel.get(&key).and_then(|k| k.get(&dest));
+        let explanation = Explanation {
+            director: self.config.name.clone(),
+            service: key,
+            server: dest.to_string(),
+            kind: "unclaimed".to_owned(),
+            place: Place::Quiesced,
+            rule: Rule::Leaving.label().to_owned(),
+            why: format!(
+                "the configuration no longer names its service: {}",
+                self.leaves(key, dest, now)
+            ),
+            health: "-".to_owned(),
+            since_s: None,
+            checks: Vec::new(),
+            checks_needed: 0,
+            weight: Weights {
+                configured: 0,
+                wanted: Some(0),
+                kernel: kernel.map(|a| a.weight.get()),
+            },
+            advice: None,
+            order: self.order(key, dest).cloned(),
+            quorum: None,
+            drift_policy: drift.label().to_owned(),
+            drift: self.drift_of(key, dest),
+            not_applied: self.applied.failed.get(&key).cloned(),
+            kernel: None,
+            kernel_unread: None,
+            incident: None,
+            stand_ins: self.stand_ins_of(dest.addr),
+            replacement: None,
+            provisioner_silent: None,
+        };
+        Explained {
+            explanation,
+            server: dest,
+            ask: None,
+        }
     }
 
     fn explained(
@@ -351,7 +406,15 @@ impl Core {
                 let left = held.unwrap_or(Duration::ZERO).as_secs() + 1;
                 format!("it passes again, and it came and went: it {kept} for {left} s more, and longer if it falls again (damping)")
             }
-            Rule::Drained | Rule::Disabled => format!("an operator ordered: {}; {back}", order()),
+            Rule::Disabled => format!("an operator ordered: {}; {back}", order()),
+            Rule::Drained | Rule::Maintenance => {
+                let then = match seat.attrs {
+                    Some(_) => self.leaves(key, dest, now),
+                    None => "its connections are gone, or their time was over: it is out".to_owned(),
+                };
+                format!("an operator ordered: {}; {then}; {back}", order())
+            }
+            Rule::Leaving => format!("the configuration, or the provisioner, no longer wants it here: {}", self.leaves(key, dest, now)),
             Rule::QuorumLost => format!("the quorum is lost: it keeps its connections, new ones go to the sorry servers; {}", quorum()),
             Rule::Awaited => {
                 let left = all.checks.iter().map(|c| c.passes_needed.saturating_sub(c.passes));
@@ -365,6 +428,23 @@ impl Core {
                 "repair" => "neither the configuration nor the provisioner names it: it is removed with the next pass".to_owned(),
                 policy => format!("neither the configuration nor the provisioner names it: somebody added it, and drift = \"{policy}\" leaves it"),
             },
+        }
+    }
+
+    /// When a destination that is drained leaves.
+    fn leaves(&self, service: ServiceKey, server: DestKey, now: MonoTime) -> String {
+        let place = OrderedPlace { service, server };
+        let left = match self.connections_left(place) {
+            Some(1) => "1 connection is left".to_owned(),
+            Some(n) => format!("{n} connections are left"),
+            None => "its connections are being counted".to_owned(),
+        };
+        match self.drain_ends(place) {
+            Some(until) => format!(
+                "{left}; it leaves with the last of them, in {} s at the latest",
+                until.since(now).as_secs()
+            ),
+            None => format!("{left}; it leaves with the last of them"),
         }
     }
 

@@ -100,6 +100,8 @@ impl Rule {
             Self::Replaced(_) => "replaced",
             Self::StandsBy => "stands_by",
             Self::Foreign => "foreign",
+            Self::Maintenance => "maintenance",
+            Self::Leaving => "leaving",
         }
     }
 

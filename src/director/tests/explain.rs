@@ -62,15 +62,24 @@ impl World {
         assert!(found.why.contains(words), "{}", found.why);
     }
 
+    /// Whoever is drained has no connection left.
+    fn gone(&mut self) -> Vec<Note> {
+        let places = self.core.draining().into_iter();
+        self.event(Event::Counted(places.map(|p| (p, Some(0))).collect()))
+    }
+
     fn ordered(&mut self, n: u8, wish: Option<Wish>) {
         let order = wish.map(|wish| Order {
             wish,
             reason: Some("new kernel".to_owned()),
             by: "uid 0".to_owned(),
             at: WallMillis(5),
+            ends: None,
+            drain_ends: None,
+            drained: false,
         });
-        let places = self.core.places_of(ip(n), None, None);
-        self.event(Event::Ordered(places, order));
+        let places = self.core.places_of(Some((ip(n), None)), None);
+        self.event(Event::Ordered(places, order, WallMillis(5)));
     }
 }
 
@@ -170,6 +179,7 @@ fn orders_name_who_and_how_they_are_taken_back() {
     for (wish, rule, place) in [
         (Wish::Disabled, "disabled", Place::Out),
         (Wish::Drained, "drained", Place::Quiesced),
+        (Wish::Maintenance, "maintenance", Place::Quiesced),
         (Wish::Weight(Weight::of(9)), "ordered_weight", Place::In),
     ] {
         w.ordered(1, Some(wish));
@@ -178,6 +188,15 @@ fn orders_name_who_and_how_they_are_taken_back() {
     }
     w.ordered(1, None);
     w.held(1, "passed", Place::In, "");
+    w.ordered(1, Some(Wish::Drained));
+    w.held(
+        1,
+        "drained",
+        Place::Quiesced,
+        "its connections are being counted; it leaves",
+    );
+    w.gone();
+    w.held(1, "drained", Place::Out, "its connections are gone");
 }
 
 #[test]
@@ -314,6 +333,7 @@ enum Step {
     Attach(u8, u8),
     Withdraw,
     Wait(u64),
+    Counted,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -322,6 +342,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(None),
         Just(Some(Wish::Disabled)),
         Just(Some(Wish::Drained)),
+        Just(Some(Wish::Maintenance)),
         (0_u16..3).prop_map(|w| Some(Wish::Weight(Weight::of(w)))),
     ];
     prop_oneof![
@@ -330,6 +351,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1_u8..=2, 7_u8..=8).prop_map(|(o, s)| Step::Attach(o, s)),
         1 => Just(Step::Withdraw),
         2 => (0_u64..40).prop_map(Step::Wait),
+        1 => Just(Step::Counted),
     ]
 }
 
@@ -361,6 +383,7 @@ proptest! {
                     w.members(members.clone());
                 }
                 Step::Wait(seconds) => drop(w.passes(seconds)),
+                Step::Counted => drop(w.gone()),
             }
             let want = w.core.desired(service(80)).unwrap();
             for n in 1..=9 {
@@ -381,7 +404,8 @@ proptest! {
                     "passed" | "unchecked" | "sorry_serves" => vec![Place::In],
                     "advised" | "advice_awaited" | "adopted" | "ordered_weight" | "unclaimed" => vec![Place::In, Place::Quiesced],
                     "failed" | "held_out" => vec![Place::Out, Place::Quiesced],
-                    "drained" | "quorum_lost" => vec![Place::Quiesced],
+                    "drained" | "maintenance" => vec![Place::Out, Place::Quiesced],
+                    "quorum_lost" | "leaving" => vec![Place::Quiesced],
                     "disabled" | "awaited" | "replaced" | "stands_by" | "foreign" => vec![Place::Out],
                     rule => panic!("a rule of no name: {rule}"),
                 };
