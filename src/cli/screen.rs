@@ -136,7 +136,10 @@ pub(super) fn table(screen: &Screen, columns: &[Column], rows: &[Vec<Cell>]) -> 
         let cells = rows.iter().map(|row| length(&cell(row, n).text));
         cells.chain([title]).max().unwrap_or(0)
     };
-    let filled = |n: &usize| rows.iter().any(|row| !matches!(cell(row, *n).text.as_str(), "" | "-"));
+    let filled = |n: &usize| {
+        rows.iter()
+            .any(|row| !matches!(cell(row, *n).text.as_str(), "" | "-"))
+    };
     let spare = |n: usize| columns.get(n).map_or(0, |c| c.spare);
     let mut shown: Vec<usize> = (0..last).filter(|n| *n == 0 || filled(n)).collect();
     // Two blanks before the table, and two between its columns.
@@ -159,7 +162,11 @@ pub(super) fn table(screen: &Screen, columns: &[Column], rows: &[Vec<Cell>]) -> 
             let painted = screen.paint(cell.tone, &cell.text);
             let right = columns.get(*n).is_some_and(|c| c.right);
             text.push_str("  ");
-            text.push_str(&if right { blanks + &painted } else { painted + &blanks });
+            text.push_str(&if right {
+                blanks + &painted
+            } else {
+                painted + &blanks
+            });
         }
         if let Some(words) = words.filter(|words| !words.text.is_empty()) {
             text.push_str("  ");
@@ -273,9 +280,16 @@ mod tests {
         assert!(text.lines().all(|l| length(l) <= 40));
         let text = table(&screen(24), &COLUMNS, &rows());
         assert!(!text.contains("KIND") && text.contains("WEIGHT"), "{text}");
-        assert!(text.contains("      it fails,\n      connection refused\n") || text.contains("      it fails, connection\n      refused\n"), "{text}");
+        assert!(
+            text.contains("      it fails,\n      connection refused\n")
+                || text.contains("      it fails, connection\n      refused\n"),
+            "{text}"
+        );
         let text = table(&screen(10), &COLUMNS, &rows());
-        assert!(text.contains("10.0.0.22:80") && !text.contains("WEIGHT"), "{text}");
+        assert!(
+            text.contains("10.0.0.22:80") && !text.contains("WEIGHT"),
+            "{text}"
+        );
     }
 
     #[test]

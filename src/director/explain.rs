@@ -407,13 +407,8 @@ impl Core {
                 format!("it passes again, and it came and went: it {kept} for {left} s more, and longer if it falls again (damping)")
             }
             Rule::Disabled => format!("an operator ordered: {}; {back}", order()),
-            Rule::Drained | Rule::Maintenance => {
-                let then = match seat.attrs {
-                    Some(_) => self.leaves(key, dest, now),
-                    None => "its connections are gone, or their time was over: it is out".to_owned(),
-                };
-                format!("an operator ordered: {}; {then}; {back}", order())
-            }
+            Rule::Drained => format!("an operator ordered: {}; {}; {back}", order(), self.leaves(key, dest, now)),
+            Rule::DrainedOut => format!("an operator ordered: {}; its connections are gone, or their time was over; {back}", order()),
             Rule::Leaving => format!("the configuration, or the provisioner, no longer wants it here: {}", self.leaves(key, dest, now)),
             Rule::QuorumLost => format!("the quorum is lost: it keeps its connections, new ones go to the sorry servers; {}", quorum()),
             Rule::Awaited => {

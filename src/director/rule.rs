@@ -100,7 +100,7 @@ impl Rule {
             Self::Replaced(_) => "replaced",
             Self::StandsBy => "stands_by",
             Self::Foreign => "foreign",
-            Self::Maintenance => "maintenance",
+            Self::DrainedOut => "drained_out",
             Self::Leaving => "leaving",
         }
     }

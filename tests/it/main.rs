@@ -8,6 +8,7 @@
 
 mod check;
 mod cli;
+mod documents;
 mod inventory;
 mod logs;
 mod metrics;

@@ -33,6 +33,9 @@ check.none = {}
 real_server = [{ address = "10.0.0.3:8443" }]
 "#;
 
+/// One of its servers.
+const SECOND: &str = r#", { address = "10.0.0.2:80" }"#;
+
 fn world(text: &str, kernel: Kernel) -> World {
     let mut w = World::of(
         text,
@@ -179,7 +182,7 @@ fn orders_name_who_and_how_they_are_taken_back() {
     for (wish, rule, place) in [
         (Wish::Disabled, "disabled", Place::Out),
         (Wish::Drained, "drained", Place::Quiesced),
-        (Wish::Maintenance, "maintenance", Place::Quiesced),
+        (Wish::Maintenance, "drained", Place::Quiesced),
         (Wish::Weight(Weight::of(9)), "ordered_weight", Place::In),
     ] {
         w.ordered(1, Some(wish));
@@ -196,7 +199,7 @@ fn orders_name_who_and_how_they_are_taken_back() {
         "its connections are being counted; it leaves",
     );
     w.gone();
-    w.held(1, "drained", Place::Out, "its connections are gone");
+    w.held(1, "drained_out", Place::Out, "its connections are gone");
 }
 
 #[test]
@@ -334,6 +337,7 @@ enum Step {
     Withdraw,
     Wait(u64),
     Counted,
+    Reload(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -352,6 +356,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Withdraw),
         2 => (0_u64..40).prop_map(Step::Wait),
         1 => Just(Step::Counted),
+        1 => any::<bool>().prop_map(Step::Reload),
     ]
 }
 
@@ -384,6 +389,10 @@ proptest! {
                 }
                 Step::Wait(seconds) => drop(w.passes(seconds)),
                 Step::Counted => drop(w.gone()),
+                Step::Reload(whole) => {
+                    let text = if whole { SORRY.to_owned() } else { SORRY.replace(SECOND, "") };
+                    w.reload(&text);
+                }
             }
             let want = w.core.desired(service(80)).unwrap();
             for n in 1..=9 {
@@ -404,9 +413,8 @@ proptest! {
                     "passed" | "unchecked" | "sorry_serves" => vec![Place::In],
                     "advised" | "advice_awaited" | "adopted" | "ordered_weight" | "unclaimed" => vec![Place::In, Place::Quiesced],
                     "failed" | "held_out" => vec![Place::Out, Place::Quiesced],
-                    "drained" | "maintenance" => vec![Place::Out, Place::Quiesced],
-                    "quorum_lost" | "leaving" => vec![Place::Quiesced],
-                    "disabled" | "awaited" | "replaced" | "stands_by" | "foreign" => vec![Place::Out],
+                    "drained" | "quorum_lost" | "leaving" => vec![Place::Quiesced],
+                    "disabled" | "drained_out" | "awaited" | "replaced" | "stands_by" | "foreign" => vec![Place::Out],
                     rule => panic!("a rule of no name: {rule}"),
                 };
                 prop_assert!(may.contains(&place), "{:?}", &told);
@@ -418,4 +426,30 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn who_was_dropped_is_told_until_it_is_gone() {
+    let mut w = world(CONFIG, Kernel::new());
+    w.all_pass(&[1, 2, 3]);
+    let second = CONFIG.rfind("[[virtual_service]]").unwrap();
+    let text = CONFIG[..second].replace(r#", { address = "10.0.0.3:80" }"#, "");
+    w.reload(&text);
+    w.held(3, "leaving", Place::Quiesced, "no longer wants it here");
+    let gone = w.explain(443, 1);
+    assert_eq!(
+        (gone.rule.as_str(), gone.place),
+        ("leaving", Place::Quiesced)
+    );
+    assert!(
+        gone.why.contains("no longer names its service"),
+        "{}",
+        gone.why
+    );
+    let places = w.core.draining().into_iter().map(|p| (p, Some(0)));
+    let counted = Event::Counted(places.collect());
+    w.core.handle(counted, at(w.now));
+    let left = w.core.explain(ip(3), None, None, at(w.now));
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].explanation.rule, "foreign", "until the next pass");
 }
