@@ -18,3 +18,4 @@ mod ssh;
 mod support;
 mod systemd;
 mod units;
+mod watch;
