@@ -395,11 +395,22 @@ impl Core {
                 if seat.takes() { "" } else { ": it keeps its connections and gets no new ones" }
             ),
             Rule::AdviceAwaited => "it passes; it keeps the weight that was found at the director's start until the check that may want another one has spoken".to_owned(),
-            Rule::Adopted => "there is no verdict yet: it keeps the place and the weight that it had at the director's start".to_owned(),
+            Rule::Adopted => "there is no verdict yet: it keeps the place and the weight that it had".to_owned(),
             Rule::OrderedWeight => format!("it passes, and an operator ordered: {}; {back}", order()),
             Rule::SorryServes => format!("it is a sorry server, and the quorum is lost: {}", quorum()),
             Rule::Unclaimed => "it was there at the director's start, and nobody names it: it stays until the provisioner has said which servers stand in, because the state file was lost".to_owned(),
             Rule::Failed => format!("{}: it {kept}", self.failure(config, key, dest)),
+            Rule::Doubted => {
+                let fell = self.verdict(key, dest).and_then(Health::down_since);
+                let doubt = fell.and_then(|fell| self.doubt(dest.addr, fell));
+                let doubt = doubt.map_or_else(String::new, |guard| format!(": {guard}"));
+                format!("{}; it stays as it was while this director may be cut off itself{doubt}", self.failure(config, key, dest))
+            }
+            Rule::Panic => format!(
+                "{}; it stays as it was: of this service's servers {} have to stay (panic_threshold), and it is among those that failed last",
+                self.failure(config, key, dest),
+                self.least(key, config)
+            ),
             Rule::HeldOut => {
                 let held = self.standing(key, dest);
                 let held = held.and_then(|s| s.penalty().held(&config.damping, now));
@@ -556,16 +567,13 @@ impl Core {
             Stage::Open => self.guard(addr, now),
             Stage::Requested { .. } | Stage::Cancelling { .. } => None,
         };
-        let until_s = match &guard {
-            Some(Guard::ReplaceAfter { until }) => Some(until.since(now).as_secs()),
-            Some(_) | None => None,
-        };
+        let until = guard.as_ref().and_then(Guard::until);
         Some(IncidentExplained {
             stage: status.stage,
             since_s: now.since(incident.since).as_secs(),
             guard: guard.map(|g| g.label().to_owned()),
             detail: status.detail,
-            until_s,
+            until_s: until.map(|until| until.since(now).as_secs()),
             replacement: status.replacement,
         })
     }

@@ -102,6 +102,8 @@ impl Rule {
             Self::Foreign => "foreign",
             Self::DrainedOut => "drained_out",
             Self::Leaving => "leaving",
+            Self::Doubted => "doubted",
+            Self::Panic => "panic",
         }
     }
 

@@ -411,6 +411,7 @@ proptest! {
                 prop_assert_eq!(told.weight.wanted, wanted);
                 let may = match told.rule.as_str() {
                     "passed" | "unchecked" | "sorry_serves" => vec![Place::In],
+                    "doubted" | "panic" => vec![Place::In, Place::Quiesced],
                     "advised" | "advice_awaited" | "adopted" | "ordered_weight" | "unclaimed" => vec![Place::In, Place::Quiesced],
                     "failed" | "held_out" => vec![Place::Out, Place::Quiesced],
                     "drained" | "quorum_lost" | "leaving" => vec![Place::Quiesced],
@@ -420,7 +421,8 @@ proptest! {
                 prop_assert!(may.contains(&place), "{:?}", &told);
                 prop_assert!(!told.why.is_empty());
                 // Nobody is in who fails, nobody out whom nothing holds out.
-                if told.health == "down" {
+                let kept = ["doubted", "panic"].contains(&told.rule.as_str());
+                if told.health == "down" && !kept {
                     prop_assert!(place != Place::In);
                 }
             }
