@@ -382,6 +382,12 @@ impl Core {
             Some(_) => "keeps its connections and gets no new ones",
             None => "is taken out, with its connections",
         };
+        // An order or a stand-in may stand before a failure that is not believed.
+        let passes = match self.verdict(key, dest) {
+            Some(Health::Up { .. }) => "it passes, and ",
+            Some(Health::Down { .. }) => "it fails while this director may be cut off itself, and ",
+            Some(Health::Unknown { .. }) | None => "",
+        };
         match seat.rule {
             Rule::Passed => match all.checks.len() {
                 1 => "it passes its check".to_owned(),
@@ -396,7 +402,7 @@ impl Core {
             ),
             Rule::AdviceAwaited => "it passes; it keeps the weight that was found at the director's start until the check that may want another one has spoken".to_owned(),
             Rule::Adopted => "there is no verdict yet: it keeps the place and the weight that it had".to_owned(),
-            Rule::OrderedWeight => format!("it passes, and an operator ordered: {}; {back}", order()),
+            Rule::OrderedWeight => format!("{passes}an operator ordered: {}; {back}", order()),
             Rule::SorryServes => format!("it is a sorry server, and the quorum is lost: {}", quorum()),
             Rule::Unclaimed => "it was there at the director's start, and nobody names it: it stays until the provisioner has said which servers stand in, because the state file was lost".to_owned(),
             Rule::Failed => format!("{}: it {kept}", self.failure(config, key, dest)),
@@ -427,7 +433,7 @@ impl Core {
                 let left = left.max().unwrap_or(1).max(1);
                 format!("there is no verdict yet: it enters when it has passed its checks, at the earliest after {left} more")
             }
-            Rule::Replaced(stand_in) => format!("it passes, and its place has passed to the stand-in {stand_in}: it comes back when that fails or is withdrawn"),
+            Rule::Replaced(stand_in) => format!("{passes}its place has passed to the stand-in {stand_in}: it comes back when that fails or is withdrawn"),
             Rule::StandsBy if self.quorum(key).is_held() => "it is a sorry server: it serves while the quorum is lost, and the quorum holds".to_owned(),
             Rule::StandsBy => "it is a sorry server, and no sorry server takes connections: whoever is left of the real servers goes on".to_owned(),
             Rule::Foreign => match all.drift_policy.as_str() {

@@ -65,10 +65,10 @@ impl World {
         assert!(found.why.contains(words), "{}", found.why);
     }
 
-    /// Whoever is drained has no connection left.
-    fn gone(&mut self) -> Vec<Note> {
-        let places = self.core.draining().into_iter();
-        self.event(Event::Counted(places.map(|p| (p, Some(0))).collect()))
+    /// The link towards server 1 loses its carrier, or has it again.
+    fn cut_off(&mut self, cut: bool) {
+        let servers = cut.then(|| (ip(1), "eth1".to_owned()));
+        self.event(Event::CutOff(servers.into_iter().collect()));
     }
 
     fn ordered(&mut self, n: u8, wish: Option<Wish>) {
@@ -198,7 +198,7 @@ fn orders_name_who_and_how_they_are_taken_back() {
         Place::Quiesced,
         "its connections are being counted; it leaves",
     );
-    w.gone();
+    w.counted(Some(0));
     w.held(1, "drained_out", Place::Out, "its connections are gone");
 }
 
@@ -338,6 +338,7 @@ enum Step {
     Wait(u64),
     Counted,
     Reload(bool),
+    Cut(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -357,6 +358,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0_u64..40).prop_map(Step::Wait),
         1 => Just(Step::Counted),
         1 => any::<bool>().prop_map(Step::Reload),
+        1 => any::<bool>().prop_map(Step::Cut),
     ]
 }
 
@@ -365,10 +367,11 @@ proptest! {
 
     /// Whatever happens: what is told of a server is what is wanted of the kernel, by a rule that can say so.
     #[test]
-    fn what_is_told_is_what_is_done(steps in prop::collection::vec(step(), 1..60), adopt in any::<bool>()) {
+    fn what_is_told_is_what_is_done(steps in prop::collection::vec(step(), 1..60), adopt in any::<bool>(), panics in any::<bool>()) {
         let found = [(dest(1, 80), attrs(5)), (dest(5, 80), attrs(2))];
         let kernel = if adopt { [(service(80), found.into())].into() } else { Kernel::new() };
-        let mut w = World::of(SORRY, Recall::Forgot("there is no state file".into()), kernel);
+        let text = SORRY.replace("quorum = 2", if panics { "panic_threshold = \"60%\"" } else { "quorum = 2" });
+        let mut w = World::of(&text, Recall::Forgot("there is no state file".into()), kernel);
         let mut members = Vec::new();
         for (number, step) in steps.into_iter().enumerate() {
             match step {
@@ -388,9 +391,10 @@ proptest! {
                     w.members(members.clone());
                 }
                 Step::Wait(seconds) => drop(w.passes(seconds)),
-                Step::Counted => drop(w.gone()),
+                Step::Counted => drop(w.counted(Some(0))),
+                Step::Cut(cut) => w.cut_off(cut),
                 Step::Reload(whole) => {
-                    let text = if whole { SORRY.to_owned() } else { SORRY.replace(SECOND, "") };
+                    let text = if whole { text.clone() } else { text.replace(SECOND, "") };
                     w.reload(&text);
                 }
             }
@@ -421,13 +425,42 @@ proptest! {
                 prop_assert!(may.contains(&place), "{:?}", &told);
                 prop_assert!(!told.why.is_empty());
                 // Nobody is in who fails, nobody out whom nothing holds out.
-                let kept = ["doubted", "panic"].contains(&told.rule.as_str());
-                if told.health == "down" && !kept {
+                let fell = w.core.verdict(service(80), dest(n, 80)).and_then(Health::down_since);
+                let doubted = fell.is_some_and(|fell| w.core.doubt(ip(n), fell).is_some());
+                if fell.is_some() && !doubted && told.rule != "panic" {
                     prop_assert!(place != Place::In);
                 }
             }
         }
     }
+}
+
+#[test]
+fn who_stays_though_it_fails_is_told_why() {
+    let mut w = world(CONFIG, Kernel::new());
+    w.all_pass(&[1, 2, 3]);
+    w.now += 100;
+    w.cut_off(true);
+    w.dies(1);
+    w.held(
+        1,
+        "doubted",
+        Place::In,
+        "this director may be cut off itself",
+    );
+    w.held(1, "doubted", Place::In, "eth1");
+
+    let text = CONFIG.replace(
+        "forward = \"nat\"\n",
+        "forward = \"nat\"\npanic_threshold = \"60%\"\n",
+    );
+    let mut w = world(&text, Kernel::new());
+    w.all_pass(&[1, 2, 3]);
+    w.dies(1);
+    w.held(1, "failed", Place::Out, "");
+    w.now += 1;
+    w.dies(2);
+    w.held(2, "panic", Place::In, "2 have to stay (panic_threshold)");
 }
 
 #[test]
@@ -449,8 +482,11 @@ fn who_was_dropped_is_told_until_it_is_gone() {
         gone.why
     );
     let places = w.core.draining().into_iter().map(|p| (p, Some(0)));
-    let counted = Event::Counted(places.collect());
-    w.core.handle(counted, at(w.now));
+    let counted: Connections = places.collect();
+    for seconds in [0, 3] {
+        let counted = Event::Counted(counted.clone());
+        w.core.handle(counted, at(w.now + seconds));
+    }
     let left = w.core.explain(ip(3), None, None, at(w.now));
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].explanation.rule, "foreign", "until the next pass");
