@@ -11,12 +11,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CString,
-    fs,
-    future::Future,
-    io,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -31,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    api::operator::{self, Admission},
+    api::operator::{self, Admission, Found},
     config,
     model::{Access, GroupName, Operators},
 };
@@ -188,14 +185,13 @@ fn open_to(socket: &Path, everybody: bool) -> io::Result<()> {
 
 /// In which groups users are, as this host's directory has it.
 #[derive(Debug, Default)]
-pub(super) struct Directory(Mutex<BTreeMap<(u32, u32), (Instant, Arc<[u32]>)>>);
+pub(super) struct Directory(Mutex<Known>);
+
+/// Groups by user and first group, and when they were looked up.
+type Known = BTreeMap<(u32, u32), (Instant, Arc<[u32]>)>;
 
 impl operator::Directory for Directory {
-    fn groups(
-        &self,
-        uid: u32,
-        gid: u32,
-    ) -> Pin<Box<dyn Future<Output = Result<Arc<[u32]>, String>> + Send + '_>> {
+    fn groups(&self, uid: u32, gid: u32) -> Found<'_, Arc<[u32]>> {
         Box::pin(self.find(uid, gid))
     }
 }

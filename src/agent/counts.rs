@@ -1,11 +1,11 @@
 //! What the kernel counts of destinations, for operators.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin};
+use std::collections::BTreeMap;
 
 use tokio::{sync::Mutex, task};
 
 use crate::{
-    api::operator::{self, Counted},
+    api::operator::{self, Counted, Found},
     director::explain::Counts,
     ipvs::{Error, Ipvs},
     model::{DestState, ServiceKey},
@@ -17,10 +17,7 @@ use crate::{
 pub(super) struct KernelCounts(Mutex<Option<Ipvs>>);
 
 impl operator::Kernel for KernelCounts {
-    fn count(
-        &self,
-        services: Vec<ServiceKey>,
-    ) -> Pin<Box<dyn Future<Output = Result<Counted, String>> + Send + '_>> {
+    fn count(&self, services: Vec<ServiceKey>) -> Found<'_, Counted> {
         Box::pin(async move {
             let counted = self.read(&services).await;
             counted.map_err(|e| Chain(&e).to_string())

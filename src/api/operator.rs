@@ -4,7 +4,7 @@
 mod admit;
 mod show;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -126,6 +126,9 @@ const BODY: usize = 16 * 1024 * 1024;
 
 /// A reload waits for the kernel's table.
 const RELOAD_LIMIT: Duration = Duration::from_secs(20);
+
+/// What is looked up beside the core; or why it is not known, in words.
+pub type Found<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
 
 /// Whom the answers come from.
 #[derive(Clone, Debug)]

@@ -1,11 +1,14 @@
 //! `understudy status` on a terminal: drawn in place, and the terminal given back.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, process::Command, sync::Arc};
+use std::{collections::BTreeMap, process::Command, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use understudy::{
-    api::operator::{self, Admission, Counted, Desk, Directory, Kernel, Question},
+    api::operator::{self, Admission, Counted, Desk, Directory, Found, Kernel, Question},
     director::status::Status,
     http::Doors,
     model::ServiceKey,
@@ -15,20 +18,13 @@ use understudy::{
 struct Nothing;
 
 impl Directory for Nothing {
-    fn groups(
-        &self,
-        _uid: u32,
-        gid: u32,
-    ) -> Pin<Box<dyn Future<Output = Result<Arc<[u32]>, String>> + Send + '_>> {
+    fn groups(&self, _uid: u32, gid: u32) -> Found<'_, Arc<[u32]>> {
         Box::pin(async move { Ok([gid].into()) })
     }
 }
 
 impl Kernel for Nothing {
-    fn count(
-        &self,
-        _services: Vec<ServiceKey>,
-    ) -> Pin<Box<dyn Future<Output = Result<Counted, String>> + Send + '_>> {
+    fn count(&self, _services: Vec<ServiceKey>) -> Found<'_, Counted> {
         Box::pin(async { Ok(BTreeMap::new()) })
     }
 }
@@ -57,8 +53,10 @@ async fn status(args: &str, env: &[(&str, &str)], terminal: bool) -> (Option<i32
         kernel: Arc::new(Nothing),
     };
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(operator::serve(doors, desk, stop.clone()));
-    let core = tokio::spawn(async move {
+    let mut serving = JoinSet::new();
+    serving.spawn(operator::serve(doors, desk, stop.clone()));
+    let mut core = JoinSet::new();
+    core.spawn(async move {
         let mut count = 0;
         while let Some(question) = asked.recv().await {
             let Question::Status(answer) = question else {
@@ -92,11 +90,12 @@ async fn status(args: &str, env: &[(&str, &str)], terminal: bool) -> (Option<i32
     let ran = tokio::task::spawn_blocking(move || command.output().unwrap());
     let ran = ran.await.unwrap();
     stop.cancel();
-    serving.await.unwrap();
+    serving.join_next().await.unwrap().unwrap();
+    let asked = core.join_next().await.unwrap().unwrap();
     (
         ran.status.code(),
         String::from_utf8(ran.stdout).unwrap(),
-        core.await.unwrap(),
+        asked,
     )
 }
 

@@ -1,5 +1,7 @@
 use std::os::unix::net::UnixListener;
 
+use tokio::task::JoinSet;
+
 use super::*;
 
 fn named(read: &[&str]) -> Operators {
@@ -34,7 +36,8 @@ async fn groups_become_numbers_and_the_socket_opens_and_closes_with_them() {
     let (operators, rx) = watch::channel(config(None));
     let (tx, mut admission) = watch::channel(Admission::default());
     let stop = CancellationToken::new();
-    let running = tokio::spawn(run(socket.clone(), rx, tx, stop.clone()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(run(socket.clone(), rx, tx, stop.clone()));
     let settled = admission.wait_for(|a| a.settled).await.unwrap().clone();
     assert_eq!((settled.access, mode(&socket)), (Access::BySocket, 0o660));
 
@@ -56,7 +59,7 @@ async fn groups_become_numbers_and_the_socket_opens_and_closes_with_them() {
     let now = admission.wait_for(by_socket).await.unwrap().clone();
     assert_eq!((now.warnings.len(), mode(&socket)), (0, 0o660));
     stop.cancel();
-    running.await.unwrap();
+    tasks.join_next().await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Who gets in: before any route, by the user and the groups of whoever connected.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Extension,
@@ -12,7 +12,7 @@ use axum::{
 use nix::unistd::Uid;
 use tokio::time::timeout;
 
-use super::{ANSWER_LIMIT, Desk, problem};
+use super::{ANSWER_LIMIT, Desk, Found, problem};
 use crate::{
     http::Caller,
     model::{Access, Right},
@@ -32,11 +32,7 @@ pub struct Admission {
 /// This host's directory of users.
 pub trait Directory: std::fmt::Debug + Send + Sync {
     /// All groups of a user whose process has this first group; or why that is not known.
-    fn groups(
-        &self,
-        uid: u32,
-        gid: u32,
-    ) -> Pin<Box<dyn Future<Output = Result<Arc<[u32]>, String>> + Send + '_>>;
+    fn groups(&self, uid: u32, gid: u32) -> Found<'_, Arc<[u32]>>;
 }
 
 /// Reading is `GET`, and all else is changing.

@@ -1,7 +1,7 @@
 //! `GET /v1/status` and `GET /v1/explain`: what the core says, and beside it what the kernel counts and the
 //! provisioner tells.
 
-use std::{collections::BTreeMap, fmt, future::Future, net::IpAddr, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use axum::{
     Json,
@@ -13,7 +13,7 @@ use hyper::Method;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use super::{ANSWER_LIMIT, Desk, Question, asked, problem, unknown_server};
+use super::{ANSWER_LIMIT, Desk, Found, Question, asked, problem, unknown_server};
 use crate::{
     api::client::{Client, NOTHING},
     director::explain::{Counts, Explained, Explanation},
@@ -27,10 +27,7 @@ pub type Counted = BTreeMap<ServiceKey, BTreeMap<DestKey, Counts>>;
 /// The kernel's table, to be read.
 pub trait Kernel: fmt::Debug + Send + Sync {
     /// What it counts of the destinations of these services; or why that is not known.
-    fn count(
-        &self,
-        services: Vec<ServiceKey>,
-    ) -> Pin<Box<dyn Future<Output = Result<Counted, String>> + Send + '_>>;
+    fn count(&self, services: Vec<ServiceKey>) -> Found<'_, Counted>;
 }
 
 /// A provisioner that says nothing for so long is silent: an operator waits for the rest.

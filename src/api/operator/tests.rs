@@ -1,6 +1,7 @@
-use std::{collections::BTreeMap, future::Future, path::PathBuf, pin::Pin};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use hyper::Method;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::{
@@ -13,11 +14,7 @@ use crate::{
 struct Everybody(Result<Vec<u32>, String>);
 
 impl Directory for Everybody {
-    fn groups(
-        &self,
-        _uid: u32,
-        _gid: u32,
-    ) -> Pin<Box<dyn Future<Output = Result<Arc<[u32]>, String>> + Send + '_>> {
+    fn groups(&self, _uid: u32, _gid: u32) -> Found<'_, Arc<[u32]>> {
         Box::pin(async { self.0.clone().map(Into::into) })
     }
 }
@@ -26,10 +23,7 @@ impl Directory for Everybody {
 struct Nothing;
 
 impl Kernel for Nothing {
-    fn count(
-        &self,
-        services: Vec<ServiceKey>,
-    ) -> Pin<Box<dyn Future<Output = Result<Counted, String>> + Send + '_>> {
+    fn count(&self, services: Vec<ServiceKey>) -> Found<'_, Counted> {
         Box::pin(async move { Ok(services.into_iter().map(|s| (s, BTreeMap::new())).collect()) })
     }
 }
@@ -105,8 +99,9 @@ async fn each_route_answers_at_the_socket() {
     let doors = Doors::open(Some(&path), None).await.unwrap();
     let (desk, mut asked) = desk(by_group(), Ok(vec![]));
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(doors, desk, stop.clone()));
-    let core = tokio::spawn(async move {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve(doors, desk, stop.clone()));
+    tasks.spawn(async move {
         while let Some(question) = asked.recv().await {
             match question {
                 Question::Explain(explain) => {
@@ -133,6 +128,7 @@ async fn each_route_answers_at_the_socket() {
         assert_eq!(error.problem().unwrap().code, code, "{path}: {error}");
     }
     stop.cancel();
-    serving.await.unwrap();
-    core.await.unwrap();
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
 }
