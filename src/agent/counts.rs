@@ -1,20 +1,19 @@
 //! What the kernel counts of destinations, for operators.
 
-use std::collections::BTreeMap;
-
 use tokio::{sync::Mutex, task};
 
+use super::reader::Reader;
 use crate::{
     api::operator::{self, Counted, Found},
     director::explain::Counts,
-    ipvs::{Error, Ipvs},
+    ipvs::Error,
     model::{DestState, ServiceKey},
     telemetry::Chain,
 };
 
 /// Asks the kernel over a socket of its own, which only reads.
 #[derive(Debug, Default)]
-pub(super) struct KernelCounts(Mutex<Option<Ipvs>>);
+pub(super) struct KernelCounts(Mutex<Reader>);
 
 impl operator::Kernel for KernelCounts {
     fn count(&self, services: Vec<ServiceKey>) -> Found<'_, Counted> {
@@ -27,27 +26,22 @@ impl operator::Kernel for KernelCounts {
 
 impl KernelCounts {
     async fn read(&self, services: &[ServiceKey]) -> Result<Counted, Error> {
-        let mut kept = self.0.lock().await;
-        // After an error the next one gets another socket.
-        let mut kernel = match kept.take() {
-            Some(kernel) => kernel,
-            None => Ipvs::connect().await?.without_counters(),
+        let mut kernel = self.0.lock().await;
+        let of = |state: DestState| Counts {
+            weight: state.attrs.weight.get(),
+            active: state.active_connections,
+            inactive: state.inactive_connections,
+            persistent: state.persistent_connections,
         };
         let mut all = Counted::new();
         for service in services {
-            let dests = kernel.dests(*service).await?;
-            let of = |state: DestState| Counts {
-                weight: state.attrs.weight.get(),
-                active: state.active_connections,
-                inactive: state.inactive_connections,
-                persistent: state.persistent_connections,
-            };
-            let dests: BTreeMap<_, _> = dests.into_iter().map(|(d, s)| (d, of(s))).collect();
-            all.insert(*service, dests);
+            for (key, state) in kernel.read(&[*service]).await? {
+                let dests = state.dests.into_iter();
+                all.insert(key, dests.map(|(dest, state)| (dest, of(state))).collect());
+            }
             // The kernel answers within the call: others have their turn between two services.
             task::yield_now().await;
         }
-        *kept = Some(kernel);
         Ok(all)
     }
 }
