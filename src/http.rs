@@ -7,15 +7,18 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::unistd::Uid;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -34,6 +37,8 @@ pub struct Limits {
     pub lasting: Duration,
     /// Whether a connection serves more than one request.
     pub keep_alive: bool,
+    /// So many of the connections are for root and this process's own user: others cannot take up all.
+    pub reserved: usize,
 }
 
 /// Answers under way at the end have this long.
@@ -87,6 +92,8 @@ pub enum Caller {
     Local {
         /// Its user.
         uid: u32,
+        /// Its first group.
+        gid: u32,
     },
     /// A process of this host, at the port.
     Loopback(SocketAddr),
@@ -95,7 +102,7 @@ pub enum Caller {
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Local { uid } => write!(f, "uid {uid}"),
+            Self::Local { uid, .. } => write!(f, "uid {uid}"),
             Self::Loopback(peer) => write!(f, "{peer}"),
         }
     }
@@ -186,15 +193,33 @@ async fn unix_door(path: &Path) -> Result<UnixListener, DoorError> {
 /// Answers requests until `stop`; then lets answers under way go out.
 pub async fn serve(doors: Doors, router: Router, limits: Limits, stop: CancellationToken) {
     let mut tasks: JoinSet<()> = JoinSet::new();
+    let own = Uid::effective().as_raw();
+    let others = limits.connections.saturating_sub(limits.reserved);
+    let others = Arc::new(Semaphore::new(others));
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             // Cancel-safe: `accept` takes a connection only when it returns it.
             accepted = accept_unix(doors.unix.as_ref()), if tasks.len() < limits.connections => {
-                match accepted.and_then(|s| Ok((s.peer_cred()?.uid(), s))) {
-                    Ok((uid, stream)) => {
-                        let caller = Caller::Local { uid };
-                        tasks.spawn(connection(stream, caller, router.clone(), limits, stop.clone()));
+                match accepted.and_then(|s| Ok((s.peer_cred()?, s))) {
+                    Ok((peer, stream)) => {
+                        let (uid, gid) = (peer.uid(), peer.gid());
+                        let caller = Caller::Local { uid, gid };
+                        let permit = match uid == 0 || uid == own {
+                            true => None,
+                            false => match Arc::clone(&others).try_acquire_owned() {
+                                Ok(permit) => Some(permit),
+                                Err(_) => {
+                                    debug!(%caller, "connection closed: others hold as many as they may");
+                                    continue;
+                                }
+                            },
+                        };
+                        let talk = connection(stream, caller, router.clone(), limits, stop.clone());
+                        tasks.spawn(async move {
+                            talk.await;
+                            drop(permit);
+                        });
                     }
                     Err(e) => refused(&e, &stop).await,
                 }

@@ -25,7 +25,7 @@ use super::{
     state_file::{self, Keeper, StateFile},
 };
 use crate::{
-    api::operator::{Answer, Ordering, Question},
+    api::operator::{Answer, Explain, Ordering, Question},
     check::{Report, Target, Targets},
     clock,
     config::{self, Witness},
@@ -218,6 +218,7 @@ impl Shell {
                 Input::Question(Question::Status(answer)) => {
                     self.answer(answer, &inputs.host.borrow(), now);
                 }
+                Input::Question(Question::Explain(question)) => self.explain(question, now),
                 Input::Question(Question::Order(ordering)) => self.order(*ordering, now),
                 Input::Load(load) => self.load(*load, now).await,
                 Input::Written(kept) => {
@@ -258,6 +259,19 @@ impl Shell {
         let certificates = self.core.certificate_warnings(clock::wall());
         status.warnings.extend(certificates.into_values());
         if question.send(status).is_err() {
+            tracing::debug!("operator went away before the answer");
+        }
+    }
+
+    fn explain(&self, question: Explain, now: MonoTime) {
+        let Explain {
+            addr,
+            port,
+            service,
+            answer,
+        } = question;
+        let found = self.core.explain(addr, port, service, now);
+        if answer.send(found).is_err() {
             tracing::debug!("operator went away before the answer");
         }
     }

@@ -11,7 +11,9 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
+    access,
     core::{Inputs, Outputs, Shell},
+    counts::KernelCounts,
     drains, hints,
     host::Host,
     link, lock, reload, shutdown_signal,
@@ -20,7 +22,7 @@ use super::{
     witnesses,
 };
 use crate::{
-    api::operator,
+    api::operator::{self, Admission, Desk},
     check, clock,
     director::{Core, Recall, Start},
     hooks::{self, Told},
@@ -176,6 +178,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     let (asked_tx, asked) = mpsc::channel(RELOADS);
     let (loads_tx, loads) = mpsc::channel(RELOADS);
 
+    let (admission, admission_rx) = watch::channel(Admission::default());
     let operator = Doors::open(Some(&config.socket), None)
         .await
         .map_err(Error::Door)?;
@@ -237,9 +240,17 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     tasks.start("hooks", |stop| {
         hooks::run(now, |config| &config.hooks, followed, told, stop)
     });
-    tasks.start("operator", |stop| {
-        operator::serve(operator, questions_tx, asked_tx, ring, stop)
-    });
+    let (socket, now) = (config.socket.clone(), out.in_force.subscribe());
+    tasks.start("access", |stop| access::run(socket, now, admission, stop));
+    let desk = Desk {
+        questions: questions_tx,
+        readings: asked_tx,
+        ring,
+        admission: admission_rx,
+        directory: Arc::new(access::Directory::default()),
+        kernel: Arc::new(KernelCounts::default()),
+    };
+    tasks.start("operator", |stop| operator::serve(operator, desk, stop));
     let mut first_pass = applied.clone();
     tasks.start("ready", |stop| async move {
         if first_pass.changed().await.is_ok() {

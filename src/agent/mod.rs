@@ -1,6 +1,8 @@
 //! Puts tasks and channels together for each role; start, shutdown.
 
+mod access;
 pub mod core;
+mod counts;
 pub mod director;
 mod drains;
 mod hints;

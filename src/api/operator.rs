@@ -1,16 +1,19 @@
-//! The director's operator socket: `GET /v1/status` and `GET /v1/events`, and for root and the director's own user `POST
-//! /v1/orders`, `POST /v1/reload`, `POST /v1/plan`.
+//! The director's operator socket: `GET /v1/status`, `GET /v1/explain`, `GET /v1/events`, `POST /v1/orders`,
+//! `POST /v1/reload`, `POST /v1/plan`. `admit.rs` says who gets in, before any route.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+mod admit;
+mod show;
+
+use std::{future::Future, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, State, rejection::JsonRejection},
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -29,11 +32,16 @@ use crate::{
     },
 };
 
+pub use admit::{Admission, Directory};
+pub use show::{Counted, Explain, Kernel};
+
 /// To the core.
 #[derive(Debug)]
 pub enum Question {
     /// How it stands.
     Status(oneshot::Sender<Status>),
+    /// Why a server is where it is.
+    Explain(Explain),
     /// What it is to do.
     Order(Box<Ordering>),
 }
@@ -102,6 +110,7 @@ const LIMITS: Limits = Limits {
     header: Duration::from_secs(5),
     lasting: Duration::from_secs(30),
     keep_alive: false,
+    reserved: 4,
 };
 
 /// The core answers within this, or it hangs.
@@ -119,54 +128,46 @@ const BODY: usize = 16 * 1024 * 1024;
 /// A reload waits for the kernel's table.
 const RELOAD_LIMIT: Duration = Duration::from_secs(20);
 
-#[derive(Clone)]
-struct Shared {
-    questions: mpsc::Sender<Question>,
-    readings: mpsc::Sender<Reading>,
+/// What is looked up beside the core; or why it is not known, in words.
+pub type Found<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
+
+/// Whom the answers come from.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    /// The core.
+    pub questions: mpsc::Sender<Question>,
+    /// Who reads configurations.
+    pub readings: mpsc::Sender<Reading>,
+    /// What happened.
+    pub ring: watch::Receiver<EventRing>,
+    /// Who gets in.
+    pub admission: watch::Receiver<Admission>,
+    /// In which groups whoever asks is.
+    pub directory: Arc<dyn Directory>,
+    /// What the kernel counts.
+    pub kernel: Arc<dyn Kernel>,
 }
 
-type Core = State<Shared>;
+type Core = State<Desk>;
 
 /// Answers until `stop`.
-pub async fn serve(
-    doors: Doors,
-    questions: mpsc::Sender<Question>,
-    readings: mpsc::Sender<Reading>,
-    ring: watch::Receiver<EventRing>,
-    stop: CancellationToken,
-) {
+pub async fn serve(doors: Doors, desk: Desk, stop: CancellationToken) {
     let router = Router::new()
-        .route("/v1/status", get(status))
+        .route("/v1/status", get(show::status))
+        .route("/v1/explain", get(show::explain))
         .route("/v1/orders", post(order))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan))
         .fallback(|| async {
             let detail =
-                "the operator socket has GET /v1/status and /v1/events, POST /v1/orders, /v1/reload and /v1/plan";
+                "the operator socket has GET /v1/status, /v1/explain and /v1/events, POST /v1/orders, /v1/reload and /v1/plan";
             problem(StatusCode::NOT_FOUND, "no_such_route", detail)
         })
         .layer(DefaultBodyLimit::max(BODY))
-        .with_state(Shared {
-            questions,
-            readings,
-        })
-        .merge(events::router(ring, stop.clone()));
+        .with_state(desk.clone())
+        .merge(events::router(desk.ring.clone(), stop.clone()))
+        .layer(middleware::from_fn_with_state(desk, admit::admit));
     http::serve(doors, router, LIMITS, stop).await;
-}
-
-async fn status(State(shared): Core) -> Response {
-    let (ask, answer) = oneshot::channel();
-    match asked(
-        &shared.questions,
-        Question::Status(ask),
-        answer,
-        ANSWER_LIMIT,
-    )
-    .await
-    {
-        Ok(status) => Json(status).into_response(),
-        Err(silent) => silent,
-    }
 }
 
 async fn order(
@@ -175,9 +176,6 @@ async fn order(
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Response {
     let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "bad_order", detail);
-    if let Some(refused) = not_an_operator(&caller) {
-        return refused;
-    }
     let request = match body {
         Ok(Json(request)) => request,
         Err(error) => return bad(&error.body_text()),
@@ -190,9 +188,7 @@ async fn order(
         Some(name) => match parse_server(name) {
             Some(server) => Some(server),
             None => {
-                return bad(&format!(
-                    "{name:?} is no server: write 10.77.1.11 or 10.77.1.11:80"
-                ));
+                return bad(&unknown_server(name));
             }
         },
     };
@@ -236,26 +232,11 @@ async fn order(
     }
 }
 
-/// What is ordered moves traffic: only root and the director's own user may.
-const fn may_order(caller: &Caller, own: u32) -> bool {
-    match caller {
-        Caller::Local { uid } => *uid == 0 || *uid == own,
-        Caller::Loopback(_) => false,
-    }
+fn unknown_server(name: &str) -> String {
+    format!("{name:?} is no server: write 10.77.1.11 or 10.77.1.11:80")
 }
 
-fn not_an_operator(caller: &Caller) -> Option<Response> {
-    if may_order(caller, Uid::effective().as_raw()) {
-        return None;
-    }
-    let detail = format!("{caller} may not: ask as root or as the director's user");
-    Some(problem(StatusCode::FORBIDDEN, "not_an_operator", &detail))
-}
-
-async fn reload(State(shared): Core, Extension(caller): Extension<Caller>) -> Response {
-    if let Some(refused) = not_an_operator(&caller) {
-        return refused;
-    }
+async fn reload(State(shared): Core) -> Response {
     let (ask, answer) = oneshot::channel();
     let reading = Reading {
         text: None,
@@ -264,15 +245,7 @@ async fn reload(State(shared): Core, Extension(caller): Extension<Caller>) -> Re
     taken(asked(&shared.readings, reading, answer, RELOAD_LIMIT).await)
 }
 
-async fn plan(
-    State(shared): Core,
-    Extension(caller): Extension<Caller>,
-    body: Result<Json<PlanRequest>, JsonRejection>,
-) -> Response {
-    // It shows the mistakes of a file that not everybody may read.
-    if let Some(refused) = not_an_operator(&caller) {
-        return refused;
-    }
+async fn plan(State(shared): Core, body: Result<Json<PlanRequest>, JsonRejection>) -> Response {
     let request = match body {
         Ok(Json(request)) => request,
         Err(error) => {
@@ -329,15 +302,4 @@ pub(super) fn problem(status: StatusCode, code: &str, detail: &str) -> Response 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn root_and_the_directors_user_may_order() {
-        for (uid, may) in [(0, true), (7, true), (8, false)] {
-            assert_eq!(may_order(&Caller::Local { uid }, 7), may);
-        }
-        let port = Caller::Loopback(([127, 0, 0, 1], 9).into());
-        assert!(!may_order(&port, 7));
-    }
-}
+mod tests;

@@ -253,6 +253,7 @@ real_server = [{ address = "10.0.0.1:443" }, { address = "10.0.0.2:443" }]
                 .map(|(key, dest)| format!("{dest} {key}"))
                 .collect()),
             Err(Failure::Wrong(why) | Failure::Failed(why)) => Err(why),
+            Err(Failure::NotWell) => panic!("it shows nothing"),
         }
     }
 

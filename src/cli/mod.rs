@@ -1,9 +1,11 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 it failed, 2 the command line or
-//! a configuration is wrong.
+//! a configuration is wrong, 3 not all is well (`status --check`).
 
 mod check;
 mod check_config;
+mod documents;
 mod events;
+mod explain;
 mod inventory;
 mod ipvs;
 mod live;
@@ -11,6 +13,7 @@ mod members;
 mod order;
 mod reload;
 mod run;
+mod screen;
 mod status;
 
 use std::{
@@ -58,13 +61,15 @@ enum Command {
     Status(status::Arguments),
     /// Shows what happened to services, servers and replacements, and follows what happens
     Events(events::Arguments),
+    /// Says why a server is in service or not: its checks, what decides, its replacement
+    Explain(explain::Arguments),
     /// Reads the director's configuration again; a wrong one changes nothing
     Reload(reload::Reload),
     /// Says what a reload would do to IPVS, with the connections that it touches
     Plan(reload::Plan),
     /// Takes servers out at once, with their connections, until they are enabled again
     Disable(order::Out),
-    /// Gives servers no new connections, and takes them out when theirs are gone
+    /// Gives servers no new connections; they leave when those that they have are gone
     Drain(order::Drain),
     /// As drain, and does not ask servers that are out how they are
     Maintenance(order::Drain),
@@ -81,6 +86,10 @@ enum Command {
     /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it
     #[command(subcommand)]
     Ipvs(ipvs::Verb),
+    /// Prints what makes a shell complete this command line
+    Completions(documents::Completions),
+    /// Writes the man pages
+    Man(documents::Man),
 }
 
 /// Which director is asked.
@@ -101,6 +110,29 @@ impl DirectorSocket {
     }
 }
 
+/// In which form.
+#[derive(Debug, clap::Args)]
+struct Output {
+    /// For people, or for programs
+    #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
+    output: Format,
+    /// As --output json
+    #[arg(long, hide = true)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl Output {
+    fn json(&self) -> bool {
+        self.json || self.output == Format::Json
+    }
+}
+
 /// Why a command failed.
 #[derive(Debug)]
 enum Failure {
@@ -108,6 +140,8 @@ enum Failure {
     Wrong(String),
     /// It could not be done: exit status 1.
     Failed(String),
+    /// What was shown is not as it should be: exit status 3.
+    NotWell,
 }
 
 impl Failure {
@@ -131,7 +165,11 @@ impl Failure {
                 format!("no {role} at {at}: nobody listens on the socket; {start}")
             }
             io::ErrorKind::PermissionDenied => format!(
-                "no access to the {role} at {at}: be root or a member of the group understudy"
+                "no access to the {role} at {at}: be root or a member of the group understudy{}",
+                match role {
+                    "director" => ", or of one that [operators] of its configuration names",
+                    _ => "",
+                }
             ),
             _ => format!("no {role} at {at}: {source}"),
         })
@@ -154,6 +192,7 @@ pub fn main() -> ExitCode {
         Command::Check(a) => check::run(&a),
         Command::Status(a) => status::run(&a),
         Command::Events(a) => events::run(&a),
+        Command::Explain(a) => explain::run(&a),
         Command::Reload(a) => reload::reload(&a),
         Command::Plan(a) => reload::plan(&a),
         Command::Disable(a) => order::disable(&a),
@@ -164,11 +203,14 @@ pub fn main() -> ExitCode {
         Command::Members(verb) => members::run(&verb),
         Command::Inventory(verb) => inventory::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),
+        Command::Completions(a) => documents::completions(&a),
+        Command::Man(a) => documents::man(&a),
     };
     let (text, code) = match done {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Wrong(text)) => (text, 2),
         Err(Failure::Failed(text)) => (text, 1),
+        Err(Failure::NotWell) => return ExitCode::from(3),
     };
     // Nobody left to tell where standard error is gone.
     drop(writeln!(io::stderr(), "{text}"));
@@ -187,6 +229,12 @@ fn say(text: &str) -> Result<(), Failure> {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(e) => Err(Failure::failed(&e)),
     }
+}
+
+/// A document for programs.
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::failed(&e))?;
+    Ok(text + "\n")
 }
 
 fn read(path: &Path) -> Result<String, Failure> {

@@ -47,9 +47,8 @@ pub(super) struct Drain {
     servers: Servers,
     #[command(flatten)]
     terms: Terms,
-    /// After so long it is out with the connections that it has left; without it as
-    /// drain_timeout of the configuration says
-    #[arg(long, verbatim_doc_comment, value_name = "DURATION", value_parser = term)]
+    /// So long for its connections to end; without it drain_timeout
+    #[arg(long, value_name = "DURATION", value_parser = term)]
     timeout: Option<Duration>,
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Reload {
 /// Which configuration.
 #[derive(Debug, clap::Args)]
 pub(super) struct Plan {
-    /// The configuration to look at; without it the file of the director, as it is now
+    /// The configuration to look at; without it the director's own file as it is now
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the answer as JSON

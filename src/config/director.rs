@@ -3,6 +3,7 @@
 mod check;
 mod guard;
 mod hooks;
+mod operators;
 mod service;
 
 use std::{
@@ -20,13 +21,14 @@ use toml::Spanned;
 use self::{
     check::{OneOrMany, RawCheck, RawDamping, RawNeed},
     hooks::{RawMail, RawSmtp, RawWebhook},
+    operators::RawOperators,
     service::RawTunnel,
 };
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Hooks, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal, Scheduler,
-    ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
+    ForwardMethod, Hooks, Marks, OnFailure, Operators, Persistence, Protocol, QuorumRule, Removal,
+    Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -50,6 +52,8 @@ pub struct Director {
     pub drain_timeout: Duration,
     /// Firewall marks for hidden services.
     pub probe_marks: Marks,
+    /// Which groups may use the operator socket; none: whom its permissions let in, to ask.
+    pub operators: Option<Operators>,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
     /// The provisioner, if servers are to be replaced.
@@ -245,6 +249,7 @@ impl VirtualService {
 struct Raw {
     director: RawDirector,
     provisioner: Option<RawProvisioner>,
+    operators: Option<RawOperators>,
     metrics: Option<RawMetrics>,
     replacement: Option<RawReplacement>,
     mass_failure: Option<guard::RawMassFailure>,
@@ -382,6 +387,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         Duration::from_secs(300),
     );
     let provisioner = raw.provisioner.as_ref().map(|p| r.provisioner(p));
+    let operators = raw.operators.as_ref().map(|o| r.operators(o));
     let metrics = raw
         .metrics
         .as_ref()
@@ -459,6 +465,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         resync,
         drain_timeout,
         probe_marks,
+        operators,
         metrics,
         provisioner,
         replacement,

@@ -8,6 +8,7 @@ mod aftermath;
 mod certificates;
 mod doubt;
 pub mod events;
+pub mod explain;
 pub mod findings;
 mod guard;
 mod incident;

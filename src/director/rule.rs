@@ -46,6 +46,8 @@ pub enum Rule {
     Replaced(DestKey),
     /// A sorry server that nobody needs, or that takes no connections.
     StandsBy,
+    /// In the kernel's table, named by nobody: somebody else added it.
+    Foreign,
 }
 
 impl Rule {
@@ -72,7 +74,36 @@ impl Rule {
             | Self::Disabled
             | Self::Awaited
             | Self::Replaced(_)
-            | Self::StandsBy => false,
+            | Self::StandsBy
+            | Self::Foreign => false,
+        }
+    }
+
+    /// The word in `explain`'s JSON: a closed set.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Unchecked => "unchecked",
+            Self::Advised => "advised",
+            Self::AdviceAwaited => "advice_awaited",
+            Self::Adopted => "adopted",
+            Self::OrderedWeight => "ordered_weight",
+            Self::SorryServes => "sorry_serves",
+            Self::Unclaimed => "unclaimed",
+            Self::Failed => "failed",
+            Self::HeldOut => "held_out",
+            Self::Drained => "drained",
+            Self::QuorumLost => "quorum_lost",
+            Self::Disabled => "disabled",
+            Self::Awaited => "awaited",
+            Self::Replaced(_) => "replaced",
+            Self::StandsBy => "stands_by",
+            Self::Foreign => "foreign",
+            Self::DrainedOut => "drained_out",
+            Self::Leaving => "leaving",
+            Self::Doubted => "doubted",
+            Self::Panic => "panic",
         }
     }
 

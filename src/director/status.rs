@@ -9,7 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Core, Link, Stage, ways::diagnosis};
+use super::{
+    Core, Link, Rule, Stage,
+    explain::{Counts, found, since},
+    ways::diagnosis,
+};
 use crate::{
     config::VirtualService,
     health::{BLIND, CheckState, Health, Standing},
@@ -91,6 +95,15 @@ pub struct ServerStatus {
     pub since_s: Option<u64>,
     /// Weight in the kernel; none where it is not there.
     pub weight: Option<u32>,
+    /// Weight that the kernel is to have; none where it is to be out.
+    #[serde(default)]
+    pub wanted: Option<u32>,
+    /// What holds it in or out: a label of [`super::Rule`].
+    #[serde(default)]
+    pub rule: String,
+    /// What the kernel counts, where it could be asked.
+    #[serde(default)]
+    pub connections: Option<Counts>,
     /// What an operator ordered of it.
     #[serde(default)]
     pub order: Option<Order>,
@@ -212,18 +225,14 @@ impl Core {
         let kernel = self.applied.kernel.get(&key);
         let mut dests: BTreeSet<_> = self.watched(key).collect();
         dests.extend(kernel.iter().flat_map(|k| k.keys()));
+        let seats = config.map(|config| self.seats(key, config));
+        let seats = seats.unwrap_or_default();
         let server = |dest| {
+            let seat = seats.get(&dest);
             let standing = self.standing(key, dest);
             let health = standing.map(Standing::verdict);
-            let configured = config.is_some_and(|c| c.servers.contains_key(&dest));
-            let sorry = config.is_some_and(|c| c.sorry.contains_key(&dest));
             let unchecked = config.is_some_and(|c| !c.checks_of(&dest).any());
-            let since = |at: MonoTime| Some(now.since(at).as_secs());
-            let since_s = match health {
-                Some(Health::Up { .. }) if unchecked => None,
-                Some(Health::Up { since: at, .. } | Health::Down { since: at, .. }) => since(at),
-                Some(Health::Unknown { .. }) | None => None,
-            };
+            let since_s = health.filter(|_| !unchecked).and_then(|h| since(h, now));
             let reason = config.zip(standing).and_then(|(config, standing)| {
                 why(
                     config,
@@ -234,16 +243,7 @@ impl Core {
                 )
             });
             let weight = kernel.and_then(|k| k.get(&dest)).map(|a| a.weight.get());
-            let serves = |d| {
-                kernel
-                    .and_then(|k| k.get(d))
-                    .is_some_and(|a| a.weight.get() > 0)
-            };
-            let yields = weight == Some(0)
-                && !sorry
-                && !self.quorum(key).is_held()
-                && self.order(key, dest).is_none()
-                && config.is_some_and(|c| c.sorry.keys().any(serves));
+            let yields = seat.is_some_and(|seat| seat.rule == Rule::QuorumLost);
             let reason = reason.or_else(|| {
                 yields.then(|| "the quorum is lost: it keeps its connections, new ones go to the sorry servers".to_owned())
             });
@@ -254,13 +254,7 @@ impl Core {
                 });
             ServerStatus {
                 server: dest.to_string(),
-                kind: match (configured, health) {
-                    _ if sorry => "sorry",
-                    (true, _) => "configured",
-                    (false, Some(_)) => "stand-in",
-                    (false, None) => "unclaimed",
-                }
-                .to_owned(),
+                kind: self.kind(key, dest).to_owned(),
                 health: match health {
                     Some(_) if unchecked => "unchecked",
                     Some(health) => health.label(),
@@ -271,6 +265,12 @@ impl Core {
                 checks,
                 since_s,
                 weight,
+                wanted: seat.and_then(|seat| seat.attrs).map(|a| a.weight.get()),
+                rule: seat
+                    .map_or(Rule::Foreign, |seat| seat.rule)
+                    .label()
+                    .to_owned(),
+                connections: None,
                 order: self.order(key, dest).cloned(),
             }
         };
@@ -285,7 +285,11 @@ impl Core {
         }
     }
 
-    fn quorum_status(&self, key: ServiceKey, config: &VirtualService) -> Option<QuorumStatus> {
+    pub(super) fn quorum_status(
+        &self,
+        key: ServiceKey,
+        config: &VirtualService,
+    ) -> Option<QuorumStatus> {
         let held = self.quorum(key).is_held();
         if held && config.sorry.is_empty() && config.quorum == QuorumRule::default() {
             return None;
@@ -315,7 +319,7 @@ impl Core {
         config.map(|c| c.drift).unwrap_or_default()
     }
 
-    fn drift_status(&self) -> Vec<DriftStatus> {
+    pub(super) fn drift_status(&self) -> Vec<DriftStatus> {
         let one = |d: &Difference| DriftStatus {
             service: d.service,
             server: d.dest.map(|d| d.to_string()),
@@ -327,7 +331,7 @@ impl Core {
         self.applied.drift.values().flatten().map(one).collect()
     }
 
-    fn incident_status(&self, now: MonoTime) -> Vec<IncidentStatus> {
+    pub(super) fn incident_status(&self, now: MonoTime) -> Vec<IncidentStatus> {
         let one = |(failed, incident): (&IpAddr, &super::Incident)| {
             let (stage, replacement, detail) = match &incident.stage {
                 Stage::Open => {
@@ -586,20 +590,13 @@ fn check_status(checks: &Checks, standing: &Standing) -> Vec<CheckStatus> {
     if standing.checks().len() < 2 && standing.checks().iter().all(fine) {
         return Vec::new();
     }
-    let one = |(check, state): (&Arc<CheckSpec>, &CheckState)| {
-        let found = match state.last {
+    let one = |(check, state): (&Arc<CheckSpec>, &CheckState)| CheckStatus {
+        check: check.kind.label().to_owned(),
+        health: state.health.label().to_owned(),
+        found: match state.last {
             None => "not asked yet".to_owned(),
-            Some(Outcome::Pass) => "passed".to_owned(),
-            Some(Outcome::Fail(reason)) => reason.to_string(),
-        };
-        CheckStatus {
-            check: check.kind.label().to_owned(),
-            health: state.health.label().to_owned(),
-            found: match &state.detail {
-                Some(detail) => format!("{found}: {detail}"),
-                None => found,
-            },
-        }
+            Some(last) => found(last, state.detail.as_deref()),
+        },
     };
     checks.all.iter().zip(standing.checks()).map(one).collect()
 }

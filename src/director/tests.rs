@@ -1,4 +1,5 @@
 mod aftermath;
+mod explain;
 mod failure;
 mod guards;
 mod orders;

@@ -18,6 +18,8 @@ pub struct CheckState {
     pub health: Health,
     /// What the last probe found.
     pub last: Option<Outcome>,
+    /// When it was.
+    pub at: Option<MonoTime>,
     /// What is worth knowing beside it.
     pub detail: Option<Arc<str>>,
     /// What the last probe that passed said of the weight.
@@ -78,6 +80,7 @@ impl Standing {
         let state = |check: &Arc<CheckSpec>| CheckState {
             health: Health::unknown(if was_out { check.timing.rise } else { 1 }),
             last: None,
+            at: None,
             detail: None,
             advice: None,
             gone: 0,
@@ -200,6 +203,7 @@ impl Standing {
         };
         let (said, awaited) = (state.say(), state.awaited(spec));
         state.last = Some(found.outcome);
+        state.at = Some(now);
         state.detail.clone_from(&found.detail);
         if found.certificate_ends.is_some() {
             state.certificate_ends = found.certificate_ends;

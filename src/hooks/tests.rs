@@ -62,6 +62,7 @@ fn open(listener: TcpListener, answers: &[u16]) -> Open {
     let router = Router::new().route("/lvs", post(take)).with_state(receiver);
     let limits = Limits {
         connections: 8,
+        reserved: 0,
         header: LIMIT,
         lasting: LIMIT,
         keep_alive: true,

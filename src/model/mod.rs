@@ -2,6 +2,7 @@
 //!
 //! Values are parsed at the edge into types that cannot be wrong; names are LVS's own.
 
+mod access;
 mod check;
 mod drift;
 mod event;
@@ -19,6 +20,7 @@ mod sysctl;
 mod time;
 pub mod wire;
 
+pub use access::{Access, GroupName, Operators, Right};
 pub use check::{
     Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
     Expect, ExternalCheck, FailClass, FailReason, FileCheck, Found, GrpcCheck, HttpCheck,

@@ -80,6 +80,7 @@ const LIMITS: Limits = Limits {
     header: Duration::from_secs(20),
     lasting: Duration::from_secs(24 * 3600),
     keep_alive: true,
+    reserved: 0,
 };
 
 /// Answers at `doors` until `stop`.
@@ -227,7 +228,7 @@ fn replacement_id(id: &str) -> Result<ReplacementId, Refusal> {
 /// may change it, and nobody at the port, where a caller has no name.
 fn operator(caller: &Caller) -> Result<(), Refusal> {
     match caller {
-        Caller::Local { uid } if *uid == 0 || *uid == Uid::effective().as_raw() => Ok(()),
+        Caller::Local { uid, .. } if *uid == 0 || *uid == Uid::effective().as_raw() => Ok(()),
         Caller::Local { .. } | Caller::Loopback(_) => Err(Refusal::new(
             StatusCode::FORBIDDEN,
             "not_an_operator",

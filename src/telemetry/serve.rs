@@ -27,6 +27,7 @@ const LIMITS: Limits = Limits {
     header: Duration::from_secs(2),
     lasting: Duration::from_secs(10),
     keep_alive: false,
+    reserved: 0,
 };
 
 /// `/healthz` calls a core dead whose heart has not beaten for this long.

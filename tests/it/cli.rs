@@ -42,13 +42,16 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 31] = [
+const SUBCOMMANDS: [&[&str]; 34] = [
     &[],
     &["director"],
     &["provisioner"],
     &["check"],
     &["check-config"],
     &["status"],
+    &["explain"],
+    &["completions"],
+    &["man"],
     &["reload"],
     &["plan"],
     &["disable"],
@@ -117,7 +120,10 @@ fn a_command_line_that_says_too_little_or_nonsense_ends_with_2() {
         (&["check-config"], "<PATH>..."),
         (&["director"], "--config <FILE>"),
         (&["--verbose"], "unexpected argument '--verbose'"),
-        (&["status", "--jsno"], "a similar argument exists: '--json'"),
+        (
+            &["status", "--wacth"],
+            "a similar argument exists: '--watch'",
+        ),
         (&["statsu"], "a similar subcommand exists: 'status'"),
         (
             &["provisioner", "--config", "x", "--log-format", "xml"],

@@ -8,6 +8,7 @@
 
 mod check;
 mod cli;
+mod documents;
 mod inventory;
 mod logs;
 mod metrics;
@@ -17,3 +18,4 @@ mod ssh;
 mod support;
 mod systemd;
 mod units;
+mod watch;

@@ -139,8 +139,8 @@ fn users_and_the_socket_folder_fit_the_units() {
     let line = folder.lines().find(|l| !l.starts_with('#')).unwrap();
     assert_eq!(
         line.split_whitespace().collect::<Vec<_>>(),
-        // Set-group-ID and sticky; nothing for others.
-        ["d", "/run/understudy", "3770", "root", "understudy", "-"]
+        // Set-group-ID and sticky; others may pass, to a socket that lets them in.
+        ["d", "/run/understudy", "3771", "root", "understudy", "-"]
     );
     // Whoever ran a director before: the unit's user can open its lock.
     let lock = folder.lines().find(|l| l.starts_with('f')).unwrap();

@@ -31,6 +31,8 @@ mod lab_smoke;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod operators;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod reload;

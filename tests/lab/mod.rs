@@ -182,6 +182,11 @@ impl Lab {
         Process::start(self, name, env!("CARGO_BIN_EXE_understudy"), args, env)
     }
 
+    /// Starts whatever program there.
+    pub(crate) fn process(&self, name: &str, program: &str, args: &[&str]) -> Process<'_> {
+        Process::start(self, name, program, args, &[])
+    }
+
     /// Runs a command in the director's namespace to its end; its output, or a panic that shows it.
     pub(crate) fn on_director(&self, program: &str, args: &[&str]) -> String {
         let mut command = Command::new(program);

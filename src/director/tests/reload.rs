@@ -5,7 +5,7 @@ use crate::model::{Order, OrderedPlace, Reloaded, Wish};
 use crate::reconcile::plan;
 
 impl World {
-    fn reload(&mut self, text: &str) -> Vec<Note> {
+    pub(super) fn reload(&mut self, text: &str) -> Vec<Note> {
         self.reload_onto(text, Kernel::new())
     }
 

@@ -1,5 +1,6 @@
 //! What a check asks, from where and when, and what a probe found.
 
+mod asks;
 mod kind;
 mod reason;
 

@@ -293,9 +293,15 @@ async fn only_an_operator_at_the_socket_changes_the_inventory() {
     }
     assert_eq!(rig.store.servers().await.unwrap(), []);
     let me = Uid::effective().as_raw();
-    assert!(operator(&Caller::Local { uid: 0 }).is_ok());
-    assert!(operator(&Caller::Local { uid: me }).is_ok());
-    assert!(operator(&Caller::Local { uid: me + 1 }).is_err());
+    assert!(operator(&Caller::Local { uid: 0, gid: 0 }).is_ok());
+    assert!(operator(&Caller::Local { uid: me, gid: 0 }).is_ok());
+    assert!(
+        operator(&Caller::Local {
+            uid: me + 1,
+            gid: 0
+        })
+        .is_err()
+    );
 }
 
 #[tokio::test]

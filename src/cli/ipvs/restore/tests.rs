@@ -198,6 +198,7 @@ fn what_was_made_before_an_error_is_said() {
     let text = |pass, done| match unread(&error, pass, done) {
         Failure::Failed(text) => text,
         Failure::Wrong(text) => panic!("{text}"),
+        Failure::NotWell => panic!("it shows nothing"),
     };
     assert!(text(1, Tally::default()).ends_with("; nothing was changed"));
     assert!(text(2, done).ends_with("; made before: 2 added, 0 changed, 0 removed"));
