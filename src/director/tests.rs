@@ -2,6 +2,7 @@ mod aftermath;
 mod failure;
 mod guards;
 mod orders;
+mod policy;
 mod quorum;
 mod reload;
 mod sequences;
