@@ -31,7 +31,7 @@ use crate::{
     config::{self, Witness},
     director::{Core, Effects, Event, Guard, Known, Note, Outbox, status::Status},
     health::Standing,
-    model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey},
+    model::{MonoTime, OrderAnswer, OrderedPlace, Removal, ServiceKey, StopPolicy},
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
         Chain,
@@ -61,6 +61,8 @@ pub struct Inputs {
     pub questions: mpsc::Receiver<Question>,
     /// Configurations that were read.
     pub loads: mpsc::Receiver<Load>,
+    /// Each a step towards the end.
+    pub stops: mpsc::Receiver<oneshot::Sender<StopPolicy>>,
     /// What of this host does not fit.
     pub host: watch::Receiver<Vec<String>>,
 }
@@ -71,6 +73,7 @@ enum Input {
     Event(Event),
     Question(Question),
     Load(Box<Load>),
+    Stop(oneshot::Sender<StopPolicy>),
     Written(Result<(), state_file::Error>),
     Beat,
 }
@@ -183,6 +186,7 @@ impl Shell {
                 }
                 Some(answer) = inputs.questions.recv() => Input::Question(answer),
                 Some(load) = inputs.loads.recv() => Input::Load(Box::new(load)),
+                Some(answer) = inputs.stops.recv() => Input::Stop(answer),
                 kept = self.memory.written() => Input::Written(kept),
                 () = &mut sleep => Input::Beat,
             };
@@ -204,6 +208,12 @@ impl Shell {
                 }
                 Input::Question(Question::Order(ordering)) => self.order(*ordering, now),
                 Input::Load(load) => self.load(*load, now).await,
+                Input::Stop(answer) => {
+                    self.take(Event::Stop, now);
+                    if answer.send(self.core.stop_policy()).is_err() {
+                        tracing::debug!("nobody waits for the end any more");
+                    }
+                }
                 Input::Written(kept) => {
                     self.kept(kept);
                     self.remember();

@@ -11,6 +11,7 @@ pub mod provisioner;
 mod reader;
 pub mod reload;
 pub mod state_file;
+mod stop;
 mod ways;
 mod witnesses;
 

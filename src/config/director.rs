@@ -1,9 +1,11 @@
 //! `director.toml`.
 
 mod check;
-mod guard;
 mod group;
+mod guard;
+mod keeping;
 mod service;
+mod stop;
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +22,14 @@ use toml::Spanned;
 use self::{
     check::{OneOrMany, RawCheck, RawDamping, RawNeed},
     group::{Families, Listed, server_address},
+    keeping::Needs,
     service::RawTunnel,
 };
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal, Scheduler,
-    ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
+    ForwardMethod, Keeping, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal,
+    Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, StopPolicy, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -44,6 +47,8 @@ pub struct Director {
     pub shadow: bool,
     /// Whether services in the kernel that stand in no configuration are removed.
     pub exclusive: bool,
+    /// What becomes of the services when it is told to end.
+    pub stop: StopPolicy,
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
     /// How long a server that is drained may keep its connections.
@@ -219,6 +224,9 @@ pub struct VirtualService {
     pub on_failure: OnFailure,
     /// How few of them may be left.
     pub panic: PanicRule,
+    /// What becomes of the persistent clients of one that is quiesced; as the kernel's setting is, where it
+    /// is not said.
+    pub keeping: Option<Keeping>,
     /// How much of them it takes.
     pub quorum: QuorumRule,
     /// Who serves while the quorum is lost.
@@ -262,6 +270,8 @@ struct RawDirector {
     #[serde(default)]
     exclusive: bool,
     resync: Option<Spanned<String>>,
+    on_stop: Option<Spanned<String>>,
+    stop_timeout: Option<Spanned<String>>,
     drift: Option<Spanned<String>>,
     drain_timeout: Option<Spanned<String>>,
     probe_marks: Option<Spanned<String>>,
@@ -315,9 +325,10 @@ struct RawService {
     damping: Option<RawDamping>,
     #[serde(default)]
     real_server: Vec<RawServer>,
-    on_failure: Option<RawOnFailure>,
     panic_threshold: Option<Spanned<String>>,
     panic: Option<Spanned<String>>,
+    on_failure: Option<Spanned<RawOnFailure>>,
+    persistence_on_failure: Option<Spanned<String>>,
     quorum: Option<Spanned<i64>>,
     hysteresis: Option<Spanned<i64>>,
     #[serde(default)]
@@ -353,6 +364,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         bad: Diagnostics::new(path, source),
         own: None,
         marks: Marks::default(),
+        templates: None,
     };
     let unspecified = IpAddr::from([0, 0, 0, 0]);
     let name = r.value(&raw.director.name, |t| t.parse::<DirectorName>());
@@ -369,6 +381,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         Duration::from_millis(100),
         "resync",
     );
+    let stop = r.stop(&raw.director);
     let drift = r.drift(raw.director.drift.as_ref(), DriftPolicy::default());
     let drain_timeout = r.duration(
         raw.director.drain_timeout.as_ref(),
@@ -407,7 +420,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         then: r.after_replacement(policy),
     };
     let mass_failure = raw.mass_failure.as_ref().map(|m| r.mass_failure(m));
-    let kernel = raw.kernel.read(&mut r.bad);
+    let mut kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for raw in &raw.virtual_service {
@@ -434,6 +447,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
             services.insert(key, service);
         }
     }
+    r.declare_setting(&mut kernel);
     let Some(name) = name else {
         return Err(r.bad.sorted());
     };
@@ -453,6 +467,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         socket,
         shadow: false,
         exclusive,
+        stop,
         resync,
         drain_timeout,
         probe_marks,
@@ -463,16 +478,6 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         kernel,
         services,
     })
-}
-
-fn on_failure(raw: Option<&RawOnFailure>) -> OnFailure {
-    let usual = OnFailure::default();
-    let Some(raw) = raw else { return usual };
-    OnFailure {
-        gone: raw.gone.unwrap_or(usual.gone),
-        busy: raw.busy.unwrap_or(usual.busy),
-        certificate: raw.certificate.unwrap_or(usual.certificate),
-    }
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -499,6 +504,8 @@ struct Reader {
     own: Option<IpAddr>,
     /// Firewall marks for probes.
     marks: Marks,
+    /// What services need of the setting that says what becomes of persistent clients.
+    templates: Option<Needs>,
 }
 
 impl Reader {
@@ -687,9 +694,11 @@ impl Reader {
                 wrong(format!("sorry server {dest} stands a second time in {key}"));
             }
         }
+        let (on_failure, keeping) = self.on_failure(key, s);
         VirtualService {
-            on_failure: on_failure(s.on_failure.as_ref()),
             panic: self.panic(s),
+            on_failure,
+            keeping,
             quorum: self.quorum(s, &servers),
             sorry,
             sorry_checks,

@@ -19,6 +19,7 @@ mod rule;
 mod service;
 pub mod settings;
 pub mod status;
+pub mod stopping;
 pub mod ways;
 
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub use incident::{Incident, Stage};
 use leaving::LeavingService;
 use orders::Ordered;
 pub use rule::{Rule, Seat};
+use stopping::Stopping;
 use ways::{Ways, diagnosis};
 
 pub use leaving::Connections;
@@ -88,6 +90,8 @@ pub enum Event {
     Reload(Box<Reload>),
     /// A pass over the kernel's table ended.
     Applied(Applied),
+    /// The director is to end: one step further.
+    Stop,
     /// Time went on.
     Tick,
     /// This process or host was stopped for a while: what was seen before says nothing of now.
@@ -272,6 +276,8 @@ pub struct Core {
     ways: Ways,
     /// The hidden services that the kernel had when the targets were made.
     ways_there: BTreeSet<ServiceKey>,
+    /// Where the director ends, how far it has come.
+    stopping: Option<Stopping>,
 }
 
 impl Core {
@@ -324,6 +330,7 @@ impl Core {
             applied: Applied::default(),
             ways,
             ways_there: BTreeSet::new(),
+            stopping: None,
         };
         match start.recall {
             Recall::Known(memory) => core.remember(memory, start.now, start.wall, &start.dropped),
@@ -430,6 +437,7 @@ impl Core {
                 self.review_leaving(now, &mut fx);
                 self.review_mass(false, now, &mut fx);
             }
+            Event::Stop => self.stop(&mut fx),
             Event::Woke => self.woke(now),
         }
         for key in fx.dirty.clone() {

@@ -23,9 +23,11 @@ impl Core {
     /// What is wanted of a configured service, or of one that leaves; `None` for another.
     #[must_use]
     pub fn desired(&self, key: ServiceKey) -> Option<plan::Want> {
-        if let Some(want) = self.ways.desired(key) {
-            return Some(want);
-        }
+        let want = self.ways.desired(key).or_else(|| self.wanted(key))?;
+        self.while_stopping(key, want)
+    }
+
+    fn wanted(&self, key: ServiceKey) -> Option<plan::Want> {
         let Some(config) = self.config.services.get(&key) else {
             let part = self.leaving.get(&key)?;
             return Some(plan::Want {

@@ -6,6 +6,7 @@ mod policy;
 mod quorum;
 mod reload;
 mod sequences;
+mod stopping;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 

@@ -11,6 +11,7 @@ mod ipvs;
 mod marks;
 mod order;
 mod ownership;
+mod policy;
 mod reload;
 mod step;
 mod sysctl;
@@ -36,6 +37,7 @@ pub use ipvs::{
 pub use marks::{Marks, NotMarks};
 pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish, parse_server};
 pub use ownership::Ownership;
+pub use policy::{Keeping, NotOnStop, OnStop, StopPolicy};
 pub use reload::{
     Count, PlanRequest, Planned, PlannedStandIn, PlannedStep, ReloadAnswer, Reloaded,
 };

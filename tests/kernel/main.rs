@@ -29,6 +29,8 @@ mod lab_smoke;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod persistence;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod reload;
@@ -38,6 +40,8 @@ mod replace;
 mod scene;
 #[cfg(test)]
 mod settings;
+#[cfg(test)]
+mod stopping;
 #[cfg(test)]
 mod through;
 #[cfg(test)]

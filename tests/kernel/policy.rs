@@ -71,7 +71,7 @@ sorry_server = [{{ address = "10.77.1.13:80", weight = 3 }}]
 }
 
 /// It answers 503 as long as the file is there, and goes on with who is connected.
-const BUSY_SITE: &str = r#"server {
+pub(crate) const BUSY_SITE: &str = r#"server {
     listen 80 default_server;
     default_type text/plain;
     location = /health { if (-f /tmp/busy) { return 503; } return 200; }
