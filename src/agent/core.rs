@@ -490,6 +490,9 @@ impl Shell {
                 warn!(%service, server = %dest, seconds = left.as_secs(), "real server passes its checks again, and is held out because it came and went; another fall lengthens that");
                 m.held_out.inc();
             }
+            Note::Ramps(service, dest, over) => {
+                info!(%service, server = %dest, seconds = over.as_secs(), "real server gets its share of new connections step by step (slow_start)");
+            }
             Note::Blind(service, dest, check, detail) => {
                 let detail = detail.as_deref().unwrap_or_default();
                 warn!(%service, server = %dest, check, detail, "a check cannot be made on this host: nobody knows how the real server is, it stays as it is");

@@ -264,7 +264,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         )
     });
     info!(director = %config.name, services = keys.len(), "director started");
-    let ended = tasks.run(wind_down.run(), GRACE).await;
+    let ended = tasks.run(Box::pin(wind_down.run()), GRACE).await;
     systemd::stopping();
     info!("director stopped");
     ended.map_err(Error::Ended)

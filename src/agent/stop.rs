@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::reader::Reader;
 use crate::{
-    director::stopping::connections_left,
+    director::{HANDSHAKE, stopping::connections_left},
     model::{KernelTable, OnStop, ServiceKey, StopPolicy},
     reconcile::plan::Desired,
     systemd,
@@ -121,10 +121,18 @@ impl WindDown {
             limit_s = limit.as_secs(),
             "director ends: its servers get no new connections, those that they have may end; another SIGTERM ends the wait"
         );
+        let mut idle = None;
         let what = |wanted: &Desired, table: &KernelTable| match connections_left(wanted, table) {
             None => Some("its servers are not at weight 0 yet".to_owned()),
-            Some(0) => None,
-            Some(n) => Some(format!("{n} connections are left")),
+            Some(0) => {
+                let since: &mut Instant = idle.get_or_insert_with(Instant::now);
+                (since.elapsed() < HANDSHAKE)
+                    .then(|| "connections may be on their way still".to_owned())
+            }
+            Some(n) => {
+                idle = None;
+                Some(format!("{n} connections are left"))
+            }
         };
         match self.wait(ours, limit, what).await {
             None => info!("no connection is left"),
@@ -152,7 +160,7 @@ impl WindDown {
         &mut self,
         ours: &BTreeSet<ServiceKey>,
         limit: Duration,
-        left: impl Fn(&Desired, &KernelTable) -> Option<String>,
+        mut left: impl FnMut(&Desired, &KernelTable) -> Option<String>,
     ) -> Option<String> {
         let until = Instant::now() + limit;
         let mut reader = Reader::default();

@@ -28,8 +28,8 @@ use self::{
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Keeping, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal,
-    Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, StopPolicy, Sysctl, Tunnel, Weight,
+    ForwardMethod, Initial, Keeping, Marks, OnFailure, OnStop, Persistence, Protocol, QuorumRule,
+    Removal, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, StopPolicy, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -78,6 +78,11 @@ impl Director {
         socket.push(".shadow");
         Self {
             shadow: true,
+            // It has nothing there that it could take away.
+            stop: StopPolicy {
+                on_stop: OnStop::Leave,
+                ..self.stop
+            },
             exclusive: false,
             provisioner: None,
             kernel: Vec::new(),
@@ -220,6 +225,10 @@ pub struct VirtualService {
     pub damping: Damping,
     /// Its real servers, with what the kernel is told of each in service.
     pub servers: BTreeMap<DestKey, DestAttrs>,
+    /// How one comes in that is new.
+    pub initial: Initial,
+    /// How long one that comes in takes to get its whole share of new connections.
+    pub slow_start: Option<Duration>,
     /// What becomes of one that fails.
     pub on_failure: OnFailure,
     /// How few of them may be left.
@@ -327,6 +336,8 @@ struct RawService {
     real_server: Vec<RawServer>,
     panic_threshold: Option<Spanned<String>>,
     panic: Option<Spanned<String>>,
+    initial: Option<Spanned<String>>,
+    slow_start: Option<Spanned<String>>,
     on_failure: Option<Spanned<RawOnFailure>>,
     persistence_on_failure: Option<Spanned<String>>,
     quorum: Option<Spanned<i64>>,
@@ -697,6 +708,8 @@ impl Reader {
         let (on_failure, keeping) = self.on_failure(key, s);
         VirtualService {
             panic: self.panic(s),
+            initial: self.initial(s),
+            slow_start: self.slow_start(s, &attrs.scheduler, &servers),
             on_failure,
             keeping,
             quorum: self.quorum(s, &servers),

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Arrival, Core, Effects, LeavingService, Note, Rule, Seat};
+use super::{Arrival, Core, Effects, LeavingService, Note, Rule, Seat, ramp::is_whole};
 use crate::{
     config::VirtualService,
     health::{Health, Quorum, Standing},
@@ -95,6 +95,7 @@ impl Core {
                 seats.entry(*dest).or_insert(stranger);
             }
         }
+        self.ramped(key, config, &mut seats);
         let leaving = self.leaving.get(&key).into_iter();
         for (dest, attrs) in leaving.flat_map(LeavingService::drained) {
             let seat = seats.entry(dest).or_insert(Seat::out(Rule::Awaited));
@@ -250,6 +251,9 @@ impl Core {
                     Removal::Quiesce => Seat::quiesced(rule, attrs),
                 }
             }
+            Health::Unknown { .. } if found.is_none() && self.let_in.contains(&(key, dest)) => {
+                Seat::has(Rule::LetIn, attrs)
+            }
             Health::Unknown { .. } => adopted(found, attrs),
         }
     }
@@ -339,6 +343,12 @@ impl Core {
         if targets(&self.health).eq(targets(&wanted)) {
             return false;
         }
+        let new = targets(&wanted).filter(|(key, dest)| {
+            let known = self.health.get(*key);
+            is_whole(arrival, known.is_some()) && known.is_none_or(|d| !d.contains_key(*dest))
+        });
+        let new = new.map(|(key, dest)| (*key, *dest)).collect();
+        self.comes_in_whole(new);
         let old = mem::replace(&mut self.health, wanted);
         for (key, dests) in old {
             let Some(stay) = self.health.get_mut(&key) else {

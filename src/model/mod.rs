@@ -37,7 +37,7 @@ pub use ipvs::{
 pub use marks::{Marks, NotMarks};
 pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish, parse_server};
 pub use ownership::Ownership;
-pub use policy::{Keeping, NotOnStop, OnStop, StopPolicy};
+pub use policy::{Initial, Keeping, NotOnStop, OnStop, Ramping, StopPolicy};
 pub use reload::{
     Count, PlanRequest, Planned, PlannedStandIn, PlannedStep, ReloadAnswer, Reloaded,
 };

@@ -4,6 +4,8 @@ use std::{str::FromStr, time::Duration};
 
 use serde::Deserialize;
 
+use super::Scheduler;
+
 /// What becomes of the persistent clients of a server that was quiesced: of their next connections, not of
 /// those that they have.
 ///
@@ -76,4 +78,59 @@ pub struct StopPolicy {
     pub on_stop: OnStop,
     /// How long a drain lasts at most.
     pub timeout: Duration,
+}
+
+/// How a server comes in that is new to the director.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Initial {
+    /// When it has passed its checks.
+    #[default]
+    Down,
+    /// At once; it leaves when it fails.
+    Up,
+}
+
+/// How a weight that grows step by step is to be told to a scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ramping {
+    /// All weights of a service may be multiplied: only their proportions matter.
+    Scaled,
+    /// As it is: a weight is compared with connections, too.
+    Whole,
+    /// Not at all, and why.
+    Never(&'static str),
+}
+
+impl Scheduler {
+    /// What a slow start may do with the weights of its service (net/netfilter/ipvs, Linux 6.1).
+    ///
+    /// - `wlc`, `sed`, `nq` and `twos` divide connections by weights, `wrr` deals turns by them and takes out their
+    ///   common divisor: a common factor changes nothing. `nq` gives an idle server a connection whatever its weight.
+    /// - `lblc` and `lblcr` choose as `wlc`, and call a server overloaded that has more connections than weight
+    ///   (`is_overloaded`): a factor would change that.
+    /// - `rr` and `lc` see of a weight only whether it is 0. `dh` too.
+    /// - `sh` and `mh` lay out their tables by weights: each step would move clients.
+    /// - `fo` takes the highest weight alone, `ovf` the highest that has fewer connections than weight: there a weight
+    ///   is a rank.
+    #[must_use]
+    pub fn ramping(&self) -> Ramping {
+        match self.0.as_str() {
+            "wlc" | "sed" | "nq" | "twos" | "wrr" => Ramping::Scaled,
+            "lblc" | "lblcr" => Ramping::Whole,
+            "rr" => Ramping::Never("it ignores weights: take wrr"),
+            "lc" => Ramping::Never("it ignores weights: take wlc"),
+            "sh" | "mh" => Ramping::Never(
+                "clients are spread by weights, and each step would move some: take another scheduler, or leave slow_start out",
+            ),
+            "dh" => Ramping::Never(
+                "it ignores weights: take another scheduler, or leave slow_start out",
+            ),
+            "fo" | "ovf" => Ramping::Never(
+                "a weight is a rank there: take another scheduler, or leave slow_start out",
+            ),
+            _ => Ramping::Never(
+                "nobody here knows what it makes of weights: take another scheduler, or leave slow_start out",
+            ),
+        }
+    }
 }

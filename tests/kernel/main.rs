@@ -41,6 +41,8 @@ mod scene;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod slow_start;
+#[cfg(test)]
 mod stopping;
 #[cfg(test)]
 mod through;
