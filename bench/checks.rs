@@ -485,6 +485,7 @@ fn with_director(kind: &str, port: u16, count: u32, look: impl AsyncFnOnce(&Coun
         let (_events, events) = mpsc::channel(1);
         let (_questions, questions) = mpsc::channel(1);
         let (_loads, loads) = mpsc::channel(1);
+        let (_stops, stops) = mpsc::channel(1);
         let (_host, host) = watch::channel(Vec::new());
         let lock = lock::take(&config).await.unwrap();
         let shell = Shell::new(core, (file, lock), metrics, out);
@@ -494,6 +495,7 @@ fn with_director(kind: &str, port: u16, count: u32, look: impl AsyncFnOnce(&Coun
             applied,
             questions,
             loads,
+            stops,
             host,
         };
         let stop = CancellationToken::new();

@@ -32,6 +32,13 @@ pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
+/// Says that the end takes so much longer, counted from now: the service manager waits for it, beyond its
+/// own limit too.
+pub fn stopping_takes(longer: Duration) {
+    let longer = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
+    send(&[NotifyState::ExtendTimeoutUsec(longer)]);
+}
+
 /// Says in one line what the daemon does, for `systemctl status`.
 pub fn status(line: &str) {
     // A newline would begin another assignment.

@@ -33,7 +33,7 @@ use crate::{
     health::Standing,
     model::{
         EventDraft, EventKind, EventRing, MonoTime, OrderAnswer, OrderedPlace, Removal, Role,
-        ServiceKey,
+        ServiceKey, StopPolicy,
     },
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
@@ -64,6 +64,8 @@ pub struct Inputs {
     pub questions: mpsc::Receiver<Question>,
     /// Configurations that were read.
     pub loads: mpsc::Receiver<Load>,
+    /// Each a step towards the end.
+    pub stops: mpsc::Receiver<oneshot::Sender<StopPolicy>>,
     /// What of this host does not fit.
     pub host: watch::Receiver<Vec<String>>,
 }
@@ -74,6 +76,7 @@ enum Input {
     Event(Event),
     Question(Question),
     Load(Box<Load>),
+    Stop(oneshot::Sender<StopPolicy>),
     Written(Result<(), state_file::Error>),
     Beat,
 }
@@ -194,6 +197,7 @@ impl Shell {
                 }
                 Some(answer) = inputs.questions.recv() => Input::Question(answer),
                 Some(load) = inputs.loads.recv() => Input::Load(Box::new(load)),
+                Some(answer) = inputs.stops.recv() => Input::Stop(answer),
                 kept = self.memory.written() => Input::Written(kept),
                 () = &mut sleep => Input::Beat,
             };
@@ -221,6 +225,12 @@ impl Shell {
                 Input::Question(Question::Explain(question)) => self.explain(question, now),
                 Input::Question(Question::Order(ordering)) => self.order(*ordering, now),
                 Input::Load(load) => self.load(*load, now).await,
+                Input::Stop(answer) => {
+                    self.take(Event::Stop, now);
+                    if answer.send(self.core.stop_policy()).is_err() {
+                        tracing::debug!("nobody waits for the end any more");
+                    }
+                }
                 Input::Written(kept) => {
                     self.kept(kept);
                     self.remember();
@@ -532,6 +542,9 @@ impl Shell {
             Note::HeldOut(service, dest, left) => {
                 warn!(%service, server = %dest, seconds = left.as_secs(), "real server passes its checks again, and is held out because it came and went; another fall lengthens that");
                 m.held_out.inc();
+            }
+            Note::Ramps(service, dest, over) => {
+                info!(%service, server = %dest, seconds = over.as_secs(), "real server gets its share of new connections step by step (slow_start)");
             }
             Note::Blind(service, dest, check, detail) => {
                 let detail = detail.as_deref().unwrap_or_default();

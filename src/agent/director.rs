@@ -16,8 +16,9 @@ use super::{
     counts::KernelCounts,
     drains, hints,
     host::Host,
-    link, lock, reload, shutdown_signal,
+    link, lock, reload,
     state_file::{self, StateFile},
+    stop::{Signals, WindDown},
     ways::KernelWays,
     witnesses,
 };
@@ -94,7 +95,7 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs a director until it is told to stop. IPVS stays as it is. `file` is where its configuration came from,
+/// Runs a director until it is told to stop. IPVS stays as it is, unless its configuration says otherwise. `file` is where its configuration came from,
 /// and is read again at a reload.
 ///
 /// # Errors
@@ -106,7 +107,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     if shadow {
         info!(socket = %config.socket.display(), "shadow: this director changes nothing in IPVS, and tells what it would make otherwise");
     }
-    let shutdown = shutdown_signal().map_err(Error::Signals)?;
+    let signals = Signals::listen().map_err(Error::Signals)?;
     // Before it says that it is ready: a reload by signal would end it.
     let hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     // Before it touches anything that another director could be using.
@@ -177,6 +178,12 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     let (questions_tx, questions) = mpsc::channel(16);
     let (asked_tx, asked) = mpsc::channel(RELOADS);
     let (loads_tx, loads) = mpsc::channel(RELOADS);
+    let (stops_tx, stops) = mpsc::channel(1);
+    let wind_down = WindDown {
+        signals,
+        core: stops_tx,
+        desired: out.desired.subscribe(),
+    };
 
     let (admission, admission_rx) = watch::channel(Admission::default());
     let operator = Doors::open(Some(&config.socket), None)
@@ -268,15 +275,16 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
                 applied,
                 questions,
                 loads,
+                stops,
                 host: host_rx,
             },
             stop,
         )
     });
     info!(director = %config.name, services = keys.len(), "director started");
-    let ended = tasks.run(shutdown, GRACE).await;
+    let ended = tasks.run(Box::pin(wind_down.run()), GRACE).await;
     systemd::stopping();
-    info!("director stopped, IPVS stays as it is");
+    info!("director stopped");
     ended.map_err(Error::Ended)
 }
 

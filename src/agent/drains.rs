@@ -14,9 +14,9 @@ use tracing::{info, warn};
 
 use super::reader::Reader;
 use crate::{
-    director::{Connections, Event},
+    director::{Connections, Event, stopping::connections},
     ipvs::Error,
-    model::{DestState, OrderedPlace, Protocol, ServiceKey, Weight},
+    model::{OrderedPlace, ServiceKey, Weight},
     telemetry::Chain,
 };
 
@@ -82,17 +82,4 @@ async fn count(kernel: &mut Reader, places: &BTreeSet<OrderedPlace>) -> Result<C
         }
     }
     Ok(counts)
-}
-
-/// Connections that are worth waiting for. Those of UDP never count as active (`ip_vs_bind_dest`,
-/// net/netfilter/ipvs/ip_vs_conn.c); of a firewall mark nobody knows which they are. Of TCP the inactive ones have
-/// been closed.
-fn connections(service: ServiceKey, state: &DestState) -> u64 {
-    let active = u64::from(state.active_connections);
-    match service {
-        ServiceKey::Addr(Protocol::Tcp | Protocol::Sctp, _) => active,
-        ServiceKey::Addr(Protocol::Udp, _) | ServiceKey::Fwmark(..) => {
-            active + u64::from(state.inactive_connections)
-        }
-    }
 }

@@ -13,6 +13,7 @@ pub mod provisioner;
 mod reader;
 pub mod reload;
 pub mod state_file;
+mod stop;
 mod ways;
 mod witnesses;
 

@@ -1,6 +1,6 @@
 //! Mistakes in a file, each at its place.
 
-use std::{fmt, ops::Range, path::Path};
+use std::{collections::BTreeSet, fmt, ops::Range, path::Path};
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,22 @@ impl Diagnostics {
             span,
             message: message.into(),
         });
+    }
+
+    /// How many there are so far.
+    #[must_use]
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Forgets those from the `known`th on that are at a place of one of those before, from the `first`th on.
+    pub(super) fn forget_repeated(&mut self, first: usize, known: usize) {
+        let new = self.list.split_off(known.min(self.list.len()));
+        let before = self.list.iter().skip(first);
+        let before: BTreeSet<usize> = before.map(|d| d.span.start).collect();
+        let fresh = new.into_iter();
+        self.list
+            .extend(fresh.filter(|d| !before.contains(&d.span.start)));
     }
 
     /// Whether there is none.

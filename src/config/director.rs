@@ -1,10 +1,13 @@
 //! `director.toml`.
 
 mod check;
+mod group;
 mod guard;
 mod hooks;
+mod keeping;
 mod operators;
 mod service;
+mod stop;
 
 use std::{
     collections::BTreeMap,
@@ -20,15 +23,18 @@ use toml::Spanned;
 
 use self::{
     check::{OneOrMany, RawCheck, RawDamping, RawNeed},
+    group::{Families, Listed, server_address},
     hooks::{RawMail, RawSmtp, RawWebhook},
+    keeping::Needs,
     operators::RawOperators,
     service::RawTunnel,
 };
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Hooks, Marks, OnFailure, Operators, Persistence, Protocol, QuorumRule, Removal,
-    Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
+    ForwardMethod, Hooks, Initial, Keeping, Marks, OnFailure, OnStop, Operators, Persistence,
+    Protocol, QuorumRule, Removal, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, StopPolicy,
+    Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -46,6 +52,8 @@ pub struct Director {
     pub shadow: bool,
     /// Whether services in the kernel that stand in no configuration are removed.
     pub exclusive: bool,
+    /// What becomes of the services when it is told to end.
+    pub stop: StopPolicy,
     /// How often the whole table is read to heal drift.
     pub resync: Duration,
     /// How long a server that is drained may keep its connections.
@@ -79,6 +87,11 @@ impl Director {
         socket.push(".shadow");
         Self {
             shadow: true,
+            // It has nothing there that it could take away.
+            stop: StopPolicy {
+                on_stop: OnStop::Leave,
+                ..self.stop
+            },
             exclusive: false,
             provisioner: None,
             kernel: Vec::new(),
@@ -221,10 +234,17 @@ pub struct VirtualService {
     pub damping: Damping,
     /// Its real servers, with what the kernel is told of each in service.
     pub servers: BTreeMap<DestKey, DestAttrs>,
+    /// How one comes in that is new.
+    pub initial: Initial,
+    /// How long one that comes in takes to get its whole share of new connections.
+    pub slow_start: Option<Duration>,
     /// What becomes of one that fails.
     pub on_failure: OnFailure,
     /// How few of them may be left.
     pub panic: PanicRule,
+    /// What becomes of the persistent clients of one that is quiesced; as the kernel's setting is, where it
+    /// is not said.
+    pub keeping: Option<Keeping>,
     /// How much of them it takes.
     pub quorum: QuorumRule,
     /// Who serves while the quorum is lost.
@@ -274,6 +294,8 @@ struct RawDirector {
     #[serde(default)]
     exclusive: bool,
     resync: Option<Spanned<String>>,
+    on_stop: Option<Spanned<String>>,
+    stop_timeout: Option<Spanned<String>>,
     drift: Option<Spanned<String>>,
     drain_timeout: Option<Spanned<String>>,
     probe_marks: Option<Spanned<String>>,
@@ -308,9 +330,9 @@ struct RawReplacement {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawService {
-    address: Option<Spanned<String>>,
+    address: Option<Spanned<Listed<String>>>,
     protocol: Option<Spanned<String>>,
-    fwmark: Option<Spanned<i64>>,
+    fwmark: Option<Spanned<Listed<i64>>>,
     family: Option<Spanned<String>>,
     scheduler: Spanned<String>,
     #[serde(default)]
@@ -327,9 +349,12 @@ struct RawService {
     damping: Option<RawDamping>,
     #[serde(default)]
     real_server: Vec<RawServer>,
-    on_failure: Option<RawOnFailure>,
     panic_threshold: Option<Spanned<String>>,
     panic: Option<Spanned<String>>,
+    initial: Option<Spanned<String>>,
+    slow_start: Option<Spanned<String>>,
+    on_failure: Option<Spanned<RawOnFailure>>,
+    persistence_on_failure: Option<Spanned<String>>,
     quorum: Option<Spanned<i64>>,
     hysteresis: Option<Spanned<i64>>,
     #[serde(default)]
@@ -365,6 +390,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         bad: Diagnostics::new(path, source),
         own: None,
         marks: Marks::default(),
+        templates: None,
     };
     let unspecified = IpAddr::from([0, 0, 0, 0]);
     let name = r.value(&raw.director.name, |t| t.parse::<DirectorName>());
@@ -381,6 +407,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         Duration::from_millis(100),
         "resync",
     );
+    let stop = r.stop(&raw.director);
     let drift = r.drift(raw.director.drift.as_ref(), DriftPolicy::default());
     let drain_timeout = r.duration(
         raw.director.drain_timeout.as_ref(),
@@ -421,28 +448,34 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     };
     let mass_failure = raw.mass_failure.as_ref().map(|m| r.mass_failure(m));
     let hooks = r.hooks(&raw.webhook, raw.smtp.as_ref(), &raw.mail);
-    let kernel = raw.kernel.read(&mut r.bad);
+    let mut kernel = raw.kernel.read(&mut r.bad);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for raw in &raw.virtual_service {
-        let Some((key, span)) = r.service_key(raw) else {
-            continue;
-        };
-        let service = r.service(key, raw.get_ref(), drift);
-        if let ServiceKey::Fwmark(_, mark) = key
-            && probe_marks.contains(mark)
-        {
-            let message = format!(
-                "mark {mark} lies in probe_marks, {probe_marks}, which are for checks through virtual addresses: take another one, or move probe_marks"
-            );
-            r.bad.push(span.clone(), message);
+        let keys = r.service_keys(raw);
+        let families = Families::of(&keys);
+        let first = r.bad.count();
+        for (key, span) in keys {
+            let known = r.bad.count();
+            let service = r.service((key, &span), raw.get_ref(), &families, drift);
+            // What is wrong in several services of a group is wrong once.
+            r.bad.forget_repeated(first, known);
+            if let ServiceKey::Fwmark(_, mark) = key
+                && probe_marks.contains(mark)
+            {
+                let message = format!(
+                    "mark {mark} lies in probe_marks, {probe_marks}, which are for checks through virtual addresses: take another one, or move probe_marks"
+                );
+                r.bad.push(span.clone(), message);
+            }
+            if let Some(first) = places.insert(key, span.start) {
+                let (line, _) = r.bad.position(first);
+                r.bad.push(span, format!("virtual service {key} stands here a second time, first in line {line}: merge the two"));
+            }
+            services.insert(key, service);
         }
-        if let Some(first) = places.insert(key, span.start) {
-            let (line, _) = r.bad.position(first);
-            r.bad.push(span, format!("virtual service {key} stands here a second time, first in line {line}: merge the two"));
-        }
-        services.insert(key, service);
     }
+    r.declare_setting(&mut kernel);
     let Some(name) = name else {
         return Err(r.bad.sorted());
     };
@@ -462,6 +495,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         socket,
         shadow: false,
         exclusive,
+        stop,
         resync,
         drain_timeout,
         probe_marks,
@@ -474,16 +508,6 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         kernel,
         services,
     })
-}
-
-fn on_failure(raw: Option<&RawOnFailure>) -> OnFailure {
-    let usual = OnFailure::default();
-    let Some(raw) = raw else { return usual };
-    OnFailure {
-        gone: raw.gone.unwrap_or(usual.gone),
-        busy: raw.busy.unwrap_or(usual.busy),
-        certificate: raw.certificate.unwrap_or(usual.certificate),
-    }
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -510,6 +534,8 @@ struct Reader {
     own: Option<IpAddr>,
     /// Firewall marks for probes.
     marks: Marks,
+    /// What services need of the setting that says what becomes of persistent clients.
+    templates: Option<Needs>,
 }
 
 impl Reader {
@@ -615,60 +641,13 @@ impl Reader {
         ProvisionerLink { address, at }
     }
 
-    fn service_key(&mut self, raw: &Spanned<RawService>) -> Option<(ServiceKey, Range<usize>)> {
-        let s = raw.get_ref();
-        match (&s.address, &s.fwmark) {
-            (Some(at), None) => {
-                let protocol = match &s.protocol {
-                    None => Some(Protocol::Tcp),
-                    Some(p) => self.value(p, |t| match t {
-                        "tcp" => Ok(Protocol::Tcp),
-                        "udp" => Ok(Protocol::Udp),
-                        "sctp" => Ok(Protocol::Sctp),
-                        _ => Err(format!("{t:?} is no protocol: write tcp, udp or sctp")),
-                    }),
-                };
-                if let Some(f) = &s.family {
-                    self.bad
-                        .push(f.span(), "family belongs to services by fwmark");
-                }
-                let addr = self.value(at, socket_address)?;
-                Some((ServiceKey::Addr(protocol?, addr), at.span()))
-            }
-            (None, Some(mark)) => {
-                let family = match &s.family {
-                    None => Some(Family::V4),
-                    Some(f) => self.value(f, |t| match t {
-                        "ipv4" => Ok(Family::V4),
-                        "ipv6" => Ok(Family::V6),
-                        _ => Err(format!("{t:?} is no family: write ipv4 or ipv6")),
-                    }),
-                };
-                if let Some(p) = &s.protocol {
-                    self.bad
-                        .push(p.span(), "a service by fwmark has no protocol");
-                }
-                let n = self.number(Some(mark), 1, "fwmark", 1..=i64::from(u32::MAX));
-                Some((ServiceKey::Fwmark(family?, n), mark.span()))
-            }
-            (Some(_), Some(mark)) => {
-                self.bad.push(
-                    mark.span(),
-                    "a virtual service has an address or a fwmark, not both",
-                );
-                None
-            }
-            (None, None) => {
-                self.bad.push(
-                    raw.span(),
-                    "a virtual service needs an address (\"192.0.2.1:80\") or a fwmark",
-                );
-                None
-            }
-        }
-    }
-
-    fn service(&mut self, key: ServiceKey, s: &RawService, drift: DriftPolicy) -> VirtualService {
+    fn service(
+        &mut self,
+        (key, at): (ServiceKey, &Range<usize>),
+        s: &RawService,
+        families: &Families,
+        drift: DriftPolicy,
+    ) -> VirtualService {
         let scheduler = self
             .value(&s.scheduler, service::scheduler)
             .unwrap_or_else(|| Scheduler(String::new()));
@@ -697,11 +676,11 @@ impl Reader {
             flags: ServiceFlags(flags),
             persistence: self.persistence(key, s),
         };
-        if let (ServiceKey::Addr(_, vip), Some(at)) = (key, &s.address)
+        if let ServiceKey::Addr(_, vip) = key
             && vip.port() == 0
             && s.persistence_timeout.is_none()
         {
-            self.bad.push(at.span(), "port 0 stands for every port, which the kernel serves only with persistence: give persistence_timeout, or a port");
+            self.bad.push(at.clone(), "port 0 stands for every port, which the kernel serves only with persistence: give persistence_timeout, or a port");
         }
         let checks = self.checks(
             s.check.as_ref(),
@@ -710,7 +689,12 @@ impl Reader {
             s.scheduler.span(),
         );
         let mut servers = BTreeMap::new();
-        for raw in &s.real_server {
+        let own = families.part(key, forward, &s.real_server);
+        if own.is_empty() && !s.real_server.is_empty() {
+            let message = format!("none of the real servers is of the family of {key}");
+            self.bad.push(at.clone(), message);
+        }
+        for raw in own {
             if let Some((dest, attrs)) = self.server(key, &checks, (forward, tunnel), raw)
                 && servers.insert(dest, attrs).is_some()
             {
@@ -722,7 +706,7 @@ impl Reader {
         }
         let sorry_checks = self.sorry_checks(key, forward, s);
         let mut sorry = BTreeMap::new();
-        for raw in &s.sorry_server {
+        for raw in families.part(key, forward, &s.sorry_server) {
             let read = self.server(key, &sorry_checks, (forward, tunnel), raw);
             let Some((dest, attrs)) = read else { continue };
             let mut wrong = |what| self.bad.push(raw.address.span(), what);
@@ -740,9 +724,13 @@ impl Reader {
                 wrong(format!("sorry server {dest} stands a second time in {key}"));
             }
         }
+        let (on_failure, keeping) = self.on_failure(key, s);
         VirtualService {
-            on_failure: on_failure(s.on_failure.as_ref()),
             panic: self.panic(s),
+            initial: self.initial(s),
+            slow_start: self.slow_start(s, &attrs.scheduler, &servers),
+            on_failure,
+            keeping,
             quorum: self.quorum(s, &servers),
             sorry,
             sorry_checks,
@@ -813,21 +801,23 @@ impl Reader {
             self.bad
                 .push(l.span(), "lower_threshold is above upper_threshold");
         }
-        let at = self.value(&raw.address, socket_address)?;
-        // Where nobody asks at its port it may keep the client's, as its service does.
-        let any_port = match key {
-            ServiceKey::Fwmark(..) => true,
-            ServiceKey::Addr(_, vip) => vip.port() == 0,
+        let (addr, port) = self.value(&raw.address, server_address)?;
+        // Without a port of its own it has its service's.
+        let of_service = match key {
+            ServiceKey::Fwmark(..) => 0,
+            ServiceKey::Addr(_, vip) => vip.port(),
         };
+        let dest = DestKey {
+            addr,
+            port: port.unwrap_or(of_service),
+        };
+        // Where nobody asks at its port it may keep the client's, as its service does.
+        let any_port = of_service == 0;
         let asked = |c: &Arc<CheckSpec>| c.kind.needs_port() && c.via.port.is_none();
-        if at.port() == 0 && (!any_port || checks.all.iter().any(asked)) {
-            let message = "a real server needs its port: that is where it is checked";
+        if dest.port == 0 && (!any_port || checks.all.iter().any(asked)) {
+            let message = "a real server needs its port, or its check a connect_port: that is where it is checked";
             self.bad.push(raw.address.span(), message);
         }
-        let dest = DestKey {
-            addr: at.ip(),
-            port: at.port(),
-        };
         if Family::of(dest.addr) != key.family() && forward != ForwardMethod::Tun {
             self.bad.push(
                 raw.address.span(),
@@ -841,7 +831,7 @@ impl Reader {
             self.bad.push(
                 raw.address.span(),
                 format!(
-                    "{dest} has another port than {key}: only forward = \"nat\" translates ports"
+                    "{dest} has another port than {key}: only forward = \"nat\" translates ports; without a port it has that of its service"
                 ),
             );
         }

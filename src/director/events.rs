@@ -9,7 +9,8 @@ use crate::model::{
 #[must_use]
 pub fn event(note: &Note) -> Option<EventDraft> {
     Some(match note {
-        Note::FirstUp(..) => return None,
+        // That it came in was told.
+        Note::FirstUp(..) | Note::Ramps(..) => return None,
         Note::WentUp(service, dest) => {
             of(EventKind::ServerUp, *service, *dest, "passes its checks")
         }

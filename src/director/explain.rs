@@ -238,6 +238,7 @@ impl Core {
             ),
             Rule::AdviceAwaited => "it passes; it keeps the weight that was found at the director's start until the check that may want another one has spoken".to_owned(),
             Rule::Adopted => "there is no verdict yet: it keeps the place and the weight that it had".to_owned(),
+            Rule::LetIn => "there is no verdict yet: its service lets new servers in at once (initial = \"up\")".to_owned(),
             Rule::OrderedWeight => format!("{passes}an operator ordered: {}; {back}", order()),
             Rule::SorryServes => format!("it is a sorry server, and the quorum is lost: {}", quorum()),
             Rule::Unclaimed => "it was there at the director's start, and nobody names it: it stays until the provisioner has said which servers stand in, because the state file was lost".to_owned(),

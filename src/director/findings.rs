@@ -14,8 +14,8 @@ use std::{
 use crate::{
     config::{Director, VirtualService},
     model::{
-        DestKey, Family, ForwardMethod, HostAddress, Protocol, Scheduler, ServiceKey, SysctlName,
-        SysctlValue, Weight,
+        DestKey, Family, ForwardMethod, HostAddress, Keeping, Protocol, Scheduler, ServiceKey,
+        SysctlName, SysctlValue, Weight,
     },
 };
 
@@ -34,7 +34,7 @@ const IP_FORWARD: &str = "net.ipv4.ip_forward";
 const IP_FORWARD_PATH: &str = "net/ipv4/ip_forward";
 const FORWARDING6: &str = "net.ipv6.conf.all.forwarding";
 const EXPIRE_NODEST: &str = "net.ipv4.vs.expire_nodest_conn";
-const EXPIRE_QUIESCENT: &str = "net.ipv4.vs.expire_quiescent_template";
+const EXPIRE_QUIESCENT: &str = Keeping::SETTING;
 const REUSE: &str = "net.ipv4.vs.conn_reuse_mode";
 const SYNC_PERSIST: &str = "net.ipv4.vs.sync_persist_mode";
 const SLOPPY_TCP: &str = "net.ipv4.vs.sloppy_tcp";
@@ -155,7 +155,8 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
         // A removed server's template ends whatever the setting (`ip_vs_check_template`).
         let who = services(&|_, s| {
             let quiesced = s.servers.values().any(|d| d.weight == Weight::QUIESCED);
-            s.attrs.persistence.is_some() && quiesced
+            // Who wants them kept has the setting declared.
+            s.attrs.persistence.is_some() && quiesced && s.keeping.is_none()
         });
         warn(who, &|who| {
             format!(
@@ -163,6 +164,18 @@ pub fn findings(config: &Director, facts: &Facts) -> Vec<String> {
                 set(EXPIRE_QUIESCENT, 1)
             )
         });
+    }
+    for (keeping, is) in [(Keeping::Keep, true), (Keeping::Cut, false)] {
+        // The director writes it: it was refused, or somebody was quicker.
+        if facts.is(EXPIRE_QUIESCENT, is) {
+            let who = services(&|_, s| s.keeping == Some(keeping) && s.on_failure.quiesces());
+            warn(who, &|who| {
+                let (word, now) = (keeping.word(), i64::from(is));
+                format!(
+                    "{EXPIRE_QUIESCENT} is {now}: persistence_on_failure = \"{word}\" of {who} does not hold for servers that are quiesced; see why it could not be set"
+                )
+            });
+        }
     }
     if facts.is(REUSE, false) {
         let who = services(&|k, _| {

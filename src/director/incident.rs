@@ -170,7 +170,7 @@ impl Core {
 
     /// Opens, requests, calls off and closes incidents.
     pub(super) fn review(&mut self, now: MonoTime, fx: &mut Effects) {
-        if self.config.provisioner.is_none() {
+        if self.config.provisioner.is_none() || self.stopping.is_some() {
             return;
         }
         let watched = self.places.keys().chain(self.incidents.keys());
@@ -188,7 +188,7 @@ impl Core {
         now: MonoTime,
         fx: &mut Effects,
     ) {
-        if self.config.provisioner.is_none() {
+        if self.config.provisioner.is_none() || self.stopping.is_some() {
             return;
         }
         servers.extend(self.incidents.keys().copied());

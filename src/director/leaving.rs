@@ -18,7 +18,7 @@ use crate::{
 
 /// A connection that is being made counts as inactive until it stands (`tcp_state_active_table`,
 /// net/netfilter/ipvs/ip_vs_proto_tcp.c): who has none for so long has none. A lost SYN is sent again after 1 s.
-const HANDSHAKE: Duration = Duration::from_secs(3);
+pub const HANDSHAKE: Duration = Duration::from_secs(3);
 
 /// A destination on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,15 +12,18 @@ pub mod explain;
 pub mod findings;
 mod guard;
 mod incident;
+mod initial;
 mod leaving;
 mod memory;
 mod orders;
 mod panic;
+mod ramp;
 mod reload;
 mod rule;
 mod service;
 pub mod settings;
 pub mod status;
+pub mod stopping;
 pub mod ways;
 
 #[cfg(test)]
@@ -51,10 +54,12 @@ use incident::Tries;
 pub use incident::{Incident, Stage};
 use leaving::LeavingService;
 use orders::Ordered;
+use ramp::Ramps;
 pub use rule::{Rule, Seat};
+use stopping::Stopping;
 use ways::{Ways, diagnosis};
 
-pub use leaving::Connections;
+pub use leaving::{Connections, HANDSHAKE};
 pub use memory::{Memory, Recall, RememberedIncident, RememberedLeaving, RememberedOrder, recall};
 pub use reload::{Plan, Reload, reloaded};
 
@@ -90,6 +95,8 @@ pub enum Event {
     Reload(Box<Reload>),
     /// A pass over the kernel's table ended.
     Applied(Applied),
+    /// The director is to end: one step further.
+    Stop,
     /// Time went on.
     Tick,
     /// This process or host was stopped for a while: what was seen before says nothing of now.
@@ -109,6 +116,8 @@ pub enum Note {
     Removed(ServiceKey, DestKey, FailReason, Removal),
     /// A server passes, and stays out for its falls: for how long if it does not fall again.
     HeldOut(ServiceKey, DestKey, Duration),
+    /// A server gets its share of new connections step by step, over so long.
+    Ramps(ServiceKey, DestKey, Duration),
     /// A check of this kind could not be made several times in a row, and why.
     Blind(ServiceKey, DestKey, &'static str, Option<Arc<str>>),
     /// A check wants another weight of a server than before; none is the configured one.
@@ -248,6 +257,12 @@ pub struct Core {
     /// Which of them are at an address, sorry servers left out: nobody takes their place.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
+    /// Who is in before its first verdict, though the kernel did not have it.
+    let_in: BTreeSet<(ServiceKey, DestKey)>,
+    /// Who comes in with its whole weight when it passes for the first time.
+    whole: BTreeSet<(ServiceKey, DestKey)>,
+    /// Of services with slow start.
+    ramps: BTreeMap<ServiceKey, Ramps>,
     /// Why the state file said nothing, if it did; ends when the provisioner has answered.
     forgot: Option<String>,
     members: BTreeMap<ReplacementId, Member>,
@@ -276,6 +291,8 @@ pub struct Core {
     ways: Ways,
     /// The hidden services that the kernel had when the targets were made.
     ways_there: BTreeSet<ServiceKey>,
+    /// Where the director ends, how far it has come.
+    stopping: Option<Stopping>,
 }
 
 impl Core {
@@ -311,6 +328,9 @@ impl Core {
             quorums,
             places: BTreeMap::new(),
             adopted: start.kernel,
+            let_in: BTreeSet::new(),
+            whole: BTreeSet::new(),
+            ramps: BTreeMap::new(),
             forgot: None,
             members: BTreeMap::new(),
             releasing: BTreeSet::new(),
@@ -328,13 +348,19 @@ impl Core {
             applied: Applied::default(),
             ways,
             ways_there: BTreeSet::new(),
+            stopping: None,
         };
         match start.recall {
             Recall::Known(memory) => core.remember(memory, start.now, start.wall, &start.dropped),
             Recall::Forgot(why) => core.forgot = Some(why),
         }
+        core.let_in(None);
         core.refresh_targets(Arrival::Start, start.now);
         core.refresh_ways();
+        core.without_factor();
+        for key in Arc::clone(&core.config).services.keys() {
+            core.review_ramps(*key, start.now, &mut Effects::default());
+        }
         core
     }
 
@@ -433,12 +459,15 @@ impl Core {
                 self.review_orders(now, &mut fx);
                 self.review_leaving(now, &mut fx);
                 self.review_mass(false, now, &mut fx);
+                fx.dirty.extend(self.ramps_due(now));
             }
+            Event::Stop => self.stop(&mut fx),
             Event::Woke => self.woke(now),
         }
         for key in fx.dirty.clone() {
             self.review_quorum(key, &mut fx);
             self.review_panic(key, &mut fx);
+            self.review_ramps(key, now, &mut fx);
         }
         match probed {
             None => {
@@ -488,6 +517,9 @@ impl Core {
         let Some(standing) = dests.get(&dest) else {
             return;
         };
+        if !standing.verdict().is_unknown() {
+            self.let_in.remove(&(service, dest));
+        }
         if !standing.verdict().is_unknown()
             && !standing.awaits_advice(checks)
             && let Some(kernel) = self.adopted.get_mut(&service)
@@ -791,6 +823,7 @@ impl Core {
         let leaving = leaving.filter_map(|place| self.drain_ends(place));
         let all = incidents.chain(orders).chain(leaving);
         let all = all.chain(self.restores_at()).chain(self.mass_deadline());
+        let all = all.chain(self.next_steps().map(|(_, due)| due));
         all.filter(|due| *due > now).min()
     }
 }

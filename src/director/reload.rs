@@ -68,6 +68,7 @@ impl Core {
             self.quorums.entry(*key).or_insert(Quorum::Held);
         }
         self.config = config;
+        self.let_in(Some(&old));
         self.refresh_targets(Arrival::Later, now);
         fx.targets = true;
         fx.dirty.extend(self.refresh_ways());
@@ -95,7 +96,10 @@ impl Core {
             let sorry = sorry.map(|attrs| self.place(key, *dest, *attrs));
             let seat = sorry.or_else(|| seats.get(dest).copied())?;
             let panics = before.and_then(|want| want.service.dests.get(dest).copied());
-            seat.attrs.or(panics)
+            // As it was when it fell: without the factor that ramps bring.
+            let fell = self.fallen.get(&(key, *dest)).copied();
+            seat.attrs
+                .or_else(|| fell.filter(|_| panics.is_some()).or(panics))
         };
         let differs = |dest: &&DestKey| old.checks_of(dest) != new.checks_of(dest);
         let watched = self.health.get(&key).into_iter().flat_map(BTreeMap::keys);

@@ -16,6 +16,8 @@ pub enum Rule {
     AdviceAwaited,
     /// No verdict yet, and found in the kernel's table: it keeps its place and weight.
     Adopted,
+    /// No verdict yet, new to the director, and its service lets such servers in at once.
+    LetIn,
     /// An operator ordered this weight.
     OrderedWeight,
     /// Its checks fail, and this director may be cut off itself: it stays as it was until that is known.
@@ -60,6 +62,7 @@ impl Rule {
             | Self::Advised
             | Self::AdviceAwaited
             | Self::Adopted
+            | Self::LetIn
             | Self::OrderedWeight
             | Self::Doubted
             | Self::Panic
@@ -88,6 +91,7 @@ impl Rule {
             Self::Advised => "advised",
             Self::AdviceAwaited => "advice_awaited",
             Self::Adopted => "adopted",
+            Self::LetIn => "let_in",
             Self::OrderedWeight => "ordered_weight",
             Self::SorryServes => "sorry_serves",
             Self::Unclaimed => "unclaimed",

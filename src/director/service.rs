@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Arrival, Core, Effects, LeavingService, Note, Rule, Seat};
+use super::{Arrival, Core, Effects, LeavingService, Note, Rule, Seat, ramp::is_whole};
 use crate::{
     config::VirtualService,
     health::{Health, Quorum, Standing},
@@ -23,9 +23,11 @@ impl Core {
     /// What is wanted of a configured service, or of one that leaves; `None` for another.
     #[must_use]
     pub fn desired(&self, key: ServiceKey) -> Option<plan::Want> {
-        if let Some(want) = self.ways.desired(key) {
-            return Some(want);
-        }
+        let want = self.ways.desired(key).or_else(|| self.wanted(key))?;
+        self.while_stopping(key, want)
+    }
+
+    fn wanted(&self, key: ServiceKey) -> Option<plan::Want> {
         let Some(config) = self.config.services.get(&key) else {
             let part = self.leaving.get(&key)?;
             return Some(plan::Want {
@@ -93,6 +95,7 @@ impl Core {
                 seats.entry(*dest).or_insert(stranger);
             }
         }
+        self.ramped(key, config, &mut seats);
         let leaving = self.leaving.get(&key).into_iter();
         for (dest, attrs) in leaving.flat_map(LeavingService::drained) {
             let seat = seats.entry(dest).or_insert(Seat::out(Rule::Awaited));
@@ -248,6 +251,9 @@ impl Core {
                     Removal::Quiesce => Seat::quiesced(rule, attrs),
                 }
             }
+            Health::Unknown { .. } if found.is_none() && self.let_in.contains(&(key, dest)) => {
+                Seat::has(Rule::LetIn, attrs)
+            }
             Health::Unknown { .. } => adopted(found, attrs),
         }
     }
@@ -337,6 +343,12 @@ impl Core {
         if targets(&self.health).eq(targets(&wanted)) {
             return false;
         }
+        let new = targets(&wanted).filter(|(key, dest)| {
+            let known = self.health.get(*key);
+            is_whole(arrival, known.is_some()) && known.is_none_or(|d| !d.contains_key(*dest))
+        });
+        let new = new.map(|(key, dest)| (*key, *dest)).collect();
+        self.comes_in_whole(new);
         let old = mem::replace(&mut self.health, wanted);
         for (key, dests) in old {
             let Some(stay) = self.health.get_mut(&key) else {

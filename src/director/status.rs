@@ -18,8 +18,8 @@ use crate::{
     config::VirtualService,
     health::{BLIND, CheckState, Health, Standing},
     model::{
-        CheckSpec, Checks, DestAttrs, DestKey, DirectorName, DriftPolicy, MonoTime, Order, Outcome,
-        QuorumRule, ServiceKey, Weight, wire::Want,
+        CheckSpec, Checks, DestAttrs, DestKey, DirectorName, DriftPolicy, MonoTime, Order,
+        OrderedPlace, Outcome, QuorumRule, ServiceKey, Weight, wire::Want,
     },
     reconcile::drift::Difference,
 };
@@ -247,6 +247,13 @@ impl Core {
             let reason = reason.or_else(|| {
                 yields.then(|| "the quorum is lost: it keeps its connections, new ones go to the sorry servers".to_owned())
             });
+            let place = OrderedPlace {
+                service: key,
+                server: dest,
+            };
+            let ramping = self.ramping(place);
+            let reason =
+                reason.or_else(|| ramping.map(|n| format!("ramping, {n} % of its weight")));
             let checks = config
                 .zip(standing)
                 .map_or_else(Vec::new, |(config, standing)| {

@@ -3,9 +3,12 @@ mod explain;
 mod failure;
 mod guards;
 mod orders;
+mod policy;
 mod quorum;
+mod ramp;
 mod reload;
 mod sequences;
+mod stopping;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -162,14 +165,8 @@ impl World {
     }
 
     fn kernel(&self) -> Kernel {
-        [80, 443]
-            .map(|p| {
-                (
-                    service(p),
-                    self.core.desired(service(p)).unwrap().service.dests,
-                )
-            })
-            .into()
+        let part = |p| Some((service(p), self.core.desired(service(p))?.service.dests));
+        [80, 443].into_iter().filter_map(part).collect()
     }
 
     fn probe(&mut self, n: u8, outcome: Outcome) -> Vec<Note> {

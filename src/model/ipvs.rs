@@ -166,6 +166,19 @@ impl Weight {
         self.0
     }
 
+    /// So many times as much, at most the most that there is.
+    #[must_use]
+    pub fn times(self, factor: u32) -> Self {
+        let most = i32::MAX.unsigned_abs();
+        Self(self.0.saturating_mul(factor).min(most))
+    }
+
+    /// Of so many equal parts one, rounded up.
+    #[must_use]
+    pub fn parted(self, parts: u32) -> Self {
+        Self(self.0.div_ceil(parts.max(1)))
+    }
+
     /// So much of it, rounded up: of a weight that is not 0 only 0 percent are nothing.
     #[must_use]
     pub fn percent(self, percent: u16) -> Self {

@@ -14,6 +14,7 @@ mod ipvs;
 mod marks;
 mod order;
 mod ownership;
+mod policy;
 mod reload;
 mod step;
 mod sysctl;
@@ -45,6 +46,7 @@ pub use ipvs::{
 pub use marks::{Marks, NotMarks};
 pub use order::{Order, OrderAnswer, OrderRequest, OrderedPlace, Wish, parse_server};
 pub use ownership::Ownership;
+pub use policy::{Initial, Keeping, NotOnStop, OnStop, Ramping, StopPolicy};
 pub use reload::{
     Count, PlanRequest, Planned, PlannedStandIn, PlannedStep, ReloadAnswer, Reloaded,
 };

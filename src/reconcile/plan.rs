@@ -16,6 +16,7 @@ use std::{
 use super::drift::Difference;
 use crate::model::{
     DestAttrs, DestKey, DriftPolicy, Service, ServiceAttrs, ServiceKey, ServiceState, Step, Table,
+    Weight,
 };
 
 /// What is wanted of one service.
@@ -145,16 +146,23 @@ fn steps_of<D: Borrow<DestAttrs>>(
         Some(_) => None,
     };
     let have = actual.map(|(_, dests)| dests);
+    // Who gets its first connections, after the others have grown: where a factor comes to all weights (slow start) it is
+    // not to meet them without it.
+    let mut new = Vec::new();
     for (dest, attrs) in &want.dests {
         match have.and_then(|d| d.get(dest)).map(Borrow::borrow) {
-            None => plan.grow.push(Step::NewDest(key, *dest, *attrs)),
+            None => new.push(Step::NewDest(key, *dest, *attrs)),
             Some(old) if old == attrs => {}
             Some(old) if attrs.weight < old.weight => {
                 plan.shrink.push(Step::SetDest(key, *dest, *attrs));
             }
+            Some(old) if old.weight == Weight::QUIESCED => {
+                new.push(Step::SetDest(key, *dest, *attrs));
+            }
             Some(_) => plan.grow.push(Step::SetDest(key, *dest, *attrs)),
         }
     }
+    plan.grow.append(&mut new);
     // Found by walking what is there, not what is wanted.
     for dest in have.into_iter().flat_map(BTreeMap::keys) {
         if want.dests.contains_key(dest) {

@@ -31,7 +31,11 @@ fn the_service_manager_hears_of_the_daemons_life() {
     let pings = heard.iter().filter(|l| *l == "WATCHDOG=1\n").count();
     assert!(pings >= 1, "{heard:?}");
     heard.retain(|l| l != "WATCHDOG=1\n");
-    assert_eq!(heard, ["READY=1\n", "STATUS=3 of 3 up\n", "STOPPING=1\n"]);
+    let longer = "EXTEND_TIMEOUT_USEC=10000000\n";
+    assert_eq!(
+        heard,
+        ["READY=1\n", "STATUS=3 of 3 up\n", longer, "STOPPING=1\n"]
+    );
 }
 
 #[tokio::test]
@@ -46,5 +50,6 @@ async fn lives() {
         () = systemd::watchdog(heartbeat, stop) => panic!("the watchdog ended by itself"),
         () = until => {}
     }
+    systemd::stopping_takes(Duration::from_secs(10));
     systemd::stopping();
 }

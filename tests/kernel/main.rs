@@ -33,6 +33,8 @@ mod memory;
 #[cfg(test)]
 mod operators;
 #[cfg(test)]
+mod persistence;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod reload;
@@ -42,6 +44,10 @@ mod replace;
 mod scene;
 #[cfg(test)]
 mod settings;
+#[cfg(test)]
+mod slow_start;
+#[cfg(test)]
+mod stopping;
 #[cfg(test)]
 mod through;
 #[cfg(test)]

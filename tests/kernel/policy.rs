@@ -71,7 +71,7 @@ sorry_server = [{{ address = "10.77.1.13:80", weight = 3 }}]
 }
 
 /// It answers 503 as long as the file is there, and goes on with who is connected.
-const BUSY_SITE: &str = r#"server {
+pub(crate) const BUSY_SITE: &str = r#"server {
     listen 80 default_server;
     default_type text/plain;
     location = /health { if (-f /tmp/busy) { return 503; } return 200; }
@@ -177,7 +177,7 @@ check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2 }}
 real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.1.12:80" }}]
 "#,
     ));
-    let mut director = run_director(&lab, &config);
+    let director = run_director(&lab, &config);
     let weight = |wanted, what: &str| wait_for_weight(&lab, wanted, what);
     let order = |words: &[&str]| {
         let socket = lab.director_socket();
@@ -195,7 +195,7 @@ real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.
     weight(Some(0), "the drained server");
     stays_and_others_go_on(&lab, &mut client);
     drop(director);
-    let mut director = run_director(&lab, &config);
+    let _director = run_director(&lab, &config);
     let shown = status(&lab).services[0].servers[0].order.clone().unwrap();
     assert_eq!(
         shown.to_string(),
@@ -212,4 +212,81 @@ real_server = [{{ address = "10.77.1.11:80", weight = 7 }}, {{ address = "10.77.
     assert_eq!(ask(&mut client), None, "its connections end");
     order(&["enable", "10.77.1.11"]);
     weight(Some(7), "the server as configured");
+}
+
+/// The first server passes; nobody knows of the second for four seconds, when it has been silent twice.
+#[test]
+fn a_new_server_is_in_at_once_where_that_is_wanted_and_leaves_when_it_fails() {
+    let lab = Lab::new(WIRING, &[("web1", Tree::Web), ("web2", Tree::Web)]);
+    lab.server("web2").stop_nginx();
+    let config = |initial: &str| {
+        lab.write_lone_director(&format!(
+            r#"[[virtual_service]]
+address = "{}"
+scheduler = "rr"
+forward = "nat"
+initial = "{initial}"
+check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2, http.path = "/" }}
+real_server = [{{ address = "10.77.1.11" }}, {{ address = "10.77.1.12" }}]
+"#,
+            vip4(80)
+        ))
+    };
+    let place = |at: &str| (vip4(80), at.parse::<SocketAddr>().unwrap());
+    let (web1, web2) = (place("10.77.1.11:80"), place("10.77.1.12:80"));
+    let director = run_director(&lab, &config("up"));
+    wait_for_table(&lab, "both servers", SOON, |t| t.len() == 2);
+    wait_for_table(&lab, "the one that answers", SOON, |t| {
+        t.contains_key(&web1) && !t.contains_key(&web2)
+    });
+    drop(director);
+    // Who is missing in a service that is there was taken out.
+    let mut director = run_director(&lab, &config("up"));
+    assert!(
+        !wait_for_table(&lab, "the first", SOON, |t| t.contains_key(&web1)).contains_key(&web2)
+    );
+    director.kill_hard();
+    lab.ipvsadm("-C");
+    let mut director = run_director(&lab, &config("down"));
+    wait_for_table(&lab, "the first", SOON, |t| t.contains_key(&web1));
+    director.wait_for_log("failed its checks", SOON);
+    let added = |l: &&str| l.contains("add 10.77.1.12:80");
+    assert_eq!(
+        director.log().lines().filter(added).count(),
+        1,
+        "once, while it was up"
+    );
+}
+
+/// Two addresses and one list of servers: two services, of each server one check.
+#[test]
+fn services_that_share_their_servers_each_have_them_all_and_ask_them_once() {
+    let lab = Lab::new(WIRING, &[("web1", Tree::Web), ("web2", Tree::Web)]);
+    let (first, second) = (vip4(80), vip4(8080));
+    let config = lab.write_lone_director(&format!(
+        r#"[metrics]
+listen = "127.0.0.1:9711"
+[[virtual_service]]
+address = ["{first}", "{second}"]
+scheduler = "rr"
+forward = "nat"
+check = {{ interval = "500ms", timeout = "2s", rise = 1, fall = 2, http.path = "/" }}
+real_server = [{{ address = "10.77.1.11:80" }}, {{ address = "10.77.1.12:80" }}]
+"#,
+    ));
+    let _director = run_director(&lab, &config);
+    wait_for_table(&lab, "both servers in both services", SOON, |t| {
+        t.len() == 4
+    });
+    for vip in [first, second] {
+        wait_for_page(&lab, vip, "web1", SOON);
+        wait_for_page(&lab, vip, "web2", SOON);
+    }
+    let metrics = crate::settings::metrics(&lab);
+    let targets = metrics
+        .lines()
+        .find(|l| l.starts_with("understudy_probe_targets "));
+    assert_eq!(targets, Some("understudy_probe_targets 2"), "{metrics}");
+    lab.server("web1").kill_nginx();
+    wait_for_table(&lab, "the other one in both", SOON, |t| t.len() == 2);
 }

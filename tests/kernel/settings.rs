@@ -47,7 +47,7 @@ fn wait_for_warnings(lab: &Lab, what: &str, holds: impl Fn(&[String]) -> bool) {
     });
 }
 
-fn metrics(lab: &Lab) -> String {
+pub(crate) fn metrics(lab: &Lab) -> String {
     lab.director.run(|| {
         let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 9711))).unwrap();
         let request = "GET /metrics HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";

@@ -64,6 +64,7 @@ struct World {
     happened: watch::Receiver<EventRing>,
     reports: mpsc::Sender<Report>,
     events: mpsc::Sender<Event>,
+    heartbeat: watch::Receiver<MonoTime>,
     registry: prometheus_client::registry::Registry,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -93,6 +94,7 @@ impl World {
         let out = Outputs::of(&core);
         let (desired, outbox) = (out.desired.subscribe(), out.outbox.subscribe());
         let happened = out.events.subscribe();
+        let heartbeat = out.heartbeat.subscribe();
         let (reports, to_core) = mpsc::channel(16);
         let (events, events_to_core) = mpsc::channel(16);
         let (applied_to_core, applied) = watch::channel(Applied::default());
@@ -107,6 +109,7 @@ impl World {
             applied,
             questions,
             loads,
+            stops: mpsc::channel(1).1,
             host,
         };
         let mut config = (**core.config()).clone();
@@ -121,6 +124,7 @@ impl World {
             reports,
             events,
             registry,
+            heartbeat,
             task: tokio::spawn(shell.run(inputs, stop.clone())),
             stop,
             _others: (applied_to_core, asking, loads_to_core, host_to_core),
@@ -313,4 +317,21 @@ fn a_service_that_did_not_change_keeps_its_shared_part() {
     assert!(!put(&mut all, key, core.desired(key)));
     // The reconciler tells by this that there is nothing to read or write.
     assert!(Arc::ptr_eq(&part, &all.services[&key]));
+}
+
+/// What feeds the watchdog: each turn of the core, and there is one a second at least.
+#[tokio::test]
+async fn the_heart_beats_where_nothing_happens_and_stops_with_the_core() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::start(dir.path()).await;
+    world.heartbeat.borrow_and_update();
+    for _ in 0..2 {
+        let beat = time::timeout(BEAT * 10, world.heartbeat.changed());
+        beat.await.expect("it beats").expect("the core runs");
+    }
+    world.stop.cancel();
+    world.task.await.unwrap();
+    let silence = async { while world.heartbeat.changed().await.is_ok() {} };
+    let silent = time::timeout(BEAT * 10, silence);
+    silent.await.expect("nobody else beats for it");
 }

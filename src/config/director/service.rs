@@ -1,15 +1,18 @@
 //! Keys of a virtual service that need more than a word: scheduler, forwarding, tunnel.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{RawService, Reader};
+use super::{RawService, Reader, duration};
 use crate::model::{
-    Checks, DestAttrs, DestKey, ForwardMethod, LONGEST_NAME, Protocol, QuorumRule, Scheduler,
-    ServiceFlags, ServiceKey, Tunnel, TunnelType,
+    Checks, DestAttrs, DestKey, ForwardMethod, Initial, LONGEST_NAME, Protocol, QuorumRule,
+    Ramping, Scheduler, ServiceFlags, ServiceKey, Tunnel, TunnelType,
 };
+
+/// The least weight that a slow start does something with where it cannot be multiplied.
+const LEAST_WHOLE: u32 = 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,6 +101,48 @@ impl Reader {
             self.bad.push(at.span(), message);
         }
         rule
+    }
+
+    /// Reads `initial`.
+    pub(super) fn initial(&mut self, s: &RawService) -> Initial {
+        let read = |t: &str| match t {
+            "down" => Ok(Initial::Down),
+            "up" => Ok(Initial::Up),
+            _ => Err(format!(
+                "{t:?} is not how a new server comes in: write down, to be in after its checks, or up, to be in at once"
+            )),
+        };
+        let initial = s.initial.as_ref().and_then(|text| self.value(text, read));
+        initial.unwrap_or_default()
+    }
+
+    /// Reads `slow_start`.
+    pub(super) fn slow_start(
+        &mut self,
+        s: &RawService,
+        scheduler: &Scheduler,
+        servers: &BTreeMap<DestKey, DestAttrs>,
+    ) -> Option<Duration> {
+        let at = s.slow_start.as_ref()?;
+        let over = self.value(at, duration::parse)?;
+        self.at_least(Some(at), over, Duration::from_secs(1), "slow_start");
+        let weights = servers.values().map(|attrs| attrs.weight.get());
+        let least = weights.filter(|weight| *weight > 0).min();
+        match scheduler.ramping() {
+            Ramping::Scaled => {}
+            Ramping::Whole if least.is_none_or(|least| least >= LEAST_WHOLE) => {}
+            Ramping::Whole => self.bad.push(
+                at.span(),
+                format!("slow_start with {scheduler} needs weights of at least {LEAST_WHOLE}: it compares them with connections, so that they cannot be multiplied, and a smaller one has too few steps"),
+            ),
+            // Of no name at all something else is said.
+            Ramping::Never(_) if scheduler.0.is_empty() => {}
+            Ramping::Never(why) => {
+                let message = format!("slow_start is not for scheduler {scheduler}: {why}");
+                self.bad.push(at.span(), message);
+            }
+        }
+        Some(over)
     }
 
     /// The checks of the sorry servers; one of TCP where none is named.

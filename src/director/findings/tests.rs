@@ -152,6 +152,25 @@ fn persistent_clients_of_a_quiesced_server() {
 }
 
 #[test]
+fn a_setting_that_contradicts_what_becomes_of_persistent_clients() {
+    let full = "address = \"10.0.0.1:80\"";
+    let of = |word| {
+        let lines = format!("persistence_timeout = \"300s\"\npersistence_on_failure = \"{word}\"");
+        config("192.0.2.1:80", "dr", full, &lines)
+    };
+    let (on, off) = (host(&[]), host(&[(EXPIRE_QUIESCENT, "0")]));
+    assert_found(&of("keep"), &on, &["template is 1", "\"keep\""]);
+    assert_none(&of("keep"), &off);
+    assert_found(&of("cut"), &off, &["template is 0", "\"cut\""]);
+    assert_none(&of("cut"), &on);
+    // As the director itself will have it.
+    assert_none(&of("keep"), &on.as_declared(&of("keep")));
+    let quiesced = "address = \"10.0.0.1:80\"\nweight = 0";
+    let lines = "persistence_timeout = \"300s\"\npersistence_on_failure = \"keep\"";
+    assert_none(&config("192.0.2.1:80", "dr", quiesced, lines), &off);
+}
+
+#[test]
 fn reused_ports_are_to_be_scheduled_anew() {
     let off = host(&[(REUSE, "0")]);
     let words = ["net.ipv4.vs.conn_reuse_mode is 0", "conn_reuse_mode\" = 1"];

@@ -46,12 +46,16 @@ real_server = [{ address = "10.0.0.1:8443", weight = 7 }, { address = "10.0.0.2:
 /// Configurations that reloads go between.
 fn texts() -> Vec<String> {
     let less = WEB.replace(r#", { address = "10.0.0.4:80" }"#, "");
+    let new = "forward = \"nat\"\nslow_start = \"10s\"\ninitial = \"up\"";
+    let slow = WEB.replace("forward = \"nat\"", new);
     vec![
         format!("{HEAD}{WEB}{TLS}"),
         format!("{HEAD}{MASS}{WEB}{TLS}"),
         format!("{HEAD}{MASS}{less}{TLS}"),
         format!("{HEAD}{WEB}"),
         format!("{HEAD}{}{TLS}", WEB.replace("fall = 2", "fall = 3")),
+        format!("{HEAD}{MASS}{slow}{TLS}"),
+        format!("{HEAD}{}", slow.replace("fall = 2", "fall = 3")),
     ]
 }
 
@@ -102,7 +106,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Provide),
         2 => Just(Op::Settle),
         1 => Just(Op::Silent),
-        1 => (0usize..5).prop_map(Op::Reload),
+        1 => (0usize..7).prop_map(Op::Reload),
         1 => Just(Op::Restart),
         1 => any::<bool>().prop_map(Op::CutOff),
         2 => (0usize..2).prop_map(Op::Witnessed),

@@ -236,6 +236,18 @@ impl OnFailure {
             FailClass::Certificate => self.certificate,
         }
     }
+
+    /// Whether one that failed may be quiesced.
+    #[must_use]
+    pub fn quiesces(self) -> bool {
+        [self.gone, self.busy, self.certificate].contains(&Removal::Quiesce)
+    }
+
+    /// Whether one that failed may be removed.
+    #[must_use]
+    pub fn removes(self) -> bool {
+        [self.gone, self.busy, self.certificate].contains(&Removal::Remove)
+    }
 }
 
 /// How much weight a service's servers must have together.

@@ -70,6 +70,18 @@ proptest! {
     }
 
     #[test]
+    fn who_is_new_comes_after_the_others_have_grown(want in want(), actual in service()) {
+        let kernel = kernel_with(Some(&actual));
+        let serves = |dest| actual.dests.get(dest).is_some_and(|a| a.weight != Weight::QUIESCED);
+        let plan = plan_of(&want, &kernel);
+        let order = plan.grow.iter().map(|step| match step {
+            Step::SetDest(_, dest, _) | Step::NewDest(_, dest, _) => serves(dest),
+            _ => false,
+        });
+        prop_assert!(order.is_sorted_by(|a, b| a >= b), "{:?}", plan.grow);
+    }
+
+    #[test]
     fn a_failed_server_is_taken_out_before_anything_else(want in want(), actual in service()) {
         let p = plan_of(&want, &kernel_with(Some(&actual)));
         let out = want.out.iter().filter(|d| actual.dests.contains_key(d));
