@@ -48,7 +48,7 @@ pub(super) struct Arguments {
     /// Only what is no older: 10m, 2h
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     since: Option<Duration>,
-    /// For people or programs: a line each, as text or a JSON object
+    /// For people or programs
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Output::Text)]
     output: Output,
 }

@@ -149,6 +149,20 @@ fn verify(server: &Server, post: &Post) {
     assert_eq!(said.split(' ').next(), Some(code), "{said}");
 }
 
+/// The mailbox, once these words are in it.
+fn wait_for_mail(server: &Server, words: &str) -> String {
+    wait_for(&format!("mail with {words:?}"), SOON, POLL, || {
+        let mailbox = server.read("/var/mail/ops");
+        match mailbox.contains(words) {
+            true => Ok(mailbox),
+            false => Err(format!(
+                "{mailbox}\n{}",
+                server.read("/var/log/postfix.log")
+            )),
+        }
+    })
+}
+
 fn start_peers(server: &Server) {
     server.sh("mkdir /etc/hooks && chmod 755 /etc/hooks && rm -f /etc/nginx/sites-enabled/default && useradd -m ops");
     let write = |path: &str, text: &str| fs::write(server.path(path), text).unwrap();
@@ -226,6 +240,9 @@ real_server = [{{ address = "10.77.1.11:80" }}, {{ address = "10.77.1.12:80" }}]
     assert_eq!(secured.len(), 1, "what it wants, and no more");
     verify(peers, &secured[0]);
 
+    // Another mail: this one's window is over.
+    wait_for_mail(peers, "lost its quorum");
+
     // It goes away again, and what happened is told when it is back.
     receiver.close();
     lab.server("web1").sh("nginx");
@@ -253,13 +270,7 @@ real_server = [{{ address = "10.77.1.11:80" }}, {{ address = "10.77.1.12:80" }}]
     );
 
     // By mail.
-    let mailbox = wait_for("mail of the quorum held again", SOON, POLL, || {
-        let mailbox = peers.read("/var/mail/ops");
-        match mailbox.contains("has its quorum again") {
-            true => Ok(mailbox),
-            false => Err(format!("{mailbox}\n{}", peers.read("/var/log/postfix.log"))),
-        }
-    });
+    let mailbox = wait_for_mail(peers, "has its quorum again");
     for words in [
         "From: lb1@example.org",
         "To: ops@example.org",
