@@ -12,6 +12,7 @@ pub mod http;
 pub mod import;
 pub mod ipvs;
 pub mod model;
+pub mod neighbours;
 pub mod provisioner;
 pub mod reconcile;
 pub mod rtnl;

@@ -1,5 +1,6 @@
 //! Puts tasks and channels together for each role; start, shutdown.
 
+pub mod addresses;
 pub mod core;
 pub mod director;
 mod drains;

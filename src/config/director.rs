@@ -1,5 +1,6 @@
 //! `director.toml`.
 
+mod address;
 mod check;
 mod guard;
 mod service;
@@ -17,14 +18,15 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use self::{
+    address::{Managing, RawAddresses},
     check::{OneOrMany, RawCheck, RawDamping, RawNeed},
     service::RawTunnel,
 };
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal, Scheduler,
-    ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
+    ForwardMethod, ManagedAddress, Marks, OnFailure, Persistence, Protocol, QuorumRule, Removal,
+    Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -58,15 +60,20 @@ pub struct Director {
     pub mass_failure: Option<MassFailure>,
     /// Settings of the kernel that are to hold, in the file's order.
     pub kernel: Vec<Sysctl>,
+    /// The mark of virtual addresses that this director has put on (`IFA_PROTO`).
+    pub address_proto: u8,
     /// Virtual services.
     pub services: BTreeMap<ServiceKey, VirtualService>,
 }
 
 impl Director {
-    /// The same as a shadow: it has a folder and a socket of its own, writes no setting, asks nobody for spares, and
-    /// removes nothing.
+    /// The same as a shadow: it has a folder and a socket of its own, writes no setting, asks nobody for spares,
+    /// removes nothing, and leaves virtual addresses to whoever it stands beside.
     #[must_use]
-    pub fn shadowed(self) -> Self {
+    pub fn shadowed(mut self) -> Self {
+        for service in self.services.values_mut() {
+            service.address = None;
+        }
         let mut socket = self.socket.into_os_string();
         socket.push(".shadow");
         Self {
@@ -92,6 +99,10 @@ impl Director {
             (
                 "[director] probe_marks",
                 self.probe_marks == other.probe_marks,
+            ),
+            (
+                "[director.addresses] proto",
+                self.address_proto == other.address_proto,
             ),
             ("[metrics]", self.metrics == other.metrics),
             ("[provisioner]", self.provisioner == other.provisioner),
@@ -223,6 +234,8 @@ pub struct VirtualService {
     pub sorry: BTreeMap<DestKey, DestAttrs>,
     /// Their checks.
     pub sorry_checks: Checks,
+    /// What becomes of its address, if the director manages that.
+    pub address: Option<ManagedAddress>,
 }
 
 impl VirtualService {
@@ -263,6 +276,9 @@ struct RawDirector {
     drift: Option<Spanned<String>>,
     drain_timeout: Option<Spanned<String>>,
     probe_marks: Option<Spanned<String>>,
+    #[serde(default)]
+    manage_addresses: bool,
+    addresses: Option<Spanned<RawAddresses>>,
 }
 
 #[derive(Deserialize)]
@@ -321,6 +337,8 @@ struct RawService {
     #[serde(default)]
     sorry_server: Vec<RawServer>,
     sorry_check: Option<Spanned<OneOrMany<RawCheck>>>,
+    manage_addresses: Option<Spanned<bool>>,
+    addresses: Option<Spanned<RawAddresses>>,
 }
 
 #[derive(Deserialize)]
@@ -406,13 +424,15 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     };
     let mass_failure = raw.mass_failure.as_ref().map(|m| r.mass_failure(m));
     let kernel = raw.kernel.read(&mut r.bad);
+    let mut managing = Managing::new(&mut r, &raw.director);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for raw in &raw.virtual_service {
         let Some((key, span)) = r.service_key(raw) else {
             continue;
         };
-        let service = r.service(key, raw.get_ref(), drift);
+        let mut service = r.service(key, raw.get_ref(), drift);
+        service.address = managing.of(&mut r, key, raw.get_ref(), &span);
         if let ServiceKey::Fwmark(_, mark) = key
             && probe_marks.contains(mark)
         {
@@ -454,6 +474,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         replacement,
         mass_failure,
         kernel,
+        address_proto: managing.proto,
         services,
     })
 }
@@ -729,6 +750,8 @@ impl Reader {
             sorry,
             sorry_checks,
             attrs,
+            // Read by `Managing`, which knows the other services.
+            address: None,
             forward,
             drift,
             checks,

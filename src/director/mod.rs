@@ -4,6 +4,7 @@
 //! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
 //! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
 
+mod addresses;
 mod aftermath;
 mod certificates;
 mod doubt;
@@ -36,7 +37,8 @@ use crate::{
     health::{Health, Quorum, Standing, Transition},
     model::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
-        Outcome, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis, Weight,
+        Outcome, Presence, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis,
+        Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -169,6 +171,8 @@ pub struct Effects {
     pub dirty: BTreeSet<ServiceKey>,
     /// Whether others are to be checked than before.
     pub targets: bool,
+    /// Whether something else is wanted of virtual addresses than before.
+    pub addresses: bool,
     /// Notes in order.
     pub notes: Vec<Note>,
 }
@@ -241,6 +245,8 @@ pub struct Core {
     idle: BTreeMap<OrderedPlace, MonoTime>,
     /// Of each configured service.
     quorums: BTreeMap<ServiceKey, Quorum>,
+    /// What each service that manages its address wants of it.
+    presences: BTreeMap<ServiceKey, Presence>,
     /// Which of them are at an address, sorry servers left out: nobody takes their place.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
@@ -305,6 +311,7 @@ impl Core {
             connections: BTreeMap::new(),
             idle: BTreeMap::new(),
             quorums,
+            presences: BTreeMap::new(),
             places: BTreeMap::new(),
             adopted: start.kernel,
             forgot: None,
@@ -331,6 +338,7 @@ impl Core {
         }
         core.refresh_targets(Arrival::Start, start.now);
         core.refresh_ways();
+        core.presences = core.presences();
         core
     }
 
@@ -435,6 +443,7 @@ impl Core {
         for key in fx.dirty.clone() {
             self.review_quorum(key, &mut fx);
             self.review_panic(key, &mut fx);
+            self.review_address(key, &mut fx);
         }
         match probed {
             None => {

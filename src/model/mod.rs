@@ -2,6 +2,7 @@
 //!
 //! Values are parsed at the edge into types that cannot be wrong; names are LVS's own.
 
+mod address;
 mod check;
 mod drift;
 mod host;
@@ -17,6 +18,10 @@ mod sysctl;
 mod time;
 pub mod wire;
 
+pub use address::{
+    AddressPlace, AddressPolicy, Addresses, AnnounceOn, FoundAddress, FoundAddresses, FoundLink,
+    Mac, ManagedAddress, Presence, WantedAddress,
+};
 pub use check::{
     Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
     Expect, ExternalCheck, FailClass, FailReason, FileCheck, Found, GrpcCheck, HttpCheck,

@@ -111,6 +111,11 @@ fn a_directors_families_are_as_documented() {
     m.provisioner_up.set(1);
     m.set_kernel_setting_wrong("net.ipv4.ip_forward", false);
     m.set_kernel_setting_wrong("net.ipv4.vs.conntrack", true);
+    m.set_virtual_address_on([192, 0, 2, 1].into(), Some(true));
+    m.set_virtual_address_on([192, 0, 2, 2].into(), Some(false));
+    m.set_virtual_address_on([192, 0, 2, 3].into(), Some(false));
+    m.set_virtual_address_on([192, 0, 2, 3].into(), None);
+    m.virtual_address_conflicts.inc();
     m.set_config("0123");
     m.set_config("4567");
     assert_golden("director.prom", &text(&registry));

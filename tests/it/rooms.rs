@@ -23,7 +23,7 @@ const ORDERS: &[&str] = &[
     "provisioner::workflow",
 ];
 
-const PURE: [Room; 13] = [
+const PURE: [Room; 15] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -54,6 +54,14 @@ const PURE: [Room; 13] = [
     Room {
         place: "reconcile/plan.rs",
         knows: &["reconcile::plan", "reconcile::drift", "model"],
+    },
+    Room {
+        place: "reconcile/addresses.rs",
+        knows: &["reconcile::addresses", "model"],
+    },
+    Room {
+        place: "neighbours/wire",
+        knows: &["neighbours::wire", "model"],
     },
     Room {
         place: "reconcile/drift.rs",

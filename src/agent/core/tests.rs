@@ -106,6 +106,7 @@ impl World {
             questions,
             loads,
             host,
+            addresses: watch::channel(Vec::new()).1,
         };
         let mut config = (**core.config()).clone();
         config.socket = dir.join("director.sock");
