@@ -12,7 +12,7 @@ KILLS ?= 20
 fuzzer := target/tools/bin/cargo-fuzz
 fuzzer_version := 0.13.2
 fuzz_build = target/fuzz/$(FUZZ_SANITIZER)
-FUZZ_TARGETS ?= ipvs_message ipvs_datagram ipvsadm_saved check_answer
+FUZZ_TARGETS ?= ipvs_message ipvs_datagram ipvsadm_saved check_answer neighbour_frame
 FUZZ_SECONDS ?= 60
 # The address sanitizer where its library came with the compiler (rustup's have it, distributions' do not).
 FUZZ_SANITIZER ?= $(if $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/lib/*_rt.asan.a),address,none)

@@ -496,7 +496,8 @@ fn with_director(kind: &str, port: u16, count: u32, look: impl AsyncFnOnce(&Coun
             questions,
             loads,
             stops,
-            host,
+            host: host.clone(),
+            addresses: host,
         };
         let stop = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();

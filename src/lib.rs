@@ -13,6 +13,7 @@ pub mod http;
 pub mod import;
 pub mod ipvs;
 pub mod model;
+pub mod neighbours;
 mod prepare;
 pub mod provisioner;
 mod random;

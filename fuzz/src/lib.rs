@@ -9,6 +9,7 @@ pub mod import;
 pub mod ipvs;
 #[path = "../../src/model/mod.rs"]
 pub mod model;
+pub mod neighbours;
 
 /// As in the package.
 mod talk {

@@ -32,8 +32,8 @@ use crate::{
     director::{Core, Effects, Event, Guard, Known, Note, Outbox, events, status::Status},
     health::Standing,
     model::{
-        EventDraft, EventKind, EventRing, MonoTime, OrderAnswer, OrderedPlace, Removal, Role,
-        ServiceKey, StopPolicy,
+        Addresses, EventDraft, EventKind, EventRing, MonoTime, OrderAnswer, OrderedPlace, Removal,
+        Role, ServiceKey, StopPolicy,
     },
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
@@ -68,6 +68,8 @@ pub struct Inputs {
     pub stops: mpsc::Receiver<oneshot::Sender<StopPolicy>>,
     /// What of this host does not fit.
     pub host: watch::Receiver<Vec<String>>,
+    /// What of the virtual addresses is not as it should be.
+    pub addresses: watch::Receiver<Vec<String>>,
 }
 
 /// What a turn begins with.
@@ -96,6 +98,8 @@ pub struct Outputs {
     pub witnesses: watch::Sender<Vec<Witness>>,
     /// The configuration, to whoever needs it.
     pub in_force: watch::Sender<Arc<config::Director>>,
+    /// To whoever keeps the virtual addresses.
+    pub addresses: watch::Sender<Arc<Addresses>>,
     /// To the watchdog.
     pub heartbeat: watch::Sender<MonoTime>,
     /// To operators and hooks: the last events.
@@ -113,6 +117,7 @@ impl Outputs {
             draining: watch::Sender::new(core.draining()),
             witnesses: watch::Sender::default(),
             in_force: watch::Sender::new(Arc::clone(core.config())),
+            addresses: watch::Sender::new(Arc::new(core.addresses())),
             heartbeat: watch::Sender::new(clock::now()),
             events: watch::Sender::new(EventRing::new(
                 Role::Director,
@@ -127,6 +132,8 @@ impl Outputs {
 #[derive(Debug)]
 pub struct Shell {
     core: Core,
+    /// The configuration by which the virtual addresses were last told.
+    config: Arc<config::Director>,
     memory: Keeper,
     lock: Lock,
     metrics: DirectorMetrics,
@@ -155,6 +162,7 @@ impl Shell {
         out: Outputs,
     ) -> Self {
         Self {
+            config: Arc::clone(core.config()),
             core,
             memory: Keeper::new(file),
             lock,
@@ -220,7 +228,9 @@ impl Shell {
                 Input::Report(report) => self.probed(report, now),
                 Input::Event(event) => self.take(event, now),
                 Input::Question(Question::Status(answer)) => {
-                    self.answer(answer, &inputs.host.borrow(), now);
+                    let mut host = inputs.host.borrow().clone();
+                    host.extend(inputs.addresses.borrow().iter().cloned());
+                    self.answer(answer, &host, now);
                 }
                 Input::Question(Question::Explain(question)) => self.explain(question, now),
                 Input::Question(Question::Order(ordering)) => self.order(*ordering, now),
@@ -373,6 +383,15 @@ impl Shell {
             let ids = self.core.watched_servers();
             self.metrics.keep_servers(|id| ids.contains(id));
             self.out.targets.send_replace(targets(&self.core));
+        }
+        if fx.addresses || !Arc::ptr_eq(self.core.config(), &self.config) {
+            self.config = Arc::clone(self.core.config());
+            let now = self.core.addresses();
+            self.out.addresses.send_if_modified(|told| {
+                let differs = **told != now;
+                *told = Arc::new(now);
+                differs
+            });
         }
         self.publish(now);
     }

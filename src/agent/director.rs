@@ -11,7 +11,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    access,
+    access, addresses,
     core::{Inputs, Outputs, Shell},
     counts::KernelCounts,
     drains, hints,
@@ -171,6 +171,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
 
     let out = Outputs::of(&core);
     let heartbeat = out.heartbeat.subscribe();
+    let (addresses_tx, addresses_rx) = watch::channel(Vec::new());
     let (applied_tx, applied) = watch::channel(Applied::default());
     let (reports_tx, reports) = mpsc::channel(REPORTS);
     let (nudges_tx, nudges_rx) = mpsc::channel(NUDGES);
@@ -214,6 +215,14 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     tasks.start("reload", |stop| {
         reload::run((file, shadow), asked, hangup, loads_tx, counted, stop)
     });
+    let work = addresses::Work {
+        wanted: out.addresses.subscribe(),
+        applied: applied.clone(),
+        warnings: addresses_tx,
+        in_force: out.in_force.subscribe(),
+        metrics: metrics.clone(),
+    };
+    tasks.start("addresses", |stop| addresses::run(work, stop));
     let targets = || out.targets.subscribe();
     let (files_rx, hints_rx, targets_rx) = (targets(), targets(), targets());
     let (to_files, to_hints) = (nudges_tx.clone(), nudges_tx);
@@ -277,6 +286,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
                 loads,
                 stops,
                 host: host_rx,
+                addresses: addresses_rx,
             },
             stop,
         )

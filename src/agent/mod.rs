@@ -1,6 +1,7 @@
 //! Puts tasks and channels together for each role; start, shutdown.
 
 mod access;
+pub mod addresses;
 pub mod core;
 mod counts;
 pub mod director;

@@ -1,5 +1,6 @@
 //! `director.toml`.
 
+mod address;
 mod check;
 mod group;
 mod guard;
@@ -22,6 +23,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use self::{
+    address::{Managing, RawAddresses},
     check::{OneOrMany, RawCheck, RawDamping, RawNeed},
     group::{Families, Listed, server_address},
     hooks::{RawMail, RawSmtp, RawWebhook},
@@ -32,9 +34,9 @@ use self::{
 use super::{Diagnostics, duration, kernel};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
-    ForwardMethod, Hooks, Initial, Keeping, Marks, OnFailure, OnStop, Operators, Persistence,
-    Protocol, QuorumRule, Removal, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey, StopPolicy,
-    Sysctl, Tunnel, Weight,
+    ForwardMethod, Hooks, Initial, Keeping, ManagedAddress, Marks, OnFailure, OnStop, Operators,
+    Persistence, Protocol, QuorumRule, Removal, Scheduler, ServiceAttrs, ServiceFlags, ServiceKey,
+    StopPolicy, Sysctl, Tunnel, Weight,
 };
 
 /// A director's configuration.
@@ -74,15 +76,20 @@ pub struct Director {
     pub hooks: Hooks,
     /// Settings of the kernel that are to hold, in the file's order.
     pub kernel: Vec<Sysctl>,
+    /// The mark of virtual addresses that this director has put on (`IFA_PROTO`).
+    pub address_proto: u8,
     /// Virtual services.
     pub services: BTreeMap<ServiceKey, VirtualService>,
 }
 
 impl Director {
-    /// The same as a shadow: it has a folder and a socket of its own, writes no setting, asks nobody for spares, and
-    /// removes nothing.
+    /// The same as a shadow: it has a folder and a socket of its own, writes no setting, asks nobody for spares,
+    /// removes nothing, and leaves virtual addresses to whoever it stands beside.
     #[must_use]
-    pub fn shadowed(self) -> Self {
+    pub fn shadowed(mut self) -> Self {
+        for service in self.services.values_mut() {
+            service.address = None;
+        }
         let mut socket = self.socket.into_os_string();
         socket.push(".shadow");
         Self {
@@ -113,6 +120,10 @@ impl Director {
             (
                 "[director] probe_marks",
                 self.probe_marks == other.probe_marks,
+            ),
+            (
+                "[director.addresses] proto",
+                self.address_proto == other.address_proto,
             ),
             ("[metrics]", self.metrics == other.metrics),
             ("[provisioner]", self.provisioner == other.provisioner),
@@ -251,6 +262,8 @@ pub struct VirtualService {
     pub sorry: BTreeMap<DestKey, DestAttrs>,
     /// Their checks.
     pub sorry_checks: Checks,
+    /// What becomes of its address, if the director manages that.
+    pub address: Option<ManagedAddress>,
 }
 
 impl VirtualService {
@@ -299,6 +312,9 @@ struct RawDirector {
     drift: Option<Spanned<String>>,
     drain_timeout: Option<Spanned<String>>,
     probe_marks: Option<Spanned<String>>,
+    #[serde(default)]
+    manage_addresses: bool,
+    addresses: Option<Spanned<RawAddresses>>,
 }
 
 #[derive(Deserialize)]
@@ -360,6 +376,8 @@ struct RawService {
     #[serde(default)]
     sorry_server: Vec<RawServer>,
     sorry_check: Option<Spanned<OneOrMany<RawCheck>>>,
+    manage_addresses: Option<Spanned<bool>>,
+    addresses: Option<Spanned<RawAddresses>>,
 }
 
 #[derive(Deserialize)]
@@ -449,6 +467,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
     let mass_failure = raw.mass_failure.as_ref().map(|m| r.mass_failure(m));
     let hooks = r.hooks(&raw.webhook, raw.smtp.as_ref(), &raw.mail);
     let mut kernel = raw.kernel.read(&mut r.bad);
+    let mut managing = Managing::new(&mut r, &raw.director);
     let mut services: BTreeMap<ServiceKey, VirtualService> = BTreeMap::new();
     let mut places: BTreeMap<ServiceKey, usize> = BTreeMap::new();
     for raw in &raw.virtual_service {
@@ -457,7 +476,8 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         let first = r.bad.count();
         for (key, span) in keys {
             let known = r.bad.count();
-            let service = r.service((key, &span), raw.get_ref(), &families, drift);
+            let mut service = r.service((key, &span), raw.get_ref(), &families, drift);
+            service.address = managing.of(&mut r, key, raw.get_ref(), &span);
             // What is wrong in several services of a group is wrong once.
             r.bad.forget_repeated(first, known);
             if let ServiceKey::Fwmark(_, mark) = key
@@ -506,6 +526,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Director, Diagnostics> {
         mass_failure,
         hooks,
         kernel,
+        address_proto: managing.proto,
         services,
     })
 }
@@ -735,6 +756,8 @@ impl Reader {
             sorry,
             sorry_checks,
             attrs,
+            // Read by `Managing`, which knows the other services.
+            address: None,
             forward,
             drift,
             checks,

@@ -1,7 +1,10 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::{DriftPolicy, ForwardMethod, QuorumRule, ServiceKey, Tunnel, TunnelType};
+use crate::model::{
+    AddressPlace, AddressPolicy, AnnounceOn, DriftPolicy, ForwardMethod, ManagedAddress,
+    QuorumRule, ServiceKey, Tunnel, TunnelType,
+};
 
 const GOOD: &str = r#"
 [director]
@@ -229,6 +232,61 @@ fn a_tunnel_is_what_ipvsadm_calls_it() {
         tunnel("type = \"gre\", checksum = \"checksum\""),
         of(TunnelType::Gre, 0, Tunnel::CHECKSUM)
     );
+}
+
+#[test]
+fn a_service_says_of_its_address_what_the_director_says_unless_it_says_otherwise() {
+    let managed = GOOD.replacen(
+        "[director]\n",
+        "[director]\nmanage_addresses = true\naddresses = { interface = \"vip0\", create_dummy = true, announce_on = \"eth0\", shutdown = \"withdraw\", proto = 9 }\n",
+        1,
+    );
+    let place = AddressPlace {
+        interface: "vip0".to_owned(),
+        prefix: 32,
+        announce_on: AnnounceOn::Interface("eth0".to_owned()),
+        create_dummy: true,
+    };
+    let wanted = ManagedAddress {
+        place,
+        quorum_lost: AddressPolicy::Keep,
+        shutdown: AddressPolicy::Withdraw,
+    };
+    assert_eq!(one(&managed).address.as_ref(), Some(&wanted));
+    let own = managed.replacen(
+        "\"wlc\"",
+        "\"wlc\"\naddresses = { interface = \"eth0\", prefix = 24, quorum_lost = \"withdraw\" }",
+        1,
+    );
+    let place = AddressPlace {
+        interface: "eth0".to_owned(),
+        prefix: 24,
+        // The interface that it would be announced on is its own.
+        announce_on: AnnounceOn::Own,
+        create_dummy: true,
+    };
+    let wanted = ManagedAddress {
+        place,
+        quorum_lost: AddressPolicy::Withdraw,
+        shutdown: AddressPolicy::Withdraw,
+    };
+    assert_eq!(one(&own).address.as_ref(), Some(&wanted));
+    let off = managed.replacen("\"wlc\"", "\"wlc\"\nmanage_addresses = false", 1);
+    assert_eq!(one(&off).address, None);
+    assert_eq!(one(GOOD).address, None, "nobody said so");
+
+    let director = director::parse(Path::new("d.toml"), &managed).unwrap();
+    assert_eq!(director.address_proto, 9);
+    let other = director::parse(
+        Path::new("d.toml"),
+        &managed.replace("proto = 9", "proto = 8"),
+    );
+    assert_eq!(
+        director.fixed(&other.unwrap()),
+        ["[director.addresses] proto"]
+    );
+    let shadow = director.shadowed();
+    assert!(shadow.services.values().all(|s| s.address.is_none()));
 }
 
 proptest::proptest! {

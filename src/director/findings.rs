@@ -283,8 +283,10 @@ fn missing_addresses(config: &Director, facts: &Facts) -> Vec<String> {
         return Vec::new();
     }
     let mut missing: BTreeMap<IpAddr, Vec<&ServiceKey>> = BTreeMap::new();
-    for key in config.services.keys() {
+    for (key, service) in &config.services {
+        // Of one that the director manages itself it tells itself.
         if let ServiceKey::Addr(_, at) = key
+            && service.address.is_none()
             && !facts.has(at.ip())
         {
             missing.entry(at.ip()).or_default().push(key);

@@ -4,6 +4,7 @@
 //! shell makes true, however often it takes: [`Core::desired`] of the kernel, [`Core::outbox`] of
 //! the provisioner, [`Core::memory`] of the state file, [`Core::targets`] of the checks.
 
+mod addresses;
 mod aftermath;
 mod certificates;
 mod doubt;
@@ -41,7 +42,8 @@ use crate::{
     health::{Health, Quorum, Standing, Transition},
     model::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
-        Outcome, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis, Weight,
+        Outcome, Presence, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis,
+        Weight,
         wire::{Member, Members, Replacement, ReplacementState, Want},
     },
     reconcile::plan::Applied,
@@ -182,6 +184,8 @@ pub struct Effects {
     pub dirty: BTreeSet<ServiceKey>,
     /// Whether others are to be checked than before.
     pub targets: bool,
+    /// Whether something else is wanted of virtual addresses than before.
+    pub addresses: bool,
     /// Notes in order.
     pub notes: Vec<Note>,
 }
@@ -254,6 +258,8 @@ pub struct Core {
     idle: BTreeMap<OrderedPlace, MonoTime>,
     /// Of each configured service.
     quorums: BTreeMap<ServiceKey, Quorum>,
+    /// What each service that manages its address wants of it.
+    presences: BTreeMap<ServiceKey, Presence>,
     /// Which of them are at an address, sorry servers left out: nobody takes their place.
     places: BTreeMap<IpAddr, Vec<(ServiceKey, DestKey)>>,
     adopted: BTreeMap<ServiceKey, BTreeMap<DestKey, DestAttrs>>,
@@ -326,6 +332,7 @@ impl Core {
             connections: BTreeMap::new(),
             idle: BTreeMap::new(),
             quorums,
+            presences: BTreeMap::new(),
             places: BTreeMap::new(),
             adopted: start.kernel,
             let_in: BTreeSet::new(),
@@ -361,6 +368,7 @@ impl Core {
         for key in Arc::clone(&core.config).services.keys() {
             core.review_ramps(*key, start.now, &mut Effects::default());
         }
+        core.presences = core.presences();
         core
     }
 
@@ -468,6 +476,7 @@ impl Core {
             self.review_quorum(key, &mut fx);
             self.review_panic(key, &mut fx);
             self.review_ramps(key, now, &mut fx);
+            self.review_address(key, &mut fx);
         }
         match probed {
             None => {

@@ -171,6 +171,17 @@ impl Core {
         (live, unknown)
     }
 
+    /// A service's sorry servers that take connections while its quorum is lost.
+    pub(super) fn sorry_servers(
+        &self,
+        key: ServiceKey,
+        config: &VirtualService,
+    ) -> impl Iterator<Item = DestKey> {
+        let serves =
+            move |(dest, attrs): &(&DestKey, &DestAttrs)| self.place(key, **dest, **attrs).takes();
+        config.sorry.iter().filter(serves).map(|(dest, _)| *dest)
+    }
+
     /// Judges a service's quorum anew.
     pub(super) fn review_quorum(&mut self, key: ServiceKey, fx: &mut Effects) {
         let config = Arc::clone(&self.config);
@@ -187,11 +198,7 @@ impl Core {
         fx.notes.push(match after {
             Quorum::Held => Note::QuorumHeld(key, live),
             Quorum::Lost => {
-                let serves = |(dest, attrs): &(&DestKey, &DestAttrs)| {
-                    self.place(key, **dest, **attrs).takes()
-                };
-                let sorry = config.sorry.iter().filter(serves);
-                let sorry = sorry.map(|(dest, _)| *dest).collect();
+                let sorry = self.sorry_servers(key, config).collect();
                 Note::QuorumLost(key, live, u64::from(config.quorum.quorum), sorry)
             }
         });

@@ -1,3 +1,4 @@
+mod addresses;
 mod aftermath;
 mod explain;
 mod failure;

@@ -3,6 +3,7 @@
 //! Values are parsed at the edge into types that cannot be wrong; names are LVS's own.
 
 mod access;
+mod address;
 mod check;
 mod drift;
 mod event;
@@ -22,6 +23,10 @@ mod time;
 pub mod wire;
 
 pub use access::{Access, GroupName, Operators, Right};
+pub use address::{
+    AddressPlace, AddressPolicy, Addresses, AnnounceOn, FoundAddress, FoundAddresses, FoundLink,
+    Mac, ManagedAddress, Presence, WantedAddress,
+};
 pub use check::{
     Advice, CertFault, CheckKind, CheckSpec, CheckTiming, Checks, Damping, DnsCheck, DnsType,
     Expect, ExternalCheck, FailClass, FailReason, FileCheck, Found, GrpcCheck, HttpCheck,

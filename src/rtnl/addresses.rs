@@ -1,4 +1,4 @@
-//! Addresses of interfaces (`RTM_GETADDR`).
+//! Addresses of interfaces: which there are (`RTM_GETADDR`), and one more or less.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use neli::{
 };
 use nix::net::if_::if_indextoname;
 
-use crate::model::HostAddress;
+use crate::model::{FoundAddress, HostAddress};
 
 /// The kernel answers a dump at once; what takes longer never comes.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -32,7 +32,11 @@ const TRIES: u32 = 10;
 
 const SEQUENCE: u32 = 1;
 
-/// Addresses could not be read.
+/// `IFA_PROTO` (include/uapi/linux/if_addr.h), since Linux 5.18. An older kernel leaves it out: then no
+/// address counts as this director's, and none is taken off after a restart.
+pub(super) const PROTO: u16 = 11;
+
+/// Addresses or interfaces could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket or its messages failed.
@@ -45,19 +49,19 @@ pub enum Error {
         source: SocketError,
     },
     /// The request cannot be built.
-    #[error("the request for addresses could not be built: {0}")]
+    #[error("the request could not be built: {0}")]
     Request(String),
     /// The kernel refused.
-    #[error("the kernel refused to list addresses")]
+    #[error("the kernel refused")]
     Refused(#[source] io::Error),
     /// The addresses changed during each of several readings.
     #[error("addresses changed during each of {TRIES} readings")]
     Unsteady,
-    /// No thread could be had for the reading.
-    #[error("no thread could be started to read addresses")]
+    /// No thread could be had for it.
+    #[error("no thread could be started")]
     Thread(#[source] io::Error),
     /// The kernel did not answer.
-    #[error("the kernel did not list addresses within {LIMIT:?}")]
+    #[error("the kernel did not answer within {LIMIT:?}")]
     TimedOut,
 }
 
@@ -68,6 +72,23 @@ pub enum Error {
 ///
 /// See [`Error`].
 pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
+    let all = found_addresses()?.into_iter();
+    Ok(all.map(|found| found.at).collect())
+}
+
+/// The same, and who put each there.
+///
+/// # Errors
+///
+/// See [`Error`].
+pub fn found_addresses() -> Result<Vec<FoundAddress>, Error> {
+    within_limit(read_steadily)
+}
+
+/// Runs what talks to the kernel in a thread of its own, and waits for it, but not for ever.
+pub(super) fn within_limit<T: Send + 'static>(
+    talk: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     // neli's socket has no time limit, so a thread of its own holds it. It is in this thread's
     // namespace: a new thread is in its creator's.
     let (tx, rx) = sync_channel(1);
@@ -75,7 +96,7 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
         .name("rtnl".to_owned())
         .spawn(move || {
             // Nobody is there to hear of it only when the time limit is over.
-            drop(tx.send(read_steadily()));
+            drop(tx.send(talk()));
         })
         .map_err(Error::Thread)?;
     match rx.recv_timeout(LIMIT) {
@@ -84,7 +105,7 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
     }
 }
 
-fn read_steadily() -> Result<Vec<HostAddress>, Error> {
+fn read_steadily() -> Result<Vec<FoundAddress>, Error> {
     for _ in 0..TRIES {
         if let Some(addresses) = read()? {
             return Ok(addresses);
@@ -94,7 +115,7 @@ fn read_steadily() -> Result<Vec<HostAddress>, Error> {
 }
 
 /// One reading; none where the addresses changed during it (`NLM_F_DUMP_INTR`).
-fn read() -> Result<Option<Vec<HostAddress>>, Error> {
+fn read() -> Result<Option<Vec<FoundAddress>>, Error> {
     let failed = |doing| move |source| Error::Socket { doing, source };
     let socket = NlSocketHandle::connect(NlFamily::Route, None, Groups::empty())
         .map_err(failed("connecting"))?;
@@ -143,7 +164,7 @@ fn read() -> Result<Option<Vec<HostAddress>>, Error> {
 
 /// This end's address: `IFA_LOCAL` where there is a peer (and always for IPv4), else
 /// `IFA_ADDRESS`. Of an interface that is gone meanwhile the name is empty.
-fn address(message: &Ifaddrmsg) -> Option<HostAddress> {
+fn address(message: &Ifaddrmsg) -> Option<FoundAddress> {
     let find = |kind| {
         let attribute = message.rtattrs().iter().find(|a| *a.rta_type() == kind)?;
         let bytes = attribute.rta_payload().as_ref();
@@ -153,10 +174,18 @@ fn address(message: &Ifaddrmsg) -> Option<HostAddress> {
     };
     let index = *message.ifa_index();
     let name = if_indextoname(index).ok();
-    Some(HostAddress {
+    let mut attributes = message.rtattrs().iter();
+    let proto = attributes.find(|a| *a.rta_type() == Ifa::from(PROTO));
+    let at = HostAddress {
         addr: find(Ifa::Local).or_else(|| find(Ifa::Address))?,
         prefix: *message.ifa_prefixlen(),
         index,
         interface: name.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+    };
+    Some(FoundAddress {
+        at,
+        proto: proto
+            .and_then(|a| a.rta_payload().as_ref().first().copied())
+            .unwrap_or(0),
     })
 }

@@ -13,6 +13,7 @@ use neli::{
     nl::{NlPayload, Nlmsghdr},
     rtnl::{Ifinfomsg, Ndmsg},
     socket::asynchronous::NlSocketHandle,
+    types::Buffer,
     utils::Groups,
 };
 use nix::{
@@ -26,6 +27,10 @@ const LINK: u32 = 1;
 
 /// `RTNLGRP_NEIGH`.
 const NEIGHBOUR: u32 = 3;
+
+/// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
+const ADDRESS4: u32 = 5;
+const ADDRESS6: u32 = 9;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +132,45 @@ fn links_without_carrier() -> BTreeSet<u32> {
     let down = all.filter(|interface| !interface.flags.contains(runs));
     down.filter_map(|interface| if_nametoindex(interface.interface_name.as_str()).ok())
         .collect()
+}
+
+/// That addresses or links changed, however.
+pub struct AddressChanges(NlSocketHandle);
+
+impl fmt::Debug for AddressChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressChanges").finish_non_exhaustive()
+    }
+}
+
+impl AddressChanges {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    ///
+    /// Where the socket cannot be had.
+    pub fn listen() -> Result<Self, SocketError> {
+        let groups = Groups::new_groups(&[LINK, ADDRESS4, ADDRESS6]);
+        Ok(Self(NlSocketHandle::connect(
+            NlFamily::Route,
+            None,
+            groups,
+        )?))
+    }
+
+    /// Waits until something has changed. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// Where the socket fails.
+    pub async fn next(&self) -> Result<(), SocketError> {
+        match self.0.recv::<u16, Buffer>().await {
+            Ok(_) => Ok(()),
+            // What was lost was a change, too.
+            Err(SocketError::Io(error)) if is_overrun(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 fn is_overrun(error: &io::Error) -> bool {

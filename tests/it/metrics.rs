@@ -116,6 +116,11 @@ fn a_directors_families_are_as_documented() {
     m.hooks.delivery("pager", DeliveryResult::Failed);
     m.hooks.untold("ops", Untold::Dropped, 3);
     m.hooks.untold("pager", Untold::GaveUp, 2);
+    m.set_virtual_address_on([192, 0, 2, 1].into(), Some(true));
+    m.set_virtual_address_on([192, 0, 2, 2].into(), Some(false));
+    m.set_virtual_address_on([192, 0, 2, 3].into(), Some(false));
+    m.set_virtual_address_on([192, 0, 2, 3].into(), None);
+    m.virtual_address_conflicts.inc();
     m.set_config("0123");
     m.set_config("4567");
     assert_golden("director.prom", &text(&registry));

@@ -25,7 +25,7 @@ const ORDERS: &[&str] = &[
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 17] = [
+const PURE: [Room; 19] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -56,6 +56,14 @@ const PURE: [Room; 17] = [
     Room {
         place: "reconcile/plan.rs",
         knows: &["reconcile::plan", "reconcile::drift", "model"],
+    },
+    Room {
+        place: "reconcile/addresses.rs",
+        knows: &["reconcile::addresses", "model"],
+    },
+    Room {
+        place: "neighbours/wire",
+        knows: &["neighbours::wire", "model"],
     },
     Room {
         place: "reconcile/drift.rs",

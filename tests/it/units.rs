@@ -78,7 +78,7 @@ fn the_director_holds_network_capabilities_and_no_secret() {
             ("CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW"),
             (
                 "RestrictAddressFamilies",
-                "AF_NETLINK AF_INET AF_INET6 AF_UNIX",
+                "AF_NETLINK AF_INET AF_INET6 AF_PACKET AF_UNIX",
             ),
             ("StateDirectory", "understudy/director"),
             (

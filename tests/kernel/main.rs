@@ -5,6 +5,8 @@
 mod lab;
 
 #[cfg(test)]
+mod addresses;
+#[cfg(test)]
 mod calm;
 #[cfg(test)]
 mod capture;

@@ -215,5 +215,5 @@ fn the_units_sandbox_lets_declared_settings_be_written() {
         .unwrap();
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{said}");
-    assert_eq!(said.matches("units: ").count(), 2, "{said}");
+    assert_eq!(said.matches("units: ").count(), 3, "{said}");
 }

@@ -26,7 +26,7 @@ pub(crate) struct Process<'a> {
 }
 
 impl<'a> Process<'a> {
-    pub(super) fn start(
+    pub(crate) fn start(
         lab: &'a Lab,
         name: &str,
         program: &str,

@@ -111,6 +111,7 @@ impl World {
             loads,
             stops: mpsc::channel(1).1,
             host,
+            addresses: watch::channel(Vec::new()).1,
         };
         let mut config = (**core.config()).clone();
         config.socket = dir.join("director.sock");

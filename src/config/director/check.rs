@@ -979,7 +979,7 @@ fn domain_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn interface_name(text: &str) -> Result<String, String> {
+pub(super) fn interface_name(text: &str) -> Result<String, String> {
     // `dev_valid_name` in the kernel, `IFNAMSIZ` of 16 with the zero at the end.
     let fits = !text.is_empty()
         && text.len() < 16

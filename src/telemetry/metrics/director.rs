@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -149,6 +150,11 @@ struct SettingLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AddressLabel {
+    address: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConfigLabel {
     sha256: String,
 }
@@ -174,6 +180,9 @@ pub struct DirectorMetrics {
     removal_held: Family<GuardLabel, Gauge>,
     stand_ins: Family<StandInLabel, Gauge>,
     kernel_setting_wrong: Family<SettingLabel, Gauge>,
+    virtual_address_on: Family<AddressLabel, Gauge>,
+    /// Times that another host answered for a virtual address that was to be put on.
+    pub virtual_address_conflicts: Counter,
     config: Family<ConfigLabel, Gauge>,
     /// Whether the last reload was taken.
     pub config_reload_ok: Gauge,
@@ -220,6 +229,8 @@ impl DirectorMetrics {
             removal_held: Family::default(),
             stand_ins: Family::default(),
             kernel_setting_wrong: Family::default(),
+            virtual_address_on: Family::default(),
+            virtual_address_conflicts: Counter::default(),
             config: Family::default(),
             config_reload_ok: Gauge::default(),
             drift: Family::default(),
@@ -356,6 +367,16 @@ impl DirectorMetrics {
             "kernel_setting_wrong",
             "1 while a declared kernel setting is not as declared",
             m.kernel_setting_wrong.clone(),
+        );
+        r.register(
+            "virtual_address_on",
+            "1 while the virtual address that the director manages is on its interface",
+            m.virtual_address_on.clone(),
+        );
+        r.register(
+            "virtual_address_conflicts",
+            "Times that another host answered for a virtual address that was to be put on",
+            m.virtual_address_conflicts.clone(),
         );
         r.register(
             "config_info",
@@ -498,6 +519,16 @@ impl DirectorMetrics {
     pub fn forget_kernel_setting(&self, setting: &str) {
         let setting = setting.to_owned();
         self.kernel_setting_wrong.remove(&SettingLabel { setting });
+    }
+
+    /// Whether a managed virtual address is on its interface; none: it is no longer managed.
+    pub fn set_virtual_address_on(&self, addr: IpAddr, on: Option<bool>) {
+        let address = addr.to_string();
+        let label = AddressLabel { address };
+        match on {
+            Some(on) => drop(self.virtual_address_on.get_or_create(&label).set(on.into())),
+            None => drop(self.virtual_address_on.remove(&label)),
+        }
     }
 
     /// The configuration with this digest is in force, and no other.

@@ -1,0 +1,4 @@
+//! As in the package.
+
+#[path = "../../src/neighbours/wire/mod.rs"]
+pub mod wire;
