@@ -167,6 +167,7 @@ impl Core {
         }
         fx.targets = true;
         // Nobody asked meanwhile: what was found before says nothing any more.
+        self.fallen.remove(&(service, server));
         let config = self.config.services.get(&service);
         let standing = self.health.get_mut(&service);
         let standing = standing.and_then(|dests| dests.get_mut(&server));
