@@ -32,7 +32,8 @@ prepare: compiler
 lint: compiler
 	$(call say,waiting for rustfmt and clippy)
 	@cargo fmt --check
-	@cargo clippy --quiet --locked --all-targets --test kernel --test demo -- -D warnings
+	@cargo clippy --quiet --locked --all-targets -- -D warnings
+	@cargo clippy --quiet --locked --test kernel --test demo -- -D warnings
 
 unit: compiler
 	$(call say,waiting for the unit tests and the suite without privileges)

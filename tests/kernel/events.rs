@@ -90,6 +90,7 @@ impl Receiver {
             let listener = tokio::net::TcpListener::bind(at).await.unwrap();
             let limits = Limits {
                 connections: 8,
+                reserved: 0,
                 header: SOON,
                 lasting: SOON,
                 keep_alive: true,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use understudy::director::status::ServerStatus;
 
 use crate::lab::server::{Server, Tree};
-use crate::lab::{DIRECTOR, Lab, VIP4, wait_for};
+use crate::lab::{Lab, VIP4, wait_for};
 use crate::scene::{SOON, WIRING, run_director, status, table, understudy};
 
 /// One test's certificates serve the other: made for `www.example.org`, signed by `ca.pem`.

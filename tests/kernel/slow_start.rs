@@ -130,7 +130,7 @@ fn a_server_that_comes_back_gets_its_share_step_by_step() {
         let part = if after == 1 && second > 1 {
             others
         } else {
-            others * after as usize / 20
+            others * usize::try_from(after).unwrap() / 20
         };
         assert!(has <= part + 1, "{has} of {part}, beside {others}");
     }

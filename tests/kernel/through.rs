@@ -1,6 +1,5 @@
 //! Checks that travel to a real server as a client's packets do: through IPVS, to the virtual address.
 
-use std::fs;
 use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;

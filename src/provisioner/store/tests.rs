@@ -402,6 +402,46 @@ async fn two_directors_attach_before_it_has_succeeded() {
 }
 
 #[tokio::test]
+async fn a_stand_in_that_is_given_back_leaves_its_place_to_whom_the_files_gave_it() {
+    let (_dir, store) = fresh().await;
+    let lb2 = registration("lb2");
+    store.register(&d("lb2"), &lb2).await.unwrap();
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &id, "spare1").await;
+    for director in ["lb1", "lb2"] {
+        confirm(&store, director, &id, Want::Attach).await;
+    }
+    let want = async |director: &str| {
+        let members = store.members(&d(director)).await.unwrap().unwrap().members;
+        members.first().map(|m| m.want)
+    };
+    // The other director has it still.
+    assert!(store.give_back(&d("lb1"), &id).await.unwrap());
+    assert!(store.give_back(&d("lb1"), &id).await.unwrap(), "again");
+    assert_eq!(want("lb1").await, Some(Want::Withdraw));
+    assert_eq!(want("lb2").await, Some(Want::Attach));
+    assert_eq!(state(&store, "spare1").await, ServerState::Serving);
+    assert!(store.give_back(&d("lb2"), &id).await.unwrap());
+    let ended = store.replacement(&id).await.unwrap().state;
+    assert_eq!(ended, ReplacementState::Superseded);
+    assert_eq!(state(&store, "spare1").await, ServerState::Failed);
+    for director in ["lb1", "lb2"] {
+        assert_eq!(
+            want(director).await,
+            Some(Want::Withdraw),
+            "until it is out"
+        );
+        confirm(&store, director, &id, Want::Withdraw).await;
+        assert_eq!(want(director).await, None);
+    }
+    let released = store.release("spare1", "test").await.unwrap();
+    assert_eq!(released, ReleaseOutcome::Released);
+    // If the first server fails once more, that is another failure.
+    assert_ne!(asked(&store, "k2", "lb1", "10.0.0.1").await, id);
+    assert!(!store.give_back(&d("lb9"), &id).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
     let (_dir, store) = fresh().await;
     let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
