@@ -19,7 +19,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     clock, config,
-    model::{Addresses, FoundAddresses, FoundLink, Mac, MonoTime, SysctlName},
+    model::{
+        Addresses, EventDraft, EventKind, EventRing, FoundAddresses, FoundLink, Mac, MonoTime,
+        SysctlName,
+    },
     neighbours::{self, Question},
     reconcile::{
         addresses::{Answer, Keeper, Note, Step, Trouble, Turn, at_stop},
@@ -54,6 +57,8 @@ pub struct Work {
     pub warnings: watch::Sender<Vec<String>>,
     /// The configuration, which says how often all is looked at although nothing was heard of.
     pub in_force: watch::Receiver<Arc<config::Director>>,
+    /// The last events: what becomes of addresses is one.
+    pub events: watch::Sender<EventRing>,
     /// Where it is counted.
     pub metrics: DirectorMetrics,
 }
@@ -63,6 +68,7 @@ pub async fn run(mut work: Work, stop: CancellationToken) {
     let mut hand = Hand {
         keeper: Keeper::default(),
         metrics: work.metrics.clone(),
+        events: work.events.clone(),
         shown: BTreeSet::new(),
         unread: false,
     };
@@ -161,6 +167,7 @@ enum Next {
 struct Hand {
     keeper: Keeper,
     metrics: DirectorMetrics,
+    events: watch::Sender<EventRing>,
     /// Addresses that have a series.
     shown: BTreeSet<IpAddr>,
     /// Whether it was told that nothing could be read.
@@ -174,7 +181,7 @@ impl Hand {
         };
         let now = clock::now();
         let Turn { steps, notes, wake } = self.keeper.turn(wanted, &found, now);
-        notes.iter().for_each(tell);
+        self.tell(&notes);
         let mut questions = Vec::new();
         let mut done = false;
         for step in steps {
@@ -252,10 +259,18 @@ impl Hand {
             (Step::Announce(..), Ok(())) => debug!(%step, "done"),
             (Step::Add(addr, place, _), Ok(())) => {
                 info!(%addr, interface = place.interface, "virtual address was put on: {step}");
+                self.happened(
+                    EventKind::AddressPutOn,
+                    &format!("virtual address was put on: {step}"),
+                );
             }
             (Step::Remove(f), Ok(())) => {
                 let at = &f.at;
                 info!(addr = %at.addr, interface = at.interface, "virtual address was withdrawn: {step}");
+                self.happened(
+                    EventKind::AddressWithdrawn,
+                    &format!("virtual address was withdrawn: {step}"),
+                );
             }
             (step, Ok(())) => info!("done for virtual addresses: {step}"),
             // The keeper tells of those.
@@ -263,7 +278,7 @@ impl Hand {
             (step, Err(error)) => warn!(%error, "failed for virtual addresses: {step}"),
         }
         let notes = self.keeper.stepped(&step, outcome, clock::now());
-        notes.iter().for_each(tell);
+        self.tell(&notes);
         ok && !matches!(step, Step::Announce(..))
     }
 
@@ -317,7 +332,7 @@ impl Hand {
             self.metrics.virtual_address_conflicts.inc();
         }
         let notes = self.keeper.answered(addr, interface, answer, now);
-        notes.iter().for_each(tell);
+        self.tell(&notes);
     }
 
     fn count(&mut self) {
@@ -329,6 +344,47 @@ impl Hand {
             self.metrics.set_virtual_address_on(*addr, Some(*on));
         }
         self.shown = now.into_keys().collect();
+    }
+
+    fn tell(&self, notes: &[Note]) {
+        // In the text too, all of them: whoever reads the journal sees no fields.
+        for note in notes {
+            match note {
+                Note::Adopted(addr, interface, true) => {
+                    info!(%addr, interface, "virtual address {addr} is on {interface}, as this director left it");
+                }
+                Note::Adopted(addr, interface, false) => {
+                    info!(%addr, interface, "virtual address {addr} is on {interface}; somebody else put it there, it is left there for good");
+                }
+                Note::Lost(addr, interface) => {
+                    let text = format!(
+                        "virtual address {addr} was taken off {interface} by somebody else, or went with it: it is put back as soon as nobody else has it"
+                    );
+                    warn!(%addr, interface, "{text}");
+                    self.happened(EventKind::AddressLost, &text);
+                }
+                Note::Trouble(addr, trouble) => {
+                    let text = trouble.about(*addr);
+                    if let Trouble::Taken(mac, on) = trouble {
+                        error!(%addr, %mac, interface = on, "{text}");
+                        self.happened(EventKind::AddressTaken, &text);
+                    } else {
+                        warn!(%addr, "{text}");
+                        self.happened(EventKind::AddressTrouble, &text);
+                    }
+                }
+                Note::Over(addr, trouble) => {
+                    info!(%addr, "no longer so: {}", trouble.about(*addr));
+                }
+            }
+        }
+    }
+
+    fn happened(&self, kind: EventKind, text: &str) {
+        self.metrics.hooks.event(kind);
+        let event = EventDraft::new(kind, text);
+        self.events
+            .send_modify(|ring| ring.push(event, clock::wall()));
     }
 
     async fn end(&mut self, wanted: &Addresses) {
@@ -355,24 +411,4 @@ fn forwards(link: &FoundLink) -> bool {
     let read = |name: SysctlName| ProcSys::default().read(&name).ok();
     let value = name.parse().ok().and_then(read);
     value.is_some_and(|value| value.is_on())
-}
-
-fn tell(note: &Note) {
-    // In the text too, all of them: whoever reads the journal sees no fields.
-    match note {
-        Note::Adopted(addr, interface, true) => {
-            info!(%addr, interface, "virtual address {addr} is on {interface}, as this director left it");
-        }
-        Note::Adopted(addr, interface, false) => {
-            info!(%addr, interface, "virtual address {addr} is on {interface}; somebody else put it there, it is left there for good");
-        }
-        Note::Lost(addr, interface) => {
-            warn!(%addr, interface, "virtual address {addr} was taken off {interface} by somebody else, or went with it: it is put back as soon as nobody else has it");
-        }
-        Note::Trouble(addr, trouble @ Trouble::Taken(mac, on)) => {
-            error!(%addr, %mac, interface = on, "{}", trouble.about(*addr));
-        }
-        Note::Trouble(addr, trouble) => warn!(%addr, "{}", trouble.about(*addr)),
-        Note::Over(addr, trouble) => info!(%addr, "no longer so: {}", trouble.about(*addr)),
-    }
 }

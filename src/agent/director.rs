@@ -220,6 +220,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         applied: applied.clone(),
         warnings: addresses_tx,
         in_force: out.in_force.subscribe(),
+        events: out.events.clone(),
         metrics: metrics.clone(),
     };
     tasks.start("addresses", |stop| addresses::run(work, stop));

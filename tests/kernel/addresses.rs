@@ -214,6 +214,10 @@ fn an_address_of_another_host_is_refused_until_that_host_gives_it_up() {
     for address in ["10.77.0.60", "fd77::60"] {
         assert!(!has(&lab, "client", address), "{address}");
     }
+    let kind = ["--kind", "address_taken", "--socket"];
+    let socket = lab.director_socket();
+    let events = understudy(&lab, &[&["events"][..], &kind, &[&socket]].concat());
+    assert_eq!(events.matches(&theirs).count(), 2, "{events}");
     show("addresses of another host were refused");
 
     lab.client

@@ -150,6 +150,16 @@ kinds! {
     MassFailureReal => "mass_failure_real", Error;
     /// Servers do not fail in masses any more.
     MassFailureOver => "mass_failure_over", Info;
+    /// Another host has a virtual address that is to be put on.
+    AddressTaken => "address_taken", Error;
+    /// A virtual address was taken off by somebody else.
+    AddressLost => "address_lost", Warning;
+    /// A virtual address is not as wanted for another reason.
+    AddressTrouble => "address_trouble", Warning;
+    /// A virtual address was put on.
+    AddressPutOn => "address_put_on", Info;
+    /// A virtual address was withdrawn.
+    AddressWithdrawn => "address_withdrawn", Info;
     /// An operator ordered something of a server.
     Ordered => "ordered", Warning;
     /// An operator took that back.
