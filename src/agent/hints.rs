@@ -31,7 +31,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tells the checks until `stop`. A kernel that cannot be listened to costs quickness, nothing else.
 pub(super) async fn run(
-    targets: watch::Receiver<Arc<Targets>>,
+    mut targets: watch::Receiver<Arc<Targets>>,
     nudges: mpsc::Sender<Nudge>,
     events: mpsc::Sender<Event>,
     stop: CancellationToken,
@@ -53,7 +53,7 @@ pub(super) async fn run(
     }
     let mut told = BTreeMap::new();
     loop {
-        let cut = down.cut(&here, &servers(&targets.borrow()));
+        let cut = down.cut(&here, &servers(&targets.borrow_and_update()));
         if cut != told {
             told.clone_from(&cut);
             if events.send(Event::CutOff(cut)).await.is_err() {
@@ -62,13 +62,20 @@ pub(super) async fn run(
         }
         let news = select! {
             () = stop.cancelled() => return,
-            // Cancel-safe: a datagram is taken only where it is returned or says nothing.
+            // Cancel-safe, both: a datagram is taken only where it is returned or says nothing, and `changed` only
+            // marks the value seen. Others may be behind a link that is down.
             news = changes.next() => news,
+            changed = targets.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
         };
         let news = match news {
             Ok(news) => news,
             Err(error) => {
                 warn!(error = %Chain(&error), "links and neighbours can no longer be watched: their failures are found at the next interval");
+                // Nobody would hear that a link is up again.
+                drop(events.send(Event::CutOff(BTreeMap::new())).await);
                 return stop.cancelled().await;
             }
         };

@@ -141,6 +141,18 @@ impl Core {
                     self.mass_is_over(fx);
                 }
             }
+            // Servers that pass again say as much as a witness.
+            Some(mass) if !many && mass.known == Known::CutOff && !silent => {
+                self.mass_was_ours(now, fx);
+            }
+            Some(mass) if rule.witnesses.is_empty() && mass.known == Known::CutOff => {
+                let known = Known::Nothing;
+                self.mass = Some(Mass {
+                    since: now,
+                    known,
+                    ..mass
+                });
+            }
             Some(mass) if !many && mass.known != Known::CutOff => {
                 fx.notes.push(Note::MassFailureOver);
                 self.mass_is_over(fx);
@@ -170,15 +182,17 @@ impl Core {
             (Known::Nothing, 0) => self.mass_is_known(Known::CutOff, fx),
             (Known::Nothing, _) if !mass.many => self.mass_is_over(fx),
             (Known::Nothing, _) => self.mass_is_known(Known::Real, fx),
-            (Known::CutOff, 1..) => {
-                // What was found while it was cut off says nothing.
-                let since = self.held_since();
-                self.mass = None;
-                fx.notes.push(Note::MassFailureOver);
-                self.ask_anew(|_, fell| since.is_some_and(|since| fell >= since), now, fx);
-            }
+            (Known::CutOff, 1..) => self.mass_was_ours(now, fx),
             (Known::CutOff | Known::Real, _) => {}
         }
+    }
+
+    /// This director was cut off, and is not any more: what was found meanwhile says nothing.
+    fn mass_was_ours(&mut self, now: MonoTime, fx: &mut Effects) {
+        let since = self.held_since();
+        self.mass = None;
+        fx.notes.push(Note::MassFailureOver);
+        self.ask_anew(|_, fell| since.is_some_and(|since| fell >= since), now, fx);
     }
 
     fn mass_is_known(&mut self, known: Known, fx: &mut Effects) {
@@ -259,7 +273,9 @@ impl Core {
                 continue;
             }
             all += 1;
-            let held = self.mass.map(|mass| mass.since);
+            // What is known to be real is over when nobody else falls.
+            let held = self.mass.filter(|mass| mass.known != Known::Real);
+            let held = held.map(|mass| mass.since);
             let fails = |standing: &Standing| match standing.verdict() {
                 Health::Down { since, .. } => {
                     now.since(since) <= rule.within

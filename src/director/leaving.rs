@@ -144,8 +144,20 @@ impl Core {
             dests: BTreeMap::new(),
         });
         part.attrs.clone_from(attrs);
+        if !part.dests.contains_key(&dest) {
+            let (service, server) = (key, dest);
+            let place = OrderedPlace { service, server };
+            self.idle.remove(&place);
+            self.connections.remove(&place);
+        }
         let attrs = dest_attrs;
         part.dests.entry(dest).or_insert(Leaving { attrs, until });
+    }
+
+    /// What was counted in an earlier drain says nothing of the next.
+    pub(super) fn forget_counts(&mut self, place: OrderedPlace) {
+        self.idle.remove(&place);
+        self.connections.remove(&place);
     }
 
     /// For how long from now on.

@@ -113,6 +113,7 @@ impl Core {
         fx: &mut Effects,
     ) {
         for place in places {
+            self.forget_counts(place);
             let before = match order {
                 Some(order) => {
                     let ordered = Ordered::new(order.clone(), wall, now);

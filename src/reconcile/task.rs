@@ -379,7 +379,10 @@ impl<O: Fn(Fact)> Reconciler<O> {
         wanted: Option<&Arc<Want>>,
         found: Option<&ServiceState>,
     ) {
-        let Some(wanted) = wanted else { return };
+        let Some(wanted) = wanted else {
+            self.unsettled.remove(&key);
+            return self.reached(key, None, Vec::new());
+        };
         let (want, none) = (&wanted.service, BTreeSet::new());
         let merged = merge(key, Some(want), want, &none, found, DriftPolicy::Alert);
         let before = self.unsettled.remove(&key).unwrap_or_default();
