@@ -140,6 +140,8 @@ pub struct Shell {
     out: Outputs,
     /// Services whose part of what is wanted is to be computed anew.
     dirty: BTreeSet<ServiceKey>,
+    /// When the core wants a tick.
+    due: Option<MonoTime>,
     /// Why the memory could not be kept, if it could not.
     not_kept: Option<String>,
     /// Services of whose certificates was told that they end soon.
@@ -161,6 +163,7 @@ impl Shell {
         metrics: DirectorMetrics,
         out: Outputs,
     ) -> Self {
+        let due = core.next_deadline(clock::now());
         Self {
             config: Arc::clone(core.config()),
             core,
@@ -168,6 +171,7 @@ impl Shell {
             lock,
             metrics,
             out,
+            due,
             dirty: BTreeSet::new(),
             not_kept: None,
             ending: BTreeSet::new(),
@@ -187,8 +191,7 @@ impl Shell {
         let mut sleep = pin!(time::sleep(Duration::ZERO));
         let mut wakes = tick;
         loop {
-            let due = self.core.next_deadline(last);
-            tick = due.map_or(tick, |due| tick.min(due));
+            tick = self.due.map_or(tick, |due| tick.min(due));
             if tick != wakes {
                 sleep
                     .as_mut()
@@ -366,9 +369,15 @@ impl Shell {
     }
 
     fn take(&mut self, event: Event, now: MonoTime) {
-        let quiet = matches!(event, Event::Probe { .. } | Event::Tick);
+        let probe = matches!(event, Event::Probe { .. });
+        let quiet = probe || matches!(event, Event::Tick);
         let fx = self.core.handle(event, now);
-        if quiet && fx == Effects::default() {
+        let nothing = fx == Effects::default();
+        // A probe that changed nothing moves no deadline: ten thousand come in a second.
+        if !(probe && nothing) {
+            self.due = self.core.next_deadline(now);
+        }
+        if quiet && nothing {
             return;
         }
         for note in &fx.notes {

@@ -235,6 +235,9 @@ impl Core {
     #[must_use]
     pub fn kept_in(&self) -> BTreeMap<&'static str, u32> {
         let mut counts: BTreeMap<_, _> = Guard::KEEPS_IN.into_iter().map(|g| (g, 0)).collect();
+        if self.cut.is_empty() && self.mass.is_none() && self.panics.is_empty() {
+            return counts;
+        }
         for (key, dest) in self.fallen.keys() {
             let down = self
                 .standing(*key, *dest)
