@@ -64,16 +64,21 @@ impl Core {
     /// Whose connections are to be counted: all that leave when they have none.
     #[must_use]
     pub fn draining(&self) -> BTreeSet<OrderedPlace> {
-        let leaving = self.leaving.iter();
-        let leaving = leaving.flat_map(|(service, part)| {
-            let place = |server: &DestKey| OrderedPlace {
-                service: *service,
-                server: *server,
-            };
-            part.dests.keys().map(place)
-        });
+        let leaving = self.on_the_way().map(|(place, _)| place);
         let ordered = self.orders.iter().filter(|(_, o)| o.is_draining());
         leaving.chain(ordered.map(|(place, _)| *place)).collect()
+    }
+
+    fn on_the_way(&self) -> impl Iterator<Item = (OrderedPlace, &Leaving)> {
+        self.leaving.iter().flat_map(|(service, part)| {
+            part.dests.iter().map(|(server, leaving)| {
+                let place = OrderedPlace {
+                    service: *service,
+                    server: *server,
+                };
+                (place, leaving)
+            })
+        })
     }
 
     /// Those that have had no connection for long enough are gone.
@@ -138,18 +143,17 @@ impl Core {
         (dest, dest_attrs): (DestKey, DestAttrs),
         until: MonoTime,
     ) {
+        let known = self.leaving.get(&key);
+        if known.is_none_or(|part| !part.dests.contains_key(&dest)) {
+            let (service, server) = (key, dest);
+            self.forget_counts(OrderedPlace { service, server });
+        }
         let part = self.leaving.entry(key).or_insert_with(|| LeavingService {
             attrs: attrs.clone(),
             drift,
             dests: BTreeMap::new(),
         });
         part.attrs.clone_from(attrs);
-        if !part.dests.contains_key(&dest) {
-            let (service, server) = (key, dest);
-            let place = OrderedPlace { service, server };
-            self.idle.remove(&place);
-            self.connections.remove(&place);
-        }
         let attrs = dest_attrs;
         part.dests.entry(dest).or_insert(Leaving { attrs, until });
     }
@@ -160,15 +164,15 @@ impl Core {
         self.connections.remove(&place);
     }
 
-    /// For how long from now on.
-    pub(super) fn drain_limit(&self, now: MonoTime, limit: Option<Duration>) -> MonoTime {
-        now.after(limit.unwrap_or(self.config.drain_timeout))
+    /// Until when whoever is let go now may have connections.
+    pub(super) fn drain_limit(&self, now: MonoTime) -> MonoTime {
+        now.after(self.config.drain_timeout)
     }
 
     /// Whether connections are left to a stand-in.
     pub(super) fn is_leaving(&self, spare: &Spare) -> bool {
-        let mut leaving = self.leaving.values().flat_map(|part| part.dests.keys());
-        leaving.any(|dest| spare.addresses.contains(&dest.addr))
+        let mut leaving = self.on_the_way();
+        leaving.any(|(place, _)| spare.addresses.contains(&place.server.addr))
     }
 
     /// What is wanted of services in which somebody serves whom the provisioner withdraws.
@@ -188,19 +192,11 @@ impl Core {
 
     /// For the state file.
     pub(super) fn remembered_leaving(&self) -> Vec<RememberedLeaving> {
-        let leaving = self.leaving.iter();
-        let leaving = leaving.flat_map(|(service, part)| {
-            part.dests
-                .iter()
-                .map(|(server, leaving)| RememberedLeaving {
-                    place: OrderedPlace {
-                        service: *service,
-                        server: *server,
-                    },
-                    until: leaving.until,
-                })
-        });
-        leaving.collect()
+        let remembered = |(place, leaving): (OrderedPlace, &Leaving)| RememberedLeaving {
+            place,
+            until: leaving.until,
+        };
+        self.on_the_way().map(remembered).collect()
     }
 
     /// After a restart: those who were on the way out and are there still, and all of services that the
@@ -213,7 +209,7 @@ impl Core {
     ) {
         let until = |place: OrderedPlace| {
             let before = remembered.iter().find(|r| r.place == place);
-            before.map_or_else(|| self.drain_limit(now, None), |r| r.until)
+            before.map_or_else(|| self.drain_limit(now), |r| r.until)
         };
         let mut all = Vec::new();
         for (key, service) in dropped {
@@ -241,34 +237,31 @@ impl Core {
     }
 
     fn left(&mut self, place: OrderedPlace, cut: u64, fx: &mut Effects) {
-        let Some(part) = self.leaving.get_mut(&place.service) else {
-            return;
-        };
-        if part.dests.remove(&place.server).is_none() {
-            return;
+        if self.gone(place) {
+            fx.dirty.insert(place.service);
+            fx.notes.push(Note::Left(place, cut));
         }
-        if part.dests.is_empty() {
-            self.leaving.remove(&place.service);
-        }
-        fx.dirty.insert(place.service);
-        fx.notes.push(Note::Left(place, cut));
     }
 
     /// Who serves again is no longer on the way out.
     fn forget_returned(&mut self) {
-        let returned: Vec<_> = self
-            .leaving
-            .iter()
-            .flat_map(|(key, part)| part.dests.keys().map(|dest| (*key, *dest)))
-            .filter(|(key, dest)| self.serves(*key, *dest))
-            .collect();
-        for (key, dest) in returned {
-            if let Some(part) = self.leaving.get_mut(&key) {
-                part.dests.remove(&dest);
-                if part.dests.is_empty() {
-                    self.leaving.remove(&key);
-                }
-            }
+        let places = self.on_the_way().map(|(place, _)| place);
+        let returned = places.filter(|place| self.serves(place.service, place.server));
+        let returned: Vec<OrderedPlace> = returned.collect();
+        for place in returned {
+            self.gone(place);
         }
+    }
+
+    /// No longer on the way out. Says whether it was.
+    fn gone(&mut self, place: OrderedPlace) -> bool {
+        let Some(part) = self.leaving.get_mut(&place.service) else {
+            return false;
+        };
+        let was = part.dests.remove(&place.server).is_some();
+        if part.dests.is_empty() {
+            self.leaving.remove(&place.service);
+        }
+        was
     }
 }

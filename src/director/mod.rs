@@ -592,13 +592,7 @@ impl Core {
         if self.verdict(service, dest)?.down_since().is_some() {
             return None;
         }
-        let own = config.servers.get(&dest);
-        let stood_for = || {
-            let mut servers = config.servers.iter();
-            let of = servers.find(|(d, _)| self.stand_ins(d).any(|s| s == dest));
-            of.map(|(_, attrs)| attrs)
-        };
-        let attrs = own.or_else(stood_for)?;
+        let attrs = self.attrs_of(config, dest)?;
         let seat = self.place(service, dest, *attrs);
         seat.attrs.filter(|_| seat.takes())
     }

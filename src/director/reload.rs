@@ -142,7 +142,7 @@ impl Core {
             .filter(|(dest, _)| !stays(dest))
             .map(|(dest, attrs)| (*dest, *attrs))
             .collect();
-        let until = self.drain_limit(now, None);
+        let until = self.drain_limit(now);
         for dest in gone {
             let attrs = after.as_ref().unwrap_or(before);
             let of = (attrs.service.attrs.clone(), attrs.drift);

@@ -274,14 +274,21 @@ impl Core {
     /// The weight that the configuration gives a destination, or the one in whose place it stands.
     pub(super) fn configured_weight(&self, key: ServiceKey, dest: DestKey) -> Weight {
         let attrs = self.config.services.get(&key).and_then(|config| {
-            let replaced = |(d, _): &(&DestKey, &DestAttrs)| self.stand_ins(d).any(|s| s == dest);
-            let own = config
-                .servers
-                .get(&dest)
-                .or_else(|| config.sorry.get(&dest));
-            own.or_else(|| Some(config.servers.iter().find(replaced)?.1))
+            let sorry = config.sorry.get(&dest);
+            sorry.or_else(|| self.attrs_of(config, dest))
         });
         attrs.map_or(Weight::ONE, |attrs| attrs.weight)
+    }
+
+    /// What the configuration says of a real server, or of the one in whose place a stand-in is.
+    pub(super) fn attrs_of<'a>(
+        &self,
+        config: &'a VirtualService,
+        dest: DestKey,
+    ) -> Option<&'a DestAttrs> {
+        let replaced = |(d, _): &(&DestKey, &DestAttrs)| self.stand_ins(d).any(|s| s == dest);
+        let own = config.servers.get(&dest);
+        own.or_else(|| Some(config.servers.iter().find(replaced)?.1))
     }
 
     fn awaits_advice(&self, key: ServiceKey, dest: DestKey, standing: &Standing) -> bool {
