@@ -15,7 +15,7 @@ use tokio::{
     time,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::reload::Reloading;
 use super::{
@@ -229,7 +229,7 @@ impl Shell {
             last = now;
             match input {
                 Input::Report(report) => self.probed(report, now),
-                Input::Event(event) => self.take(event, now),
+                Input::Event(event) => drop(self.take(event, now)),
                 Input::Question(Question::Status(answer)) => {
                     let mut host = inputs.host.borrow().clone();
                     host.extend(inputs.addresses.borrow().iter().cloned());
@@ -281,9 +281,7 @@ impl Shell {
         status.warnings.extend(host.iter().cloned());
         let certificates = self.core.certificate_warnings(clock::wall());
         status.warnings.extend(certificates.into_values());
-        if question.send(status).is_err() {
-            tracing::debug!("operator went away before the answer");
-        }
+        told(question.send(status));
     }
 
     fn explain(&self, question: Explain, now: MonoTime) {
@@ -294,9 +292,7 @@ impl Shell {
             answer,
         } = question;
         let found = self.core.explain(addr, port, service, now);
-        if answer.send(found).is_err() {
-            tracing::debug!("operator went away before the answer");
-        }
+        told(answer.send(found));
     }
 
     /// Takes what an operator orders. It holds at once, and is answered when it is kept.
@@ -310,9 +306,7 @@ impl Shell {
         } = ordering;
         let places = self.core.places_of(server, service);
         if places.is_empty() {
-            if answer.send(None).is_err() {
-                tracing::debug!("operator went away before the answer");
-            }
+            told(answer.send(None));
             return;
         }
         let wall = clock::wall();
@@ -335,9 +329,7 @@ impl Shell {
         };
         for (answer, places) in self.orders.drain(..) {
             let not_kept = not_kept.clone();
-            if answer.send(Some(OrderAnswer { places, not_kept })).is_err() {
-                tracing::debug!("operator went away before the answer");
-            }
+            told(answer.send(Some(OrderAnswer { places, not_kept })));
         }
     }
 
@@ -368,7 +360,7 @@ impl Shell {
         }
     }
 
-    fn take(&mut self, event: Event, now: MonoTime) {
+    fn take(&mut self, event: Event, now: MonoTime) -> Effects {
         let probe = matches!(event, Event::Probe { .. });
         let quiet = probe || matches!(event, Event::Tick);
         let fx = self.core.handle(event, now);
@@ -378,7 +370,7 @@ impl Shell {
             self.due = self.core.next_deadline(now);
         }
         if quiet && nothing {
-            return;
+            return fx;
         }
         for note in &fx.notes {
             self.tell(note);
@@ -403,6 +395,7 @@ impl Shell {
             });
         }
         self.publish(now);
+        fx
     }
 
     /// Puts an event where operators and hooks see it. Nobody is waited for.
@@ -697,6 +690,13 @@ impl Shell {
                 warn!(error = %why, "provisioner does not answer: failed servers are taken out, but not replaced");
             }
         }
+    }
+}
+
+/// An operator may have gone away before the answer.
+fn told<T>(sent: Result<(), T>) {
+    if sent.is_err() {
+        debug!("operator went away before the answer");
     }
 }
 

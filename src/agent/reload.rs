@@ -41,14 +41,22 @@ pub struct Load {
 ///
 /// What is wrong in it, every mistake at its place.
 pub fn load(path: &Path, shadow: bool) -> Result<Loaded, String> {
-    let text = fs::read_to_string(path).map_err(|e| {
+    parse(path, &read(path)?, shadow)
+}
+
+/// Reads a configuration's text.
+///
+/// # Errors
+///
+/// Why it cannot be read, in words.
+pub fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|e| {
         let why = match e.kind() {
             io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
             _ => format!("cannot be read: {e}"),
         };
         format!("{}: {why}", path.display())
-    })?;
-    parse(path, &text, shadow)
+    })
 }
 
 fn parse(path: &Path, text: &str, shadow: bool) -> Result<Loaded, String> {

@@ -5,7 +5,7 @@ use std::{fmt::Write, net::SocketAddr, time::Duration};
 use hyper::Method;
 
 use super::{
-    DirectorSocket, Failure, Output, block_on, json, say,
+    DirectorSocket, Failure, Output, json, say,
     screen::{Screen, Tone, human},
     status::Only,
 };
@@ -55,12 +55,9 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
         Some(port) => SocketAddr::new(addr, port).to_string(),
         None => addr.to_string(),
     };
-    let client = a.director.client();
     let path = format!("/v1/explain?server={name}");
     let limit = Duration::from_secs(15);
-    let ask = client.ask(Method::GET, &path, None, NOTHING, limit);
-    let unanswered = |e| Failure::unanswered("director", &e);
-    let mut all: Vec<Explanation> = block_on(async { ask.await.map_err(unanswered) })?;
+    let mut all: Vec<Explanation> = a.director.ask(Method::GET, &path, NOTHING, limit)?;
     if let (Some(only), Some(text)) = (service, &a.service) {
         all.retain(|e| only.is_service(e.service));
         if all.is_empty() {

@@ -151,8 +151,7 @@ fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
     let ask = client.ask(Method::GET, "/v1/inventory/servers", None, NOTHING, LIMIT);
     let servers: Vec<ServerView> = block_on(async { ask.await.map_err(unanswered) })?;
     if json {
-        let text = serde_json::to_string_pretty(&servers).map_err(|e| Failure::failed(&e))?;
-        return say(&format!("{text}\n"));
+        return say(&super::json(&servers)?);
     }
     let head = ["SERVER", "STATE", "ROLE", "OS", "ADDRESSES", "REASON"]
         .map(str::to_owned)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 
-use super::{DirectorSocket, Failure, block_on, say, table};
+use super::{DirectorSocket, Failure, say, table};
 use crate::{
     api::client::NOTHING,
     director::status::{StandInStatus, Status},
@@ -34,11 +34,8 @@ pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
 }
 
 fn stand_ins(a: &Socket) -> Result<Vec<StandInStatus>, Failure> {
-    let client = a.director.client();
     let limit = Duration::from_secs(10);
-    let ask = client.ask(Method::GET, "/v1/status", None, NOTHING, limit);
-    let unanswered = |e| Failure::unanswered("director", &e);
-    let status: Status = block_on(async { ask.await.map_err(unanswered) })?;
+    let status: Status = a.director.ask(Method::GET, "/v1/status", NOTHING, limit)?;
     Ok(status.stand_ins)
 }
 

@@ -17,7 +17,6 @@ mod screen;
 mod status;
 
 use std::{
-    fs,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -25,8 +24,11 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use hyper::Method;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    agent,
     api::client,
     config::{self, Diagnostics},
     telemetry::{Chain, LogFormat},
@@ -107,6 +109,25 @@ struct DirectorSocket {
 impl DirectorSocket {
     fn client(&self) -> client::Client {
         client::Client::unix(self.socket.clone())
+    }
+
+    /// Asks the director, and waits for its answer so long.
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        limit: Duration,
+    ) -> Result<T, Failure> {
+        let client = self.client();
+        let ask = client.ask(method, path, None, body, limit);
+        block_on(async {
+            ask.await.map_err(|e| match e.problem() {
+                // A configuration that is wrong.
+                Some(p) if p.status == 422 => Failure::Wrong(p.detail.clone()),
+                Some(_) | None => Failure::unanswered("director", &e),
+            })
+        })
     }
 }
 
@@ -232,19 +253,13 @@ fn say(text: &str) -> Result<(), Failure> {
 }
 
 /// A document for programs.
-fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+fn json(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::failed(&e))?;
     Ok(text + "\n")
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    fs::read_to_string(path).map_err(|e| {
-        let why = match e.kind() {
-            io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
-            _ => format!("cannot be read: {e}"),
-        };
-        Failure::Wrong(format!("{}: {why}", path.display()))
-    })
+    agent::reload::read(path).map_err(Failure::Wrong)
 }
 
 /// Runs one short task.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 
-use super::{DirectorSocket, Failure, block_on, say, term};
+use super::{DirectorSocket, Failure, say, term};
 use crate::model::{OrderAnswer, OrderRequest, ServiceKey, Weight, Wish};
 
 /// Of which servers.
@@ -121,7 +121,6 @@ fn order(
     terms: Option<&Terms>,
     drains: Option<Duration>,
 ) -> Result<(), Failure> {
-    let client = director.client();
     let request = OrderRequest {
         server: server.map(str::to_owned),
         service,
@@ -130,15 +129,8 @@ fn order(
         for_s: terms.and_then(|t| t.lasts).map(|d| d.as_secs()),
         drain_s: drains.map(|d| d.as_secs()),
     };
-    let ask = client.ask(
-        Method::POST,
-        "/v1/orders",
-        None,
-        Some(&request),
-        Duration::from_secs(10),
-    );
-    let unanswered = |e| Failure::unanswered("director", &e);
-    let answer: OrderAnswer = block_on(async { ask.await.map_err(unanswered) })?;
+    let limit = Duration::from_secs(10);
+    let answer: OrderAnswer = director.ask(Method::POST, "/v1/orders", Some(&request), limit)?;
     let what = match wish {
         Some(Wish::Disabled) => "disabled: out of service, with its connections",
         Some(Wish::Drained) => "drained: no new connections, out when those that it has are gone",

@@ -3,9 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use hyper::Method;
-use serde::{Serialize, de::DeserializeOwned};
 
-use super::{DirectorSocket, Failure, block_on, read, say, table};
+use super::{DirectorSocket, Failure, json, read, say, table};
 use crate::{
     api::client::NOTHING,
     model::{PlanRequest, Planned, ReloadAnswer},
@@ -35,7 +34,7 @@ pub(super) struct Plan {
 }
 
 pub(super) fn reload(a: &Reload) -> Result<(), Failure> {
-    let answer: ReloadAnswer = ask(&a.director, "/v1/reload", NOTHING)?;
+    let answer: ReloadAnswer = a.director.ask(Method::POST, "/v1/reload", NOTHING, LIMIT)?;
     say(&format!("reloaded: {}\n", answer.reloaded))?;
     if answer.applied {
         return Ok(());
@@ -55,27 +54,13 @@ pub(super) fn plan(a: &Plan) -> Result<(), Failure> {
         Some(path) => Some((path.clone(), read(path)?)),
     };
     let body = PlanRequest { config };
-    let planned: Planned = ask(&a.director, "/v1/plan", Some(&body))?;
+    let planned: Planned = a
+        .director
+        .ask(Method::POST, "/v1/plan", Some(&body), LIMIT)?;
     if a.json {
-        let text = serde_json::to_string_pretty(&planned).map_err(|e| Failure::failed(&e))?;
-        return say(&format!("{text}\n"));
+        return say(&json(&planned)?);
     }
     say(&show(&planned))
-}
-
-fn ask<B: Serialize, T: DeserializeOwned>(
-    director: &DirectorSocket,
-    path: &str,
-    body: Option<&B>,
-) -> Result<T, Failure> {
-    let client = director.client();
-    let ask = client.ask(Method::POST, path, None, body, LIMIT);
-    block_on(async {
-        ask.await.map_err(|e| match e.problem() {
-            Some(p) if p.status == 422 => Failure::Wrong(p.detail.clone()),
-            Some(_) | None => Failure::unanswered("director", &e),
-        })
-    })
 }
 
 fn show(planned: &Planned) -> String {

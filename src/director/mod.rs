@@ -63,7 +63,7 @@ use ways::{Ways, diagnosis};
 
 pub use leaving::{Connections, HANDSHAKE};
 pub use memory::{Memory, Recall, RememberedIncident, RememberedLeaving, RememberedOrder, recall};
-pub use reload::{Plan, Reload, reloaded};
+pub use reload::{Plan, Reload};
 
 /// What happened.
 #[derive(Clone, Debug)]

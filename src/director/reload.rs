@@ -196,8 +196,7 @@ impl Core {
 }
 
 /// What differs between two configurations, counted.
-#[must_use]
-pub fn reloaded(old: &config::Director, new: &config::Director) -> Reloaded {
+fn reloaded(old: &config::Director, new: &config::Director) -> Reloaded {
     let servers = |config: &config::Director| -> BTreeMap<(ServiceKey, DestKey), DestAttrs> {
         let all = config.services.iter().flat_map(|(key, service)| {
             let named = service.servers.iter().chain(&service.sorry);

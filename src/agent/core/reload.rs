@@ -3,13 +3,14 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::error;
 
-use super::Shell;
+use super::{Shell, told};
 use crate::{
     agent::reload::{Load, Loaded},
     api::operator::{ReadingFor, Refusal},
-    director::{Event, Plan, Reload},
+    config,
+    director::{Event, Note, Plan, Reload},
     model::{
         KernelTable, MonoTime, Planned, PlannedStep, ReloadAnswer, Reloaded, ServiceKey, Step,
     },
@@ -34,14 +35,15 @@ impl Shell {
     /// Takes a configuration that was read, or says what it would change.
     pub(super) async fn load(&mut self, load: Load, now: MonoTime) {
         let Load { loaded, wish } = load;
-        let prepared = self.prepare(&loaded).await;
+        let Loaded { config, digest } = loaded;
+        let prepared = self.prepare(config).await;
         match (prepared, wish) {
             (Ok(reload), Some(ReadingFor::Plan(answer))) => {
                 let planned = self.planned(self.core.plan(reload, now)).await;
                 told(answer.send(planned));
             }
             (Ok(reload), Some(ReadingFor::Reload(answer))) => {
-                let reloaded = self.reload(reload, &loaded.digest, now);
+                let reloaded = self.reload(reload, &digest, now);
                 self.reloads.push(Reloading {
                     answer,
                     reloaded,
@@ -50,7 +52,7 @@ impl Shell {
                 });
                 self.answer_reloads(now);
             }
-            (Ok(reload), None) => drop(self.reload(reload, &loaded.digest, now)),
+            (Ok(reload), None) => drop(self.reload(reload, &digest, now)),
             (Err(why), Some(wish)) => {
                 if let ReadingFor::Reload(_) = &wish {
                     self.metrics.config_reload_ok.set(0);
@@ -65,16 +67,16 @@ impl Shell {
     }
 
     /// What the core needs of a new configuration and of the kernel.
-    async fn prepare(&mut self, loaded: &Loaded) -> Result<Reload, Refusal> {
+    async fn prepare(&mut self, config: config::Director) -> Result<Reload, Refusal> {
         let old = Arc::clone(self.core.config());
-        let fixed = old.fixed(&loaded.config);
+        let fixed = old.fixed(&config);
         if !fixed.is_empty() {
             return Err(Refusal::Wrong(format!(
                 "{} cannot change while the director runs: restart it (IPVS stays as it is meanwhile)",
                 fixed.join(", ")
             )));
         }
-        let config = Arc::new(loaded.config.clone());
+        let config = Arc::new(config);
         let new = config.services.keys();
         let new: Vec<ServiceKey> = new
             .filter(|key| !old.services.contains_key(key))
@@ -103,7 +105,6 @@ impl Shell {
     fn reload(&mut self, reload: Reload, digest: &str, now: MonoTime) -> Reloaded {
         let old = Arc::clone(self.core.config());
         let new = Arc::clone(&reload.config);
-        let reloaded = crate::director::reloaded(&old, &new);
         // Before services change hands: who writes by hand asks the lock.
         if let Err(e) = self.lock.renew(&new) {
             error!(error = %Chain(&e), "the lock does not say which services this director owns by now: leave changes by hand alone until the next reload");
@@ -115,7 +116,11 @@ impl Shell {
             d.generation += u64::from(differs);
             differs
         });
-        self.take(Event::Reload(Box::new(reload)), now);
+        let fx = self.take(Event::Reload(Box::new(reload)), now);
+        let reloaded = fx.notes.iter().find_map(|note| match note {
+            Note::Reloaded(reloaded) => Some(*reloaded),
+            _ => None,
+        });
         let gone = old.services.keys();
         let gone = gone.filter(|key| !new.services.contains_key(key));
         self.metrics.drop_services(gone.copied());
@@ -125,7 +130,7 @@ impl Shell {
         }
         self.metrics.set_config(digest);
         self.metrics.config_reload_ok.set(1);
-        reloaded
+        reloaded.unwrap_or_default()
     }
 
     /// Answers those whose changes the kernel has, and those that waited for long enough.
@@ -212,11 +217,5 @@ fn planned(step: &Step, table: &KernelTable) -> PlannedStep {
         server: step.dest().map(|dest| dest.to_string()),
         step: format!("{step}{refuses}"),
         connections,
-    }
-}
-
-fn told<T>(sent: Result<(), T>) {
-    if sent.is_err() {
-        debug!("operator went away before the answer");
     }
 }

@@ -213,24 +213,8 @@ impl Store {
 
 /// Ends the replacement of a stand-in that nobody wants: the role goes back to whom the files gave it.
 async fn end(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<(), StoreError> {
-    let work = journal::load(tx, id).await?;
-    if matches!(
-        work.journal.state,
-        ReplacementState::Attaching | ReplacementState::Succeeded
-    ) {
-        let (note, retry) = (Note::default(), Retry::STANDARD);
-        journal::apply(tx, id, name.as_str(), &Event::Superseded, note, &retry).await?;
-    }
     let reason = format!("given back by {name}: clean it, then understudy inventory release it");
-    sqlx::query(
-        "UPDATE server SET state = 'failed', reason = $2 \
-         WHERE replacement = $1 AND state IN ('testing', 'serving')",
-    )
-    .bind(id.as_str())
-    .bind(reason)
-    .execute(&mut **tx)
-    .await
-    .map_err(failed("mark a stand-in that was given back"))?;
+    retire(tx, name, id, &reason).await?;
     let mut next = Some(id.clone());
     while let Some(of) = next {
         sqlx::query(
@@ -292,33 +276,45 @@ async fn supersede(
     earlier: &ReplacementId,
     by: &ReplacementId,
 ) -> Result<(), StoreError> {
-    let (note, retry) = (Note::default(), Retry::STANDARD);
-    let state = journal::load(tx, earlier).await?.journal.state;
-    if matches!(
-        state,
-        ReplacementState::Attaching | ReplacementState::Succeeded
-    ) {
-        journal::apply(tx, earlier, name.as_str(), &Event::Superseded, note, &retry).await?;
-    }
+    let reason = format!("another took its place ({by})");
+    retire(tx, name, earlier, &reason).await?;
     sqlx::query("UPDATE replacement SET superseded_by = $2 WHERE id = $1")
         .bind(earlier.as_str())
         .bind(by.as_str())
         .execute(&mut **tx)
         .await
         .map_err(failed("mark the earlier replacement"))?;
-    // A confirmation that came late had it serve again.
+    for director in directors_of(tx, earlier).await? {
+        want(tx, &director, earlier, Want::Withdraw).await?;
+    }
+    Ok(())
+}
+
+/// Ends a replacement whose stand-in serves no longer, and puts that one down as failed.
+async fn retire(
+    tx: &mut Tx,
+    name: &DirectorName,
+    id: &ReplacementId,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let (note, retry) = (Note::default(), Retry::STANDARD);
+    let state = journal::load(tx, id).await?.journal.state;
+    if matches!(
+        state,
+        ReplacementState::Attaching | ReplacementState::Succeeded
+    ) {
+        journal::apply(tx, id, name.as_str(), &Event::Superseded, note, &retry).await?;
+    }
+    // Also one whose confirmation came late.
     sqlx::query(
         "UPDATE server SET state = 'failed', reason = $2 \
          WHERE replacement = $1 AND state IN ('testing', 'serving')",
     )
-    .bind(earlier.as_str())
-    .bind(format!("another took its place ({by})"))
+    .bind(id.as_str())
+    .bind(reason)
     .execute(&mut **tx)
     .await
     .map_err(failed("mark the failed server"))?;
-    for director in directors_of(tx, earlier).await? {
-        want(tx, &director, earlier, Want::Withdraw).await?;
-    }
     Ok(())
 }
 
