@@ -32,15 +32,13 @@ impl Core {
 
     /// Stand-ins in places that no service has any more, and that are in no service themselves.
     pub(super) fn homeless(&self) -> impl Iterator<Item = &Member> {
-        let named: BTreeSet<IpAddr> = self
-            .config
-            .services
-            .values()
-            .flat_map(|s| s.servers.keys().map(|dest| dest.addr))
-            .collect();
+        let named = |addr: &IpAddr| {
+            let mut services = self.config.services.values();
+            services.any(|s| s.servers.keys().any(|dest| dest.addr == *addr))
+        };
         self.attached().filter(move |m| {
             let mut all = m.origins.iter().chain(&m.spare.addresses);
-            !all.any(|a| named.contains(a))
+            !all.any(named)
         })
     }
 

@@ -2,8 +2,6 @@
 //! host that has one keeps it, what somebody takes off comes back, and what is whose is known over restarts.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,6 +12,7 @@ use crate::lab::process::Process;
 use crate::lab::server::Tree;
 use crate::lab::{Lab, show, wait_for, wait_until};
 use crate::scene::{SOON, WIRING, run_director, status, understudy};
+use crate::settings::metrics;
 
 /// A service nobody asks for the health of.
 fn service(address: &str, lines: &str) -> String {
@@ -85,17 +84,6 @@ fn mislead(lab: &Lab, addresses: &[&str]) {
     for address in addresses {
         assert!(neighbour(lab, address).contains("02:00:00:00:00:99"));
     }
-}
-
-fn metrics(lab: &Lab) -> String {
-    lab.director.run(|| {
-        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 9711))).unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    })
 }
 
 #[test]
