@@ -12,7 +12,7 @@ use tokio::{
     select,
     sync::{mpsc, watch},
     task,
-    time::Instant,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -60,11 +60,18 @@ pub(super) async fn run(
                 return;
             }
         }
+        // A link that takes the place of one that is gone says so when it comes up, before it has addresses.
+        let look = read_at + AGAIN;
         let news = select! {
             () = stop.cancelled() => return,
-            // Cancel-safe, both: a datagram is taken only where it is returned or says nothing, and `changed` only
+            // Cancel-safe, all: a datagram is taken only where it is returned or says nothing, and `changed` only
             // marks the value seen. Others may be behind a link that is down.
             news = changes.next() => news,
+            () = time::sleep_until(look), if !told.is_empty() => {
+                here = addresses().await;
+                read_at = Instant::now();
+                continue;
+            }
             changed = targets.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use super::{Core, Effects, Guard, Note, RememberedIncident};
+use super::{Core, Effects, Guard, Note, RememberedIncident, RememberedTries};
 use crate::{
     config::{FailingIn, ReplacementPolicy},
     health::Standing,
@@ -94,6 +94,18 @@ pub(super) struct Tries {
 }
 
 impl Tries {
+    pub(super) const fn remembered(times: u32, last: MonoTime) -> Self {
+        Self { times, last }
+    }
+
+    pub(super) const fn remember(self, place: IpAddr) -> RememberedTries {
+        RememberedTries {
+            place,
+            times: self.times,
+            last: self.last,
+        }
+    }
+
     /// One more; what lies more than an hour back counts no longer.
     fn again(&mut self, now: MonoTime) {
         self.times = match now.since(self.last) < HOUR {
@@ -269,6 +281,7 @@ impl Core {
         };
         self.next_incident += 1;
         let place = self.place_of(server);
+        self.tries.retain(|_, tries| now.since(tries.last) < HOUR);
         self.tries.entry(place).or_default().again(now);
         self.requested.retain(|at| now.since(*at) < HOUR);
         self.requested.push(now);

@@ -30,7 +30,7 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    const fn drained(&self) -> DestAttrs {
+    pub(super) const fn drained(&self) -> DestAttrs {
         DestAttrs {
             weight: Weight::QUIESCED,
             ..self.attrs
@@ -195,6 +195,7 @@ impl Core {
         let remembered = |(place, leaving): (OrderedPlace, &Leaving)| RememberedLeaving {
             place,
             until: leaving.until,
+            weight: Some(leaving.attrs.weight),
         };
         self.on_the_way().map(remembered).collect()
     }
@@ -207,9 +208,10 @@ impl Core {
         dropped: &BTreeMap<ServiceKey, Service>,
         now: MonoTime,
     ) {
-        let until = |place: OrderedPlace| {
-            let before = remembered.iter().find(|r| r.place == place);
-            before.map_or_else(|| self.drain_limit(now), |r| r.until)
+        // The kernel has weight 0 of all of them.
+        let weighed = |attrs: DestAttrs, r: Option<&RememberedLeaving>| DestAttrs {
+            weight: r.and_then(|r| r.weight).unwrap_or(attrs.weight),
+            ..attrs
         };
         let mut all = Vec::new();
         for (key, service) in dropped {
@@ -219,7 +221,9 @@ impl Core {
                     server: *dest,
                 };
                 let of = (service.attrs.clone(), DriftPolicy::default());
-                all.push((*key, of, (*dest, *attrs), until(place)));
+                let before = remembered.iter().find(|r| r.place == place);
+                let until = before.map_or_else(|| self.drain_limit(now), |r| r.until);
+                all.push((*key, of, (*dest, weighed(*attrs, before)), until));
             }
         }
         for r in remembered {
@@ -228,7 +232,7 @@ impl Core {
             let found = self.adopted.get(&service).and_then(|d| d.get(&server));
             if let (Some(config), Some(attrs)) = (config, found) {
                 let of = (config.attrs.clone(), config.drift);
-                all.push((service, of, (server, *attrs), r.until));
+                all.push((service, of, (server, weighed(*attrs, Some(r))), r.until));
             }
         }
         for (key, (attrs, drift), dest, until) in all {

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    DirectorName, MonoTime, Order, OrderedPlace, ReplacementId, ServiceKey, wire::Member,
+    DirectorName, MonoTime, Order, OrderedPlace, ReplacementId, ServiceKey, Weight, wire::Member,
 };
 
 /// The version this program writes and reads.
@@ -35,6 +35,12 @@ pub struct Memory {
     /// Who is on the way out.
     #[serde(default)]
     pub leaving: Vec<RememberedLeaving>,
+    /// When replacements were asked for within the last hour.
+    #[serde(default)]
+    pub requested: Vec<MonoTime>,
+    /// How often in one place.
+    #[serde(default)]
+    pub tries: Vec<RememberedTries>,
     /// The services of the configuration.
     #[serde(default)]
     pub services: BTreeSet<ServiceKey>,
@@ -48,6 +54,20 @@ pub struct RememberedLeaving {
     pub place: OrderedPlace,
     /// Its end.
     pub until: MonoTime,
+    /// Its weight before it was let go.
+    #[serde(default)]
+    pub weight: Option<Weight>,
+}
+
+/// How often a replacement was asked for in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedTries {
+    /// The server that had failed there first.
+    pub place: IpAddr,
+    /// So often, with less than an hour between two of them.
+    pub times: u32,
+    /// When last.
+    pub last: MonoTime,
 }
 
 /// What an operator ordered of a server in one service.
@@ -88,6 +108,8 @@ impl Memory {
             made: BTreeSet::new(),
             orders: Vec::new(),
             leaving: Vec::new(),
+            requested: Vec::new(),
+            tries: Vec::new(),
             services: BTreeSet::new(),
         }
     }
@@ -95,6 +117,7 @@ impl Memory {
 
 /// What the state file said.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one, at the start")]
 pub enum Recall {
     /// This.
     Known(Memory),

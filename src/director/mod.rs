@@ -62,7 +62,9 @@ use stopping::Stopping;
 use ways::{Ways, diagnosis};
 
 pub use leaving::{Connections, HANDSHAKE};
-pub use memory::{Memory, Recall, RememberedIncident, RememberedLeaving, RememberedOrder, recall};
+pub use memory::{
+    Memory, Recall, RememberedIncident, RememberedLeaving, RememberedOrder, RememberedTries, recall,
+};
 pub use reload::{Plan, Reload};
 
 /// What happened.
@@ -396,6 +398,13 @@ impl Core {
         if same_boot {
             self.remember_leaving(&memory.leaving, dropped, now);
         }
+        // Made in another boot, at the latest now: what is asked for too often waits an hour at the most.
+        let made = |at: MonoTime| if same_boot { at } else { now };
+        self.requested = memory.requested.into_iter().map(made).collect();
+        let tries = memory.tries.into_iter();
+        self.tries = tries
+            .map(|t| (t.place, Tries::remembered(t.times, made(t.last))))
+            .collect();
         for i in memory.incidents {
             let since = if same_boot { i.since } else { now };
             let stage = Stage::Requested {
@@ -752,6 +761,9 @@ impl Core {
         };
         memory.orders = self.orders.iter().map(order).collect();
         memory.leaving = self.remembered_leaving();
+        memory.requested.clone_from(&self.requested);
+        let tries = |(place, tries): (&IpAddr, &Tries)| tries.remember(*place);
+        memory.tries = self.tries.iter().map(tries).collect();
         memory.services = self.config.services.keys().copied().collect();
         memory
     }

@@ -118,11 +118,17 @@ impl Core {
         self.adopted.entry(key).or_default().extend(stays);
     }
 
+    /// A service that is new to the configuration is taken over as it is found; one that was on its way out, as it
+    /// was before that.
     fn adopt(&mut self, key: ServiceKey, found: Option<&BTreeMap<DestKey, DestAttrs>>) {
-        let left = self.leaving.get(&key);
-        let left = left.map(|part| part.drained().collect());
-        if let Some(found) = found.cloned().or(left) {
-            self.adopted.insert(key, found);
+        let mut all = found.cloned().unwrap_or_default();
+        if let Some(part) = self.leaving.get(&key) {
+            let there = |dest: &DestKey| found.is_none_or(|found| found.contains_key(dest));
+            let left = part.dests.iter().filter(|(dest, _)| there(dest));
+            all.extend(left.map(|(dest, leaving)| (*dest, leaving.attrs)));
+        }
+        if !all.is_empty() {
+            self.adopted.insert(key, all);
         }
     }
 

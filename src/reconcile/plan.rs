@@ -149,12 +149,13 @@ fn steps_of<D: Borrow<DestAttrs>>(
     // Who gets its first connections, after the others have grown: where a factor comes to all weights (slow start) it is
     // not to meet them without it.
     let mut new = Vec::new();
+    let mut lose = Vec::new();
     for (dest, attrs) in &want.dests {
         match have.and_then(|d| d.get(dest)).map(Borrow::borrow) {
             None => new.push(Step::NewDest(key, *dest, *attrs)),
             Some(old) if old == attrs => {}
             Some(old) if attrs.weight < old.weight => {
-                plan.shrink.push(Step::SetDest(key, *dest, *attrs));
+                lose.push((old.weight, *dest, *attrs));
             }
             Some(old) if old.weight == Weight::QUIESCED => {
                 new.push(Step::SetDest(key, *dest, *attrs));
@@ -163,6 +164,15 @@ fn steps_of<D: Borrow<DestAttrs>>(
         }
     }
     plan.grow.append(&mut new);
+    // Where the factor goes, who ramped until now (19 of 20) loses it before those who were whole (20 of 20): it never
+    // stands beside them with more than its part. Who loses the smaller part goes first; of equals the order stays.
+    lose.sort_by(|(old, _, new), (other_old, _, other_new)| {
+        let part = |new: Weight, of: Weight| u64::from(new.get()) * u64::from(of.get());
+        part(other_new.weight, *old).cmp(&part(new.weight, *other_old))
+    });
+    let lose = lose.into_iter();
+    plan.shrink
+        .extend(lose.map(|(_, dest, attrs)| Step::SetDest(key, dest, attrs)));
     // Found by walking what is there, not what is wanted.
     for dest in have.into_iter().flat_map(BTreeMap::keys) {
         if want.dests.contains_key(dest) {
@@ -180,7 +190,7 @@ fn steps_of<D: Borrow<DestAttrs>>(
 
 /// The steps that make `from` into `to`, both whole tables, with the least disturbance: what differs
 /// is changed in place. Services come first, then all that adds capacity, in all services, and only
-/// then what takes any away, each in the order of the keys.
+/// then what takes any away, each in the order of the services' keys.
 #[must_use]
 pub fn diff(from: &Table, to: &Table) -> Vec<Step> {
     let (mut grow, mut shrink) = phases(from, to);

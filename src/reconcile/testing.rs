@@ -40,7 +40,7 @@ pub(super) fn attrs() -> impl Strategy<Value = ServiceAttrs> {
     })
 }
 
-fn dest_attrs() -> impl Strategy<Value = DestAttrs> {
+pub(super) fn dest_attrs() -> impl Strategy<Value = DestAttrs> {
     let way = prop::sample::select(vec![
         (ForwardMethod::Nat, Tunnel::default()),
         (ForwardMethod::Dr, Tunnel::default()),

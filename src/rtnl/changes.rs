@@ -1,7 +1,7 @@
 //! Neighbours that stop answering and links that go down (`RTM_NEWNEIGH`, `RTM_NEWLINK`), as the
 //! kernel tells of them.
 
-use std::{collections::BTreeSet, fmt, io, net::IpAddr};
+use std::{collections::BTreeSet, fmt, io, mem, net::IpAddr};
 
 use neli::{
     FromBytesWithInput, Size,
@@ -85,7 +85,8 @@ impl Changes {
         })
     }
 
-    /// The next changes. What the kernel could not deliver in time is lost.
+    /// The next changes. Where the kernel could not deliver all in time, links are read anew; neighbours that failed
+    /// meanwhile are lost.
     ///
     /// # Errors
     ///
@@ -105,10 +106,22 @@ impl Changes {
                     }
                 }
                 // More came than there was room for.
-                Err(SocketError::Io(error)) if is_overrun(&error) => {}
+                Err(SocketError::Io(error)) if is_overrun(&error) => {
+                    let changes = self.begin_anew()?;
+                    if !changes.is_empty() {
+                        return Ok(changes);
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Listens with new sockets, as what still waits in the old ones is older than what was lost; says what has changed
+    /// since the last word.
+    fn begin_anew(&mut self) -> Result<Vec<Change>, SocketError> {
+        let before = mem::replace(self, Self::listen()?);
+        Ok(between(&before.down, &self.down))
     }
 
     /// Of a link that is down the kernel speaks more than once.
@@ -123,6 +136,13 @@ impl Changes {
             }
         }
     }
+}
+
+/// What became of links.
+fn between(before: &BTreeSet<u32>, now: &BTreeSet<u32>) -> Vec<Change> {
+    let up = before.difference(now).copied().map(Change::LinkUp);
+    let down = now.difference(before).copied().map(Change::LinkDown);
+    up.chain(down).collect()
 }
 
 /// Those that are down already: the kernel tells of changes only.
@@ -211,4 +231,19 @@ fn link(kind: Rtm, link: &Ifinfomsg) -> Option<Told> {
         index: u32::try_from(*link.ifi_index()).ok()?,
         runs: kind == Rtm::Newlink && flags.contains(Iff::UP) && flags.contains(Iff::RUNNING),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_is_found_by_comparing() {
+        let (before, now) = ([1, 2].into(), [2, 3].into());
+        assert_eq!(
+            between(&before, &now),
+            [Change::LinkUp(1), Change::LinkDown(3)]
+        );
+        assert_eq!(between(&now, &now), []);
+    }
 }

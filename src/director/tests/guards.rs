@@ -277,6 +277,51 @@ fn each_further_try_in_one_place_waits_twice_as_long() {
     assert_eq!(waits, [30, 30, 60, 120, 240, 480, 960]);
 }
 
+#[test]
+fn a_restart_forgets_no_limit() {
+    let mut w = limits("per_hour = 2");
+    w.dies(1);
+    w.passes(10);
+    let first = w.now;
+    fails_in_vain(&mut w, 1);
+    w.passes(60);
+    fails_in_vain(&mut w, 1);
+    let restarted = |boot: &str, now: u64| {
+        let file = serde_json::to_vec(&w.core.memory()).unwrap();
+        let start = Start {
+            now: at(now),
+            wall: WallMillis(9000),
+            boot_id: boot.into(),
+            recall: recall(Some(&file), &"lb1".parse().unwrap()),
+            kernel: w.kernel(),
+            dropped: BTreeMap::new(),
+            marked: BTreeSet::new(),
+        };
+        let core = Core::new(Arc::clone(w.core.config()), start);
+        let mut w = World { core, now };
+        w.members(vec![]);
+        w.dies(1);
+        w.passes(10);
+        w
+    };
+    let again = restarted("boot", w.now + 100);
+    let held = |w: &World| w.core.guard(ip(1), at(w.now));
+    let until = at(first + 3600);
+    assert_eq!(held(&again), Some(Guard::PerHour { until }));
+    let memory = again.core.memory();
+    assert_eq!(memory.tries, w.core.memory().tries);
+    assert_eq!(memory.tries[0].times, 2);
+
+    let booted = restarted("another boot", 5);
+    let until = at(5 + 3600);
+    assert_eq!(
+        held(&booted),
+        Some(Guard::PerHour { until }),
+        "no later than an hour from now"
+    );
+    assert_eq!(booted.core.memory().tries[0].last, at(5));
+}
+
 const SILENT: Outcome = Outcome::Fail(FailReason::TimedOut(Phase::Connect));
 
 #[test]

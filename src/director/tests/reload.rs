@@ -153,6 +153,39 @@ fn a_service_that_is_dropped_leaves_with_its_last_connection() {
 }
 
 #[test]
+fn a_service_that_is_wanted_again_while_it_drains_serves_at_once_also_after_a_restart() {
+    let mut w = world();
+    let (one, _) = CONFIG.rsplit_once("[[virtual_service]]").unwrap();
+    let full = [(1, 7), (2, 1)];
+    assert_eq!(w.weights(443), full);
+    let drop = |w: &mut World| {
+        let event = Event::Reload(Box::new(configured(one, Kernel::new())));
+        w.core.handle(event, at(w.now));
+        assert_eq!(w.weights(443), [(1, 0), (2, 0)]);
+    };
+    drop(&mut w);
+    let drained = w.core.desired(service(443)).unwrap().service;
+    w.reload_onto(CONFIG, [(service(443), drained.dests.clone())].into());
+    assert_eq!(w.weights(443), full, "before any verdict");
+
+    drop(&mut w);
+    let file = serde_json::to_vec(&w.core.memory()).unwrap();
+    let start = Start {
+        now: at(w.now),
+        wall: WallMillis(9000),
+        boot_id: "boot".into(),
+        recall: recall(Some(&file), &"lb1".parse().unwrap()),
+        kernel: [(service(80), full_kernel()[&service(80)].clone())].into(),
+        dropped: [(service(443), drained.clone())].into(),
+        marked: BTreeSet::new(),
+    };
+    w.core = Core::new(Arc::clone(w.core.config()), start);
+    assert_eq!(w.weights(443), [(1, 0), (2, 0)]);
+    w.reload_onto(CONFIG, [(service(443), drained.dests)].into());
+    assert_eq!(w.weights(443), full);
+}
+
+#[test]
 fn who_leaves_goes_on_leaving_after_a_restart() {
     let mut w = world();
     let text = without(THIRD);

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::{
-    super::testing::{apply, dest, key, service, state, table},
+    super::testing::{apply, attrs, dest, dest_attrs, key, service, state, table},
     *,
 };
 use crate::model::KernelTable;
@@ -79,6 +79,43 @@ proptest! {
             _ => false,
         });
         prop_assert!(order.is_sorted_by(|a, b| a >= b), "{:?}", plan.grow);
+    }
+
+    /// A server that ramped has less than its part until the others have lost the factor too.
+    #[test]
+    fn where_a_factor_goes_nobody_who_ramped_has_more_than_its_part(
+        weights in prop::collection::vec(1u32..50, 2..5), factor in 2u32..20, percent in 1u32..100,
+        attrs in attrs(), dest_attrs in dest_attrs(),
+    ) {
+        let at = |n: usize| dest(u8::try_from(n).unwrap());
+        let service = |weight: &dyn Fn(usize, u32) -> u32| {
+            let one = |(n, w): (usize, &u32)| {
+                let weight = Weight::try_from(i64::from(weight(n, *w))).unwrap();
+                (at(n), DestAttrs { weight, ..dest_attrs })
+            };
+            Service { attrs: attrs.clone(), dests: weights.iter().enumerate().map(one).collect() }
+        };
+        // The last one in the order of the keys ramped, so that the order of the keys would be wrong.
+        let last = weights.len() - 1;
+        let ramped = service(&|n, w| {
+            let whole = w * factor;
+            if n == last { (whole * percent / 100).max(1) } else { whole }
+        });
+        let whole = service(&|_, w| w);
+        let mut kernel = kernel_with(Some(&ramped));
+        let plan = plan(key(), Some(&whole), &BTreeSet::new(), kernel.get(&key()));
+        for step in plan.steps() {
+            apply(&mut kernel, step);
+            let dests = &kernel[&key()].dests;
+            let has = |n: usize| dests[&at(n)].attrs.weight.get();
+            // Beside each of the others it never has more than what is configured.
+            for n in 0..last {
+                prop_assert!(
+                    u64::from(has(last)) * u64::from(weights[n]) <= u64::from(weights[last]) * u64::from(has(n)),
+                    "{:?}", step
+                );
+            }
+        }
     }
 
     #[test]
