@@ -7,13 +7,16 @@ use hyper::Method;
 use super::{DirectorSocket, Failure, say, table};
 use crate::{
     api::client::NOTHING,
-    director::status::{StandInStatus, Status},
+    director::{
+        standby::StandbyStatus,
+        status::{StandInStatus, Status},
+    },
 };
 
 /// What to do with them.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Shows who stands in for whom, and where
+    /// Shows who stands in for whom, and where, and which warm spares could
     List(Socket),
     /// Writes them as configuration, for director.toml, in place of those they stand in for
     Export(Socket),
@@ -28,19 +31,23 @@ pub(super) struct Socket {
 
 pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
     match verb {
-        Verb::List(a) => say(&list(&stand_ins(a)?)),
-        Verb::Export(a) => say(&export(&stand_ins(a)?)),
+        Verb::List(a) => say(&list(&status(a)?)),
+        Verb::Export(a) => say(&export(&status(a)?.stand_ins)),
     }
 }
 
-fn stand_ins(a: &Socket) -> Result<Vec<StandInStatus>, Failure> {
+fn status(a: &Socket) -> Result<Status, Failure> {
     let limit = Duration::from_secs(10);
-    let status: Status = a.director.ask(Method::GET, "/v1/status", NOTHING, limit)?;
-    Ok(status.stand_ins)
+    a.director.ask(Method::GET, "/v1/status", NOTHING, limit)
 }
 
-fn list(stand_ins: &[StandInStatus]) -> String {
-    if stand_ins.is_empty() {
+fn list(status: &Status) -> String {
+    let Status {
+        stand_ins,
+        standbys,
+        ..
+    } = status;
+    if stand_ins.is_empty() && standbys.is_empty() {
         return "no server stands in for another\n".to_owned();
     }
     let head = [
@@ -64,7 +71,30 @@ fn list(stand_ins: &[StandInStatus]) -> String {
             ]);
         }
     }
+    rows.extend(standbys.iter().flat_map(warm));
     table(&rows)
+}
+
+/// A warm spare has no weight yet, and one place of several.
+fn warm(s: &StandbyStatus) -> impl Iterator<Item = Vec<String>> {
+    s.places.iter().map(|place| {
+        let others = place.in_place_of.len().saturating_sub(1);
+        let first = place.in_place_of.first().cloned().unwrap_or_default();
+        vec![
+            s.name.clone(),
+            match s.state.as_str() {
+                "ready" => "warm".to_owned(),
+                state => format!("warm, {state}"),
+            },
+            place.service.to_string(),
+            place.server.clone(),
+            match others {
+                0 => first,
+                n => format!("{first} or {n} more"),
+            },
+            "-".to_owned(),
+        ]
+    })
 }
 
 /// For each place a real server as the configuration has it, and what it goes in place of.

@@ -233,13 +233,26 @@ pub struct Member {
     pub confirmed: Option<Want>,
 }
 
-/// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed.
+/// A warm spare: configured and tested beforehand, so that a failure costs no more than its admission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// Who it is.
+    pub spare: Spare,
+    /// The addresses of those configured servers of this director whose place it could take.
+    pub in_place_of: Vec<IpAddr>,
+}
+
+/// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed. And
+/// the warm spares that it is to watch beforehand.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// Grows with every change.
     pub version: u64,
     /// Ordered by replacement.
     pub members: Vec<Member>,
+    /// Ordered by name. A provisioner that knows of none says nothing of them.
+    #[serde(default)]
+    pub standbys: Vec<Standby>,
 }
 
 /// A director says that a stand-in is in (or out of) the kernel's table of every service concerned.

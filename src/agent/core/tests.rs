@@ -165,6 +165,7 @@ impl World {
         let list = Members {
             version: 1,
             members,
+            standbys: Vec::new(),
         };
         self.events.send(Event::Members(list)).await.unwrap();
     }

@@ -188,6 +188,10 @@ kinds! {
     StandInGivenBack => "stand_in_given_back", Info;
     /// The provisioner does not know a stand-in that serves.
     StandInUnlisted => "stand_in_unlisted", Warning;
+    /// A warm spare passes wherever it could be needed.
+    StandbyReady => "standby_ready", Info;
+    /// A warm spare does not pass: a failure would not be covered at once.
+    StandbyFails => "standby_fails", Warning;
     /// The provisioner answers.
     ProvisionerUp => "provisioner_up", Info;
     /// The provisioner does not answer.

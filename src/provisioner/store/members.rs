@@ -375,6 +375,7 @@ async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, St
     let mut members = Members {
         version: row.count("version")?,
         members: Vec::new(),
+        standbys: Vec::new(),
     };
     let rows = sqlx::query(
         "SELECT m.replacement, m.want, m.confirmed, r.origins, \
