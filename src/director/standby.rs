@@ -223,6 +223,26 @@ impl Core {
         });
     }
 
+    /// Those that fell so are asked as if nothing had been found. Says whether there are any.
+    pub(super) fn ask_standbys_anew(
+        &mut self,
+        fell: impl Fn(IpAddr, MonoTime) -> bool,
+        now: MonoTime,
+    ) -> bool {
+        let mut any = false;
+        for ((service, dest), standing) in &mut self.standbys.health {
+            let down = standing.verdict().down_since();
+            let config = self.config.services.get(service);
+            if let Some((since, config)) = down.zip(config)
+                && fell(dest.addr, since)
+            {
+                *standing = Standing::new(config.checks_of(dest), false, now);
+                any = true;
+            }
+        }
+        any
+    }
+
     /// Takes what a probe of a warm spare found. Says whether it was one.
     pub(super) fn standby_probed(
         &mut self,

@@ -175,7 +175,10 @@ fn a_warm_spare_behind_a_link_without_carrier_is_not_blamed() {
     let notes = w.dies(9);
     assert_eq!(notes, [], "{notes:?}");
     assert_eq!(w.state(), ["waiting"]);
-    let notes = w.event(Event::CutOff(BTreeMap::new()));
+    assert!(!w.is_hurried(9));
+    w.event(Event::CutOff(BTreeMap::new()));
+    assert!(w.is_hurried(9), "it is asked anew");
+    let notes = w.dies(9);
     let fails = |n: &Note| matches!(n, Note::StandbyFails(_));
     assert!(notes.iter().any(fails), "{notes:?}");
 }
