@@ -1,7 +1,7 @@
 //! The director's side of the provisioner's API: what the core wants told is told until it is
 //! answered, and the list of stand-ins is asked for again and again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
 use hyper::Method;
 use tokio::{
@@ -174,10 +174,12 @@ pub async fn deliver(
         events,
     };
     let work = async {
+        let mut asked = BTreeSet::new();
         loop {
             let now = outbox.borrow_and_update().clone();
             let empty = now == Outbox::default();
-            if courier.round(now).await.is_err() {
+            let newer = || outbox.has_changed().unwrap_or(false);
+            if courier.round(now, &mut asked, newer).await.is_err() {
                 return;
             }
             let pause = async {
@@ -212,7 +214,22 @@ struct Courier {
 struct Gone;
 
 impl Courier {
-    async fn round(&self, outbox: Outbox) -> Result<(), Gone> {
+    /// Tells all that is in the outbox. What it is for the first time goes first: a failed server waits for it. What
+    /// was asked before is asked again for news alone, and where something newer is to be told not to its end.
+    async fn round(
+        &self,
+        outbox: Outbox,
+        asked: &mut BTreeSet<IncidentKey>,
+        newer: impl Fn() -> bool,
+    ) -> Result<(), Gone> {
+        let before = mem::replace(asked, outbox.requests.clone());
+        let (again, first): (Vec<_>, Vec<_>) = outbox
+            .requests
+            .into_iter()
+            .partition(|key| before.contains(key));
+        for key in first {
+            self.request(key).await?;
+        }
         for (id, is) in outbox.confirms {
             self.confirm(id, is).await?;
         }
@@ -227,21 +244,28 @@ impl Courier {
                 .await;
             self.tell(key, answer).await?;
         }
-        for key in outbox.requests {
-            let body = ReplacementRequest {
-                failed: key.failed,
-                director: self.config.address,
-                centre: self.link.address,
-                name: self.config.name.clone(),
-            };
-            let (path, text) = ("/v1/replacements", key.to_string());
-            let answer = self
-                .client
-                .ask(Method::POST, path, Some(&text), Some(&body), LIMIT)
-                .await;
-            self.tell(key, answer).await?;
+        for key in again {
+            if newer() {
+                break;
+            }
+            self.request(key).await?;
         }
         Ok(())
+    }
+
+    async fn request(&self, key: IncidentKey) -> Result<(), Gone> {
+        let body = ReplacementRequest {
+            failed: key.failed,
+            director: self.config.address,
+            centre: self.link.address,
+            name: self.config.name.clone(),
+        };
+        let (path, text) = ("/v1/replacements", key.to_string());
+        let answer = self
+            .client
+            .ask(Method::POST, path, Some(&text), Some(&body), LIMIT)
+            .await;
+        self.tell(key, answer).await
     }
 
     async fn confirm(&self, id: ReplacementId, is: Want) -> Result<(), Gone> {

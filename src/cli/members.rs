@@ -8,7 +8,7 @@ use super::{DirectorSocket, Failure, say, table};
 use crate::{
     api::client::NOTHING,
     director::{
-        standby::StandbyStatus,
+        standby::{StandbyStatus, some_of},
         status::{StandInStatus, Status},
     },
 };
@@ -75,11 +75,9 @@ fn list(status: &Status) -> String {
     table(&rows)
 }
 
-/// A warm spare has no weight yet, and one place of several.
+/// A warm spare has no weight yet: it is whose place it takes that says which.
 fn warm(s: &StandbyStatus) -> impl Iterator<Item = Vec<String>> {
     s.places.iter().map(|place| {
-        let others = place.in_place_of.len().saturating_sub(1);
-        let first = place.in_place_of.first().cloned().unwrap_or_default();
         vec![
             s.name.clone(),
             match s.state.as_str() {
@@ -88,10 +86,7 @@ fn warm(s: &StandbyStatus) -> impl Iterator<Item = Vec<String>> {
             },
             place.service.to_string(),
             place.server.clone(),
-            match others {
-                0 => first,
-                n => format!("{first} or {n} more"),
-            },
+            some_of(&s.in_place_of, "or"),
             "-".to_owned(),
         ]
     })
@@ -124,7 +119,41 @@ fn export(stand_ins: &[StandInStatus]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::director::status::StandInPlace;
+    use crate::director::{standby::StandbyPlace, status::StandInPlace};
+
+    #[test]
+    fn warm_spares_are_listed_with_the_places_that_they_could_take() {
+        let warm = StandbyStatus {
+            name: "spare9".to_owned(),
+            in_place_of: vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
+            state: "waiting".to_owned(),
+            places: vec![StandbyPlace {
+                service: "tcp/192.0.2.1:80".parse().unwrap(),
+                server: "10.0.0.9:80".to_owned(),
+                health: "unknown".to_owned(),
+                reason: None,
+                since_s: None,
+            }],
+        };
+        let mut status = Status {
+            director: "lb1".parse().unwrap(),
+            services: Vec::new(),
+            incidents: Vec::new(),
+            stand_ins: Vec::new(),
+            standbys: vec![warm],
+            drift: Vec::new(),
+            warnings: Vec::new(),
+        };
+        assert_eq!(
+            list(&status),
+            "\
+NAME    STATE          SERVICE           SERVER       IN PLACE OF           WEIGHT
+spare9  warm, waiting  tcp/192.0.2.1:80  10.0.0.9:80  10.0.0.1 or 10.0.0.2  -
+"
+        );
+        status.standbys.clear();
+        assert_eq!(list(&status), "no server stands in for another\n");
+    }
 
     #[test]
     fn stand_ins_are_written_as_configuration() {

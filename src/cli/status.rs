@@ -317,8 +317,7 @@ fn show(screen: &Screen, status: &Status) -> String {
         &[
             column("NAME", false, 0),
             column("STATE", false, 0),
-            column("COULD TAKE THE PLACE OF", false, 0),
-            column("WHY", false, 0),
+            column("PLACE", false, 0),
         ],
         status.standbys.iter().map(standby).collect(),
     ));
@@ -496,16 +495,16 @@ fn standby(s: &StandbyStatus) -> Vec<Cell> {
         let reason = place.reason.as_ref()?;
         Some(format!("{} of {}: {reason}", place.server, place.service))
     });
-    let why = match (fails, s.places.is_empty()) {
-        (Some(why), _) => why,
-        (None, true) => "the configuration names none of them".to_owned(),
-        (None, false) => String::new(),
-    };
+    let mut place = format!("could take that of {}", some_of(&s.in_place_of, "or"));
+    match (fails, s.places.is_empty()) {
+        (Some(why), _) => place.push_str(&format!("; {why}")),
+        (None, true) => place.push_str(", which the configuration does not name"),
+        (None, false) => {}
+    }
     vec![
         s.name.clone().into(),
         Cell::new(s.state.clone(), tone),
-        some_of(&s.in_place_of, "or").into(),
-        why.into(),
+        place.into(),
     ]
 }
 

@@ -326,21 +326,21 @@ impl Core {
 
     /// The services a stand-in belongs to, and as which destination.
     pub(super) fn slots(&self, member: &Member) -> impl Iterator<Item = (ServiceKey, DestKey)> {
-        let places = self.places_for(&member.spare, &member.origins);
+        let places = self.places_for(&member.spare, |addr| member.origins.contains(&addr));
         places.map(|(service, dest, _)| (service, dest))
     }
 
-    /// The places of servers at these addresses as a spare takes them: the service, the spare's destination, and the
+    /// The places of servers at such addresses as a spare takes them: the service, the spare's destination, and the
     /// one whose place it is.
     pub(super) fn places_for(
         &self,
         spare: &Spare,
-        origins: &[IpAddr],
+        is_origin: impl Fn(IpAddr) -> bool + Copy,
     ) -> impl Iterator<Item = (ServiceKey, DestKey, DestKey)> {
         let services = self.config.services.iter();
         services.flat_map(move |(key, config)| {
             let servers = config.servers.keys();
-            let origins = servers.filter(|d| origins.contains(&d.addr));
+            let origins = servers.filter(move |d| is_origin(d.addr));
             origins.filter_map(|d| Some((*key, in_place_of(spare, *d)?, *d)))
         })
     }

@@ -68,8 +68,6 @@ pub struct StandbyPlace {
     pub service: ServiceKey,
     /// As this destination.
     pub server: String,
-    /// In place of one of these.
-    pub in_place_of: Vec<String>,
     /// `up`, `down` or `unknown`.
     pub health: String,
     /// Why it does not pass.
@@ -120,11 +118,17 @@ impl fmt::Display for StandbyFailure {
 #[derive(Clone, Debug)]
 struct Warm {
     spare: Spare,
-    in_place_of: Vec<IpAddr>,
+    in_place_of: BTreeSet<IpAddr>,
     /// The places, each with those who have it now.
     places: BTreeMap<(ServiceKey, DestKey), BTreeSet<DestKey>>,
     /// What was told of it last; nothing is told of waiting.
     told: State,
+}
+
+impl Warm {
+    fn origins(&self) -> Vec<IpAddr> {
+        self.in_place_of.iter().copied().collect()
+    }
 }
 
 /// All warm spares of a director.
@@ -156,7 +160,7 @@ impl Core {
             let told = before.get(&spare.name).map_or(State::Waiting, |w| w.told);
             let warm = Warm {
                 spare: spare.clone(),
-                in_place_of,
+                in_place_of: in_place_of.into_iter().collect(),
                 places: BTreeMap::new(),
                 told,
             };
@@ -173,7 +177,8 @@ impl Core {
         let mut changed = false;
         for one in warm.values_mut() {
             one.places.clear();
-            for (service, dest, origin) in self.places_for(&one.spare, &one.in_place_of) {
+            let is_origin = |addr| one.in_place_of.contains(&addr);
+            for (service, dest, origin) in self.places_for(&one.spare, is_origin) {
                 let origins = one.places.entry((service, dest)).or_default();
                 origins.insert(origin);
             }
@@ -280,7 +285,7 @@ impl Core {
             told.push((name.clone(), state));
             fx.notes.push(match self.failure_of(warm) {
                 Some(failure) => Note::StandbyFails(failure),
-                None => Note::StandbyReady(warm.spare.clone(), warm.in_place_of.clone()),
+                None => Note::StandbyReady(warm.spare.clone(), warm.origins()),
             });
         }
         for (name, state) in told {
@@ -320,22 +325,24 @@ impl Core {
             let reason = self.fails(*place)?;
             Some((place.0, place.1, reason))
         })?;
-        let lacks = |addr: &IpAddr| {
-            let mut places = warm.places.iter();
-            let covers = |warm: &Warm| {
-                warm.in_place_of.contains(addr) && self.state_of(warm) == State::Ready
-            };
-            places.any(|(place, of)| of.iter().any(|o| o.addr == *addr) && !self.passes(*place))
-                && !self.standbys.warm.values().any(covers)
-        };
-        let uncovered = warm.in_place_of.iter().filter(|addr| lacks(addr));
+        let lacking = warm.places.iter();
+        let lacking = lacking.filter(|(place, _)| !self.passes(**place));
+        let lacking: BTreeSet<IpAddr> = lacking
+            .flat_map(|(_, of)| of.iter().map(|o| o.addr))
+            .collect();
+        let ready = self.standbys.warm.values();
+        let ready = ready.filter(|other| self.state_of(other) == State::Ready);
+        let covered: BTreeSet<IpAddr> = ready
+            .flat_map(|other| &other.in_place_of)
+            .copied()
+            .collect();
         Some(StandbyFailure {
             name: warm.spare.name.clone(),
             service,
             server: dest,
             reason,
             detail: self.watched_as(service, dest).and_then(Standing::detail),
-            uncovered: uncovered.copied().collect(),
+            uncovered: lacking.difference(&covered).copied().collect(),
         })
     }
 
@@ -354,7 +361,7 @@ impl Core {
     /// Warm spares, and how each is in every place that it could take.
     #[must_use]
     pub fn standbys_now(&self, now: MonoTime) -> Vec<StandbyStatus> {
-        let place = |((service, dest), origins): (&(ServiceKey, DestKey), &BTreeSet<DestKey>)| {
+        let place = |(service, dest): &(ServiceKey, DestKey)| {
             let standing = self.watched_as(*service, *dest);
             let verdict = standing.map(Standing::verdict);
             let reason = verdict.and_then(|verdict| match verdict {
@@ -365,7 +372,6 @@ impl Core {
             StandbyPlace {
                 service: *service,
                 server: dest.to_string(),
-                in_place_of: origins.iter().map(ToString::to_string).collect(),
                 health: verdict.map_or("-", Health::label).to_owned(),
                 reason: reason.map(|reason| match detail {
                     Some(detail) => format!("{reason}: {detail}"),
@@ -376,9 +382,9 @@ impl Core {
         };
         let one = |warm: &Warm| StandbyStatus {
             name: warm.spare.name.clone(),
-            in_place_of: warm.in_place_of.clone(),
+            in_place_of: warm.origins(),
             state: self.state_of(warm).as_str().to_owned(),
-            places: warm.places.iter().map(place).collect(),
+            places: warm.places.keys().map(place).collect(),
         };
         self.standbys.warm.values().map(one).collect()
     }

@@ -196,7 +196,7 @@ fn two_checks_give_a_diagnosis_in_words() {
         let Event::Probe { slots, found } = probe(service(), dest(1), outcome) else {
             unreachable!()
         };
-        let slot = crate::model::Slot { check, ..slots[0] };
+        let slot = Slot { check, ..slots[0] };
         let slots = [slot].into();
         core.handle(Event::Probe { slots, found }, MonoTime::ZERO);
     }
