@@ -31,7 +31,7 @@ const NAMED: usize = 3;
 enum State {
     /// It passes in every place that it could take.
     Ready,
-    /// There is no verdict yet, or one that is not believed; or it could take no place.
+    /// There is no verdict yet, or one that is not believed; or it could not take every place.
     Waiting,
     /// It fails in one of them.
     Failing,
@@ -54,7 +54,7 @@ pub struct StandbyStatus {
     pub name: String,
     /// The servers' addresses whose place it could take.
     pub in_place_of: Vec<IpAddr>,
-    /// `ready`, `waiting` (no verdict yet) or `failing`.
+    /// `ready`, `waiting` (there is no verdict yet, or it could not take every place) or `failing`.
     pub state: String,
     /// Every place that it could take.
     #[serde(default)]
@@ -121,6 +121,8 @@ struct Warm {
     in_place_of: BTreeSet<IpAddr>,
     /// The places, each with those who have it now.
     places: BTreeMap<(ServiceKey, DestKey), BTreeSet<DestKey>>,
+    /// As last judged.
+    state: State,
     /// What was told of it last; nothing is told of waiting.
     told: State,
 }
@@ -138,6 +140,8 @@ pub(super) struct Standbys {
     warm: BTreeMap<String, Warm>,
     /// Where they stand in each place, unless somebody is watched there already.
     health: BTreeMap<(ServiceKey, DestKey), Standing>,
+    /// Whether they are to be judged anew.
+    stale: bool,
 }
 
 impl Standbys {
@@ -162,6 +166,7 @@ impl Core {
                 spare: spare.clone(),
                 in_place_of: in_place_of.into_iter().collect(),
                 places: BTreeMap::new(),
+                state: State::Waiting,
                 told,
             };
             (spare.name, warm)
@@ -196,6 +201,7 @@ impl Core {
             }
         }
         self.standbys.warm = warm;
+        self.standbys.stale = true;
         changed || !known.is_empty()
     }
 
@@ -245,6 +251,7 @@ impl Core {
                 any = true;
             }
         }
+        self.standbys.stale |= any;
         any
     }
 
@@ -269,30 +276,37 @@ impl Core {
         if change.transition.is_some() {
             // With its first verdict the hurry is over.
             fx.targets |= first;
+            self.standbys.stale = true;
             self.review_standbys(fx);
         }
         true
     }
 
-    /// Tells of warm spares that have become ready, or do not pass any more.
+    /// Judges warm spares anew where anything may differ, and tells of those that have become ready, or do not pass
+    /// any more.
     pub(super) fn review_standbys(&mut self, fx: &mut Effects) {
-        let mut told = Vec::new();
-        for (name, warm) in &self.standbys.warm {
-            let state = self.state_of(warm);
-            if state == warm.told || state == State::Waiting {
-                continue;
+        let doubts = self.mass.is_some() || !self.cut.is_empty();
+        if !self.standbys.stale && !doubts {
+            return;
+        }
+        // Once more after the doubts have ended.
+        self.standbys.stale = doubts;
+        let all = self.standbys.warm.values();
+        let states: Vec<State> = all.map(|warm| self.state_of(warm)).collect();
+        let mut news = Vec::new();
+        for (warm, state) in self.standbys.warm.values_mut().zip(states) {
+            warm.state = state;
+            if state != warm.told && state != State::Waiting {
+                warm.told = state;
+                news.push(warm.spare.name.clone());
             }
-            told.push((name.clone(), state));
-            fx.notes.push(match self.failure_of(warm) {
+        }
+        let told = news.iter().filter_map(|name| self.standbys.warm.get(name));
+        fx.notes
+            .extend(told.map(|warm| match self.failure_of(warm) {
                 Some(failure) => Note::StandbyFails(failure),
                 None => Note::StandbyReady(warm.spare.clone(), warm.origins()),
-            });
-        }
-        for (name, state) in told {
-            if let Some(warm) = self.standbys.warm.get_mut(&name) {
-                warm.told = state;
-            }
-        }
+            }));
     }
 
     fn state_of(&self, warm: &Warm) -> State {
@@ -306,13 +320,13 @@ impl Core {
     }
 
     fn passes(&self, (service, dest): (ServiceKey, DestKey)) -> bool {
-        let standing = self.watched_as(service, dest);
+        let standing = self.standbys.standing(service, dest);
         standing.is_some_and(|s| s.verdict().is_up())
     }
 
     /// Why it does not pass in a place, unless it may be this director that is cut off.
     fn fails(&self, (service, dest): (ServiceKey, DestKey)) -> Option<FailReason> {
-        match self.watched_as(service, dest)?.verdict() {
+        match self.standbys.standing(service, dest)?.verdict() {
             Health::Down { since, reason, .. } if self.doubt(dest.addr, since).is_none() => {
                 Some(reason)
             }
@@ -331,7 +345,7 @@ impl Core {
             .flat_map(|(_, of)| of.iter().map(|o| o.addr))
             .collect();
         let ready = self.standbys.warm.values();
-        let ready = ready.filter(|other| self.state_of(other) == State::Ready);
+        let ready = ready.filter(|other| other.state == State::Ready);
         let covered: BTreeSet<IpAddr> = ready
             .flat_map(|other| &other.in_place_of)
             .copied()
@@ -341,7 +355,10 @@ impl Core {
             service,
             server: dest,
             reason,
-            detail: self.watched_as(service, dest).and_then(Standing::detail),
+            detail: self
+                .standbys
+                .standing(service, dest)
+                .and_then(Standing::detail),
             uncovered: lacking.difference(&covered).copied().collect(),
         })
     }
@@ -349,13 +366,14 @@ impl Core {
     /// Warm spares that do not pass, in words.
     pub(super) fn failing_standbys(&self) -> impl Iterator<Item = String> {
         let all = self.standbys.warm.values();
-        all.filter_map(|warm| Some(self.failure_of(warm)?.to_string()))
+        let failing = all.filter(|warm| warm.state == State::Failing);
+        failing.filter_map(|warm| Some(self.failure_of(warm)?.to_string()))
     }
 
     /// How many warm spares are in each state: words of [`StandbyStatus::state`].
     pub fn standby_states(&self) -> impl Iterator<Item = &'static str> {
         let all = self.standbys.warm.values();
-        all.map(|warm| self.state_of(warm).as_str())
+        all.map(|warm| warm.state.as_str())
     }
 
     /// Warm spares, and how each is in every place that it could take.
@@ -383,7 +401,7 @@ impl Core {
         let one = |warm: &Warm| StandbyStatus {
             name: warm.spare.name.clone(),
             in_place_of: warm.origins(),
-            state: self.state_of(warm).as_str().to_owned(),
+            state: warm.state.as_str().to_owned(),
             places: warm.places.keys().map(place).collect(),
         };
         self.standbys.warm.values().map(one).collect()
