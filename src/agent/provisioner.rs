@@ -128,9 +128,9 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     });
 
     let mut tasks = Supervisor::default();
-    let (s, o) = (store.clone(), observer.clone());
+    let (s, o, name) = (store.clone(), observer.clone(), config.address.to_string());
     tasks.start("engine", |stop| async move {
-        if let Err(e) = engine::run(s, hands, Settings::STANDARD, o, stop).await {
+        if let Err(e) = engine::run(s, hands, &name, Settings::STANDARD, o, stop).await {
             error!(error = %Chain(&e), "engine stopped");
         }
     });
@@ -204,6 +204,9 @@ fn count(metrics: &ProvisionerMetrics, fact: &Fact) {
         } => metrics.step(step, result, *elapsed),
         Fact::ReplacementEnded { outcome } => metrics.replacement_ended(*outcome),
         Fact::Answered { route, status } => metrics.api_request(route, *status),
-        Fact::SpareQuarantined | Fact::SparePassedOver | Fact::ReplacementWaits { .. } => {}
+        Fact::SpareQuarantined
+        | Fact::SparePassedOver
+        | Fact::ReplacementWaits { .. }
+        | Fact::LeaseLost => {}
     }
 }

@@ -28,7 +28,7 @@ use super::{
     engine::{Fact, Observer},
     plan,
     select::Candidate,
-    store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, Store},
+    store::{Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, Store},
 };
 use crate::{
     http::{self, Caller, Doors, Limits},
@@ -234,6 +234,20 @@ fn operator(caller: &Caller) -> Result<(), Refusal> {
             "not_an_operator",
             format!("{caller} may not: ask as root or as the provisioner's user, at the socket"),
         )),
+    }
+}
+
+/// Who asks, for the audit trail.
+fn actor(caller: &Caller) -> Actor {
+    match caller {
+        Caller::Local { .. } => Actor {
+            who: caller.to_string(),
+            from: Some("socket".to_owned()),
+        },
+        Caller::Loopback(peer) => Actor {
+            who: "anybody".to_owned(),
+            from: Some(peer.to_string()),
+        },
     }
 }
 
@@ -473,7 +487,7 @@ async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<Replacement>, Refusal> {
     let id = replacement_id(&id)?;
-    match shared.app.store.cancel(&id, &caller.to_string()).await? {
+    match shared.app.store.cancel(&id, actor(&caller)).await? {
         CancelOutcome::Cancelled { replacement, ended } => {
             info!(replacement = %id, %caller, state = replacement.state.as_str(), "cancel asked for");
             if ended {
@@ -512,9 +526,8 @@ async fn apply(
     Body(inventory): Body<Inventory>,
 ) -> Result<Json<InventoryAnswer>, Refusal> {
     operator(&caller)?;
-    let actor = caller.to_string();
     let store = &shared.app.store;
-    match store.apply(&inventory, how.dry_run, &actor).await {
+    match store.apply(&inventory, how.dry_run, actor(&caller)).await {
         Ok(answer) => {
             if answer.applied {
                 info!(%caller, changes = answer.changes.len(), "inventory applied");
@@ -543,7 +556,7 @@ async fn release(
     Path(name): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     operator(&caller)?;
-    match shared.app.store.release(&name, &caller.to_string()).await? {
+    match shared.app.store.release(&name, actor(&caller)).await? {
         ReleaseOutcome::Released => {
             info!(server = name, %caller, "server released");
             Ok(StatusCode::NO_CONTENT)

@@ -1,11 +1,15 @@
 //! A small cluster for tests: two web servers, three spares, two virtual services.
 
+mod home;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
+
+pub(crate) use home::{Home, Postgres};
 
 use super::order::{Class, Done, Hands, Order, Step, StepError};
 use crate::model::{

@@ -180,6 +180,18 @@ kinds! {
     ReplacementFailed => "replacement_failed", Error;
     /// A replacement is not needed any more.
     ReplacementCalledOff => "replacement_called_off", Info;
+    /// A replacement cannot go on before somebody acts.
+    ReplacementWaits => "replacement_waits", Error;
+    /// A spare failed and is put aside.
+    SpareQuarantined => "spare_quarantined", Error;
+    /// A server is a spare again.
+    SpareReleased => "spare_released", Info;
+    /// The inventory was changed.
+    InventoryChanged => "inventory_changed", Info;
+    /// A director told the provisioner its services.
+    DirectorRegistered => "director_registered", Info;
+    /// A director has a stand-in in service, or out of it.
+    StandInConfirmed => "stand_in_confirmed", Info;
     /// A stand-in was announced.
     StandInJoined => "stand_in_joined", Info;
     /// A stand-in is to leave.
@@ -320,13 +332,24 @@ pub struct Event {
     pub reason: Option<Cow<'static, str>>,
     /// The whole in a sentence.
     pub text: String,
+    /// Who did it, where somebody did: a user, a director, an engine. Of a provisioner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// Where that one spoke from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 impl Event {
     /// Names this event for ever: a receiver that has seen it has seen this event.
     #[must_use]
     pub fn id(&self) -> String {
-        let by = self.director.as_ref().map_or("-", DirectorName::as_str);
+        let by = match (self.role, &self.director) {
+            // Its events are about directors, and one's numbers are not the other's.
+            (Role::Provisioner, _) => "provisioner",
+            (Role::Director, Some(name)) => name.as_str(),
+            (Role::Director, None) => "-",
+        };
         format!("{by}/{}/{}", self.run, self.number)
     }
 }

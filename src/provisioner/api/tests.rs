@@ -140,7 +140,7 @@ impl Rig {
         rig.tasks.spawn(async move {
             let hands = Arc::new(FakeHands::default());
             let observer = Observer::nobody();
-            engine::run(store, hands, Settings::STANDARD, observer, stop)
+            engine::run(store, hands, "centre", Settings::STANDARD, observer, stop)
                 .await
                 .unwrap();
         });

@@ -1,6 +1,5 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -23,14 +22,16 @@ const FAST: Settings = Settings {
         longest: Duration::from_millis(10),
     },
     at_once: 8,
+    look: Duration::from_millis(100),
     look_again: Duration::from_secs(5),
+    lease: Duration::from_secs(15),
 };
 
 /// Nothing in these tests takes longer unless it hangs.
 const SOON: Duration = Duration::from_secs(30);
 
 struct Rig {
-    dir: TempDir,
+    home: Home,
     store: Store,
     hands: FakeHands,
     facts: Arc<std::sync::Mutex<Vec<Fact>>>,
@@ -40,11 +41,11 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let store = Store::open(&dir.path().join("store")).await.unwrap();
+        let home = Home::of(module_path!()).await;
+        let store = home.open().await;
         store.apply(&inventory(), false, "test").await.unwrap();
         let rig = Self {
-            dir,
+            home,
             store,
             hands: FakeHands::default(),
             facts: Arc::default(),
@@ -77,15 +78,15 @@ impl Rig {
     }
 
     fn start(&mut self) {
+        self.start_at("centre", FAST, self.store.clone());
+    }
+
+    fn start_at(&mut self, host: &'static str, settings: Settings, store: Store) {
         let facts = Arc::clone(&self.facts);
         let observer = Observer::new(move |fact| facts.lock().unwrap().push(fact));
-        self.tasks.spawn(run(
-            self.store.clone(),
-            Arc::new(self.hands.clone()),
-            FAST,
-            observer,
-            self.stop.clone(),
-        ));
+        let (hands, stop) = (Arc::new(self.hands.clone()), self.stop.clone());
+        self.tasks
+            .spawn(async move { run(store, hands, host, settings, observer, stop).await });
     }
 
     async fn ask(&self, key: &str, failed: &str) -> ReplacementId {
@@ -105,6 +106,27 @@ impl Rig {
                     return r;
                 }
                 changes.changed().await.unwrap();
+            }
+        };
+        match timeout(SOON, wait).await {
+            Ok(r) => r,
+            Err(_) => panic!("stuck at {:#?}", self.store.replacement(id).await.unwrap()),
+        }
+    }
+
+    /// The same where another store handle changes it: that is seen by looking.
+    async fn until_other(
+        &self,
+        id: &ReplacementId,
+        is: impl Fn(&Replacement) -> bool,
+    ) -> Replacement {
+        let wait = async {
+            loop {
+                let r = self.store.replacement(id).await.unwrap();
+                if is(&r) {
+                    return r;
+                }
+                sleep(Duration::from_millis(5)).await;
             }
         };
         match timeout(SOON, wait).await {
@@ -455,25 +477,39 @@ async fn a_running_step_is_ordered_again_after_a_restart_under_a_higher_fence() 
     assert_eq!(remote.starts.len(), 2);
 }
 
+/// The lease of one that is stopped runs out; here it is one that is started again under the same name.
 #[tokio::test]
-async fn a_second_engine_ends_the_first() {
+async fn an_engine_that_lost_its_lease_drops_the_step_and_goes_on_with_others() {
     let mut rig = Rig::new().await;
     let gate = Arc::new(Semaphore::new(0));
     rig.hands.gate = Some(("os".into(), Arc::clone(&gate)));
-    rig.start();
+    let soon = Settings {
+        lease: Duration::from_millis(300),
+        ..FAST
+    };
+    rig.start_at("centre", soon, rig.home.open().await);
     let id = rig.ask("k1", "10.0.0.1").await;
-    rig.until(&id, |r| r.steps.iter().any(|s| s.step == "os"))
+    rig.until_other(&id, |r| r.steps.iter().any(|s| s.step == "os"))
         .await;
     rig.hands.gate = None;
     rig.start();
-    rig.until_state(&id, ReplacementState::Attaching).await;
-    gate.add_permits(10);
-    let ended = timeout(SOON, rig.tasks.join_next()).await.unwrap();
-    assert!(
-        matches!(ended, Some(Ok(Err(StoreError::Fenced)))),
-        "{ended:?}"
-    );
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    // The first one sees so at its next renewal, whatever the step does.
+    let lost = || rig.facts.lock().unwrap().contains(&Fact::LeaseLost);
+    timeout(SOON, async {
+        while !lost() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
     assert_eq!(rig.hands.remote("spare1").starts.len(), 2);
+    // Neither has ended: both take part in the next.
+    assert!(rig.tasks.try_join_next().is_none());
+    let id = rig.ask("k2", "10.0.0.2").await;
+    gate.add_permits(10);
+    rig.until_state(&id, ReplacementState::Attaching).await;
 }
 
 /// Dies at a random moment, again and again, on the same file.
@@ -496,11 +532,18 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
             let life = Duration::from_micros((z >> 33) % 25_000);
             let hands = Arc::new(rig.hands.clone());
             let stop = CancellationToken::new();
-            let engine = run(rig.store.clone(), hands, FAST, Observer::nobody(), stop);
+            let engine = run(
+                rig.store.clone(),
+                hands,
+                "centre",
+                FAST,
+                Observer::nobody(),
+                stop,
+            );
             let ended = timeout(life, engine).await;
             assert!(ended.is_err(), "the engine ended by itself: {ended:?}");
             // A process that is gone has its file closed.
-            rig.store = Store::open(&rig.dir.path().join("store")).await.unwrap();
+            rig.store = rig.home.open().await;
             let r = rig.store.replacement(&id).await.unwrap();
             if r.state == ReplacementState::Attaching {
                 let broken = usize::from(seed % 4 == 0);

@@ -1,13 +1,17 @@
 //! `inventory apply` and `release`.
 
 use super::{
-    News, Problems, Store, StoreError, Tx, audit,
+    Actor, Entry, News, Problems, Store, StoreError, Tx, audit,
     diff::{Attached, Catalogue, ServerOp, diff, problems},
     failed,
+    journal::address_of,
     rows::{Columns, json, stored},
     world::world,
 };
-use crate::model::inventory::{ChangeAction, Inventory, InventoryAnswer, Server, ServerState};
+use crate::model::{
+    EventKind,
+    inventory::{ChangeAction, Inventory, InventoryAnswer, Server, ServerState},
+};
 
 /// Why an inventory was not applied.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +44,7 @@ impl Store {
         &self,
         wanted: &Inventory,
         dry_run: bool,
-        actor: &str,
+        actor: impl Into<Actor>,
     ) -> Result<InventoryAnswer, ApplyError> {
         problems(wanted)?;
         let mut tx = self.begin().await?;
@@ -53,6 +57,7 @@ impl Store {
                 write_catalogue(&mut tx, catalogue).await?;
             }
             write_servers(&mut tx, &diff.servers).await?;
+            let actor = actor.into();
             for change in &diff.changes {
                 let what = match change.action {
                     ChangeAction::Add => "added",
@@ -60,7 +65,9 @@ impl Store {
                     ChangeAction::Remove => "removed",
                     ChangeAction::Held => continue,
                 };
-                audit(&mut tx, actor, &change.object, what, &change.detail).await?;
+                let detail = format!("{}: {}", change.object, change.detail);
+                let entry = Entry::new(EventKind::InventoryChanged, what, &detail);
+                audit(&mut tx, &actor, entry).await?;
             }
             self.commit(tx, News::Work).await?;
         }
@@ -75,7 +82,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn release(&self, name: &str, actor: &str) -> Result<ReleaseOutcome, StoreError> {
+    pub async fn release(
+        &self,
+        name: &str,
+        actor: impl Into<Actor>,
+    ) -> Result<ReleaseOutcome, StoreError> {
         let mut tx = self.begin().await?;
         let Some(row) = sqlx::query("SELECT state FROM server WHERE name = $1")
             .bind(name)
@@ -120,14 +131,12 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(failed("release a server"))?;
-        audit(
-            &mut tx,
-            actor,
-            &format!("server {name}"),
-            "released",
-            state.as_str(),
-        )
-        .await?;
+        let detail = format!("{name}, which was {}", state.as_str());
+        let entry = Entry {
+            server: address_of(&mut tx, name).await?,
+            ..Entry::new(EventKind::SpareReleased, "released", &detail)
+        };
+        audit(&mut tx, &actor.into(), entry).await?;
         self.commit(tx, News::Work).await?;
         Ok(ReleaseOutcome::Released)
     }

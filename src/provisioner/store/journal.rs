@@ -4,14 +4,16 @@
 use std::net::IpAddr;
 
 use super::{
-    News, Store, StoreError, Tx, audit, failed, next_fence, now_ms,
+    Actor, Entry, Lease, News, Store, StoreError, Tx, audit, failed,
+    lease::guard,
+    next_fence, now_ms,
     offer::offer,
     rows::{Columns, corrupt, json, stored},
     world::world,
 };
 use crate::{
     model::{
-        DirectorName, ReplacementId,
+        DirectorName, EventKind, ReplacementId,
         inventory::{Server, ServerState},
         wire::{PassedOver, ReplacementState},
     },
@@ -20,10 +22,6 @@ use crate::{
         workflow::{AttemptEnd, Event, Hand, Journal, Mark, MarkState, Retry, SpareChange},
     },
 };
-
-/// One run of the engine: only the newest may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run(i64);
 
 /// A replacement as the engine works on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,59 +73,14 @@ pub(in crate::provisioner) struct Claim<'a> {
 }
 
 impl Store {
-    /// Begins a run of the engine: older runs may write no more, and every spare in hand gets a new
-    /// fence, to be written on it first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn take_over(&self) -> Result<Run, StoreError> {
-        let mut tx = self.begin().await?;
-        let owner = next_fence(&mut tx).await?;
-        sqlx::query("UPDATE meta SET value = $1 WHERE name = 'owner'")
-            .bind(owner)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("take the store over"))?;
-        for id in unfinished(&mut tx).await? {
-            let fence = next_fence(&mut tx).await?;
-            sqlx::query("UPDATE replacement SET fence = $2 WHERE id = $1")
-                .bind(id.as_str())
-                .bind(fence)
-                .execute(&mut *tx)
-                .await
-                .map_err(failed("raise a fence"))?;
-            apply(
-                &mut tx,
-                &id,
-                "engine",
-                &Event::Resumed,
-                Note::default(),
-                &Retry::STANDARD,
-            )
-            .await?;
-        }
-        self.commit(tx, News::State).await?;
-        Ok(Run(owner))
-    }
-
-    /// Replacements that the engine has something to do for, the oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn unfinished(&self) -> Result<Vec<ReplacementId>, StoreError> {
-        let mut tx = self.begin().await?;
-        let ids = unfinished(&mut tx).await?;
-        tx.rollback().await.map_err(failed("end a reading"))?;
-        Ok(ids)
-    }
-
     /// A replacement as the engine works on it.
     ///
     /// # Errors
-    /// [`StoreError::NoReplacement`] and others.
-    pub async fn work_on(&self, id: &ReplacementId) -> Result<Work, StoreError> {
-        let mut tx = self.begin().await?;
-        let work = load(&mut tx, id).await?;
+    /// [`StoreError::LeaseLost`] and others.
+    pub async fn work_on(&self, lease: &Lease) -> Result<Work, StoreError> {
+        let mut tx = self.read().await?;
+        guard(&mut tx, lease).await?;
+        let work = load(&mut tx, &lease.id).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(work)
     }
@@ -141,7 +94,7 @@ impl Store {
         id: &ReplacementId,
         position: usize,
     ) -> Result<(Server, Step), StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let row = sqlx::query(
             "SELECT s.payload, a.server FROM step s JOIN attempt a ON a.replacement = s.replacement \
              AND a.number = s.attempt WHERE s.replacement = $1 AND s.position = $2 AND a.state = 'open'",
@@ -161,16 +114,16 @@ impl Store {
         Ok((server.server, row.json("payload")?))
     }
 
-    /// Claims a spare for a replacement and writes its plan down. `false` where the spare is no
-    /// longer free: choose again.
+    /// Claims a spare for a replacement and writes its plan down; from then on the lease has a higher fence. `None` where
+    /// the spare is no longer free: choose again.
     pub(in crate::provisioner) async fn claim(
         &self,
-        run: Run,
-        id: &ReplacementId,
+        lease: &Lease,
         claim: Claim<'_>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Lease>, StoreError> {
+        let id = &lease.id;
         let mut tx = self.begin().await?;
-        guard(&mut tx, run).await?;
+        guard(&mut tx, lease).await?;
         let taken = sqlx::query(
             "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
              WHERE name = $1 AND state = 'ready'",
@@ -182,8 +135,9 @@ impl Store {
         .map_err(failed("claim a spare"))?;
         if taken.rows_affected() == 0 {
             tx.rollback().await.map_err(failed("end a reading"))?;
-            return Ok(false);
+            return Ok(None);
         }
+        // The spare may have seen a higher one than this lease's since that was given.
         let fence = next_fence(&mut tx).await?;
         sqlx::query("UPDATE replacement SET fence = $2, role = $3 WHERE id = $1")
             .bind(id.as_str())
@@ -200,7 +154,8 @@ impl Store {
             rejected: Some(claim.rejected),
             ..Note::default()
         };
-        let journal = apply(&mut tx, id, "engine", &event, note, &Retry::STANDARD).await?;
+        let actor = lease.run.actor();
+        let journal = apply(&mut tx, id, &actor, &event, note, &Retry::STANDARD).await?;
         let attempt = i64::from(journal.attempts);
         for (position, step) in claim.steps.iter().enumerate() {
             sqlx::query(
@@ -217,56 +172,32 @@ impl Store {
             .map_err(failed("plan a step"))?;
         }
         self.commit(tx, News::State).await?;
-        Ok(true)
+        Ok(Some(Lease {
+            fence,
+            ..lease.clone()
+        }))
     }
 
     /// Writes an event of the engine down and returns the journal from then on.
     ///
     /// # Errors
-    /// [`StoreError::Fenced`] where a newer run has taken over, [`StoreError::Illegal`] where the
+    /// [`StoreError::LeaseLost`] where another run has taken over, [`StoreError::Illegal`] where the
     /// workflow does not allow it, and others.
     pub async fn advance(
         &self,
-        run: Run,
-        id: &ReplacementId,
+        lease: &Lease,
         event: &Event,
         note: Note,
         retry: &Retry,
     ) -> Result<Journal, StoreError> {
         let mut tx = self.begin().await?;
-        guard(&mut tx, run).await?;
-        let journal = apply(&mut tx, id, "engine", event, note, retry).await?;
+        guard(&mut tx, lease).await?;
+        let journal = apply(&mut tx, &lease.id, &lease.run.actor(), event, note, retry).await?;
         let freed = matches!(event, Event::Failed { .. } | Event::Abandoned);
         self.commit(tx, if freed { News::Work } else { News::State })
             .await?;
         Ok(journal)
     }
-}
-
-/// Refuses a run that is not the newest.
-async fn guard(tx: &mut Tx, run: Run) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT value FROM meta WHERE name = 'owner'")
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(failed("read its owner"))?;
-    if row.number("value")? == run.0 {
-        Ok(())
-    } else {
-        Err(StoreError::Fenced)
-    }
-}
-
-async fn unfinished(tx: &mut Tx) -> Result<Vec<ReplacementId>, StoreError> {
-    sqlx::query(
-        "SELECT id FROM replacement WHERE state IN ('pending', 'claiming', 'configuring', 'testing') \
-         ORDER BY created_ms, id",
-    )
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(failed("list what is unfinished"))?
-    .iter()
-    .map(|row| row.parsed("id"))
-    .collect()
 }
 
 /// A replacement with its journal.
@@ -350,7 +281,7 @@ async fn hand(tx: &mut Tx, id: &ReplacementId, fence: u64) -> Result<Option<Hand
 pub(super) async fn apply(
     tx: &mut Tx,
     id: &ReplacementId,
-    actor: &str,
+    actor: &Actor,
     event: &Event,
     note: Note,
     retry: &Retry,
@@ -415,7 +346,7 @@ pub(super) async fn apply(
         Event::Resumed | Event::Waits { .. } | Event::CancelAsked | Event::Abandoned => {}
     }
     if let Some(spare) = &change.spare {
-        move_spare(tx, id, spare).await?;
+        move_spare(tx, id, actor, spare).await?;
     }
     if let (Some(os), Some(hand)) = (&note.os, &work.journal.hand) {
         sqlx::query("UPDATE server SET os_seen = $2 WHERE name = $1")
@@ -425,33 +356,55 @@ pub(super) async fn apply(
             .await
             .map_err(failed("note an operating system"))?;
     }
-    let (what, detail) = trail(event, &work.journal, &note);
-    audit(tx, actor, id.as_str(), what, &detail).await?;
+    let (kind, what, detail) = trail(event, &work.journal, &note);
+    let entry = Entry {
+        director: Some(&work.director),
+        replacement: Some(id),
+        server: Some(work.failed),
+        ..Entry::new(kind, what, &detail)
+    };
+    audit(tx, actor, entry).await?;
     Ok(journal)
 }
 
 /// An event in the audit trail's words.
-fn trail(event: &Event, before: &Journal, note: &Note) -> (&'static str, String) {
+fn trail(event: &Event, before: &Journal, note: &Note) -> (EventKind, &'static str, String) {
+    use EventKind as K;
     let step = |position: &usize| {
         let hand = before.hand.as_ref();
         let name = hand.and_then(|h| h.steps.get(*position)).map(|m| &m.name);
         let server = hand.map_or("?", |h| h.server.as_str());
         format!("{} on {server}", name.map_or("?", String::as_str))
     };
+    let server = || {
+        before
+            .hand
+            .as_ref()
+            .map_or_else(String::new, |h| h.server.clone())
+    };
+    let progress = K::ReplacementProgress;
     match event {
-        Event::Resumed => ("resumed", String::new()),
-        Event::Waits { reason } => ("waits", reason.clone()),
-        Event::Claimed { server, .. } => ("claimed", server.clone()),
-        Event::Started { position } => ("step_started", step(position)),
-        Event::Done { position } => ("step_done", format!("{}: {}", step(position), note.detail)),
+        Event::Resumed => (progress, "resumed", server()),
+        Event::Waits { reason } => (K::ReplacementWaits, "waits", reason.clone()),
+        Event::Claimed { server, .. } => (progress, "claimed", server.clone()),
+        Event::Started { position } => (progress, "step_started", step(position)),
+        Event::Done { position } => (
+            progress,
+            "step_done",
+            format!("{}: {}", step(position), note.detail),
+        ),
         Event::Failed {
             position, reason, ..
-        } => ("step_failed", format!("{}: {reason}", step(position))),
-        Event::CancelAsked => ("cancel_asked", String::new()),
-        Event::Abandoned => ("abandoned", String::new()),
-        Event::Offered => ("offered", String::new()),
-        Event::Attached => ("attached", String::new()),
-        Event::Superseded => ("superseded", String::new()),
+        } => (
+            progress,
+            "step_failed",
+            format!("{}: {reason}", step(position)),
+        ),
+        Event::CancelAsked => (K::ReplacementCalledOff, "cancel_asked", server()),
+        Event::Abandoned => (K::ReplacementCalledOff, "abandoned", server()),
+        Event::Offered => (progress, "offered", server()),
+        Event::Attached => (K::ReplacementSucceeded, "attached", server()),
+        Event::Superseded => (progress, "superseded", server()),
     }
 }
 
@@ -494,6 +447,7 @@ async fn mark(
 async fn move_spare(
     tx: &mut Tx,
     id: &ReplacementId,
+    actor: &Actor,
     spare: &SpareChange,
 ) -> Result<(), StoreError> {
     // One that is let go of belongs to nobody.
@@ -519,16 +473,33 @@ async fn move_spare(
             AttemptEnd::Abandoned => "abandoned",
         };
         end_attempt(tx, id, word, spare.reason.as_deref()).await?;
-        audit(
-            tx,
-            "engine",
-            &format!("server {}", spare.server),
-            spare.state.as_str(),
-            spare.reason.as_deref().unwrap_or_default(),
-        )
-        .await?;
+        let kind = match spare.state {
+            ServerState::Quarantined => EventKind::SpareQuarantined,
+            _ => EventKind::SpareReleased,
+        };
+        let detail = match &spare.reason {
+            Some(reason) => format!("{}: {reason}", spare.server),
+            None => spare.server.clone(),
+        };
+        let entry = Entry {
+            replacement: Some(id),
+            server: address_of(tx, &spare.server).await?,
+            ..Entry::new(kind, spare.state.as_str(), &detail)
+        };
+        audit(tx, actor, entry).await?;
     }
     Ok(())
+}
+
+/// The first address of a server.
+pub(super) async fn address_of(tx: &mut Tx, server: &str) -> Result<Option<IpAddr>, StoreError> {
+    sqlx::query("SELECT address FROM server_address WHERE server = $1 ORDER BY ord LIMIT 1")
+        .bind(server)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed("read a server's address"))?
+        .map(|row| row.parsed("address"))
+        .transpose()
 }
 
 async fn end_attempt(

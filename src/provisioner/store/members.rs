@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    News, Store, StoreError, Tx, audit, failed,
+    Actor, Entry, News, Store, StoreError, Tx, audit, failed,
     journal::{self, Note},
     now_ms,
     rows::{Columns, json},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{
-        DirectorName, ReplacementId,
+        DirectorName, EventKind, ReplacementId,
         wire::{Confirmation, Member, Members, Registration, ReplacementState, Spare, Want},
     },
     provisioner::workflow::{Event, Retry},
@@ -103,7 +103,11 @@ impl Store {
             }
         }
         let detail = format!("{} services", registration.services.len());
-        audit(&mut tx, name.as_str(), name.as_str(), "registered", &detail).await?;
+        let entry = Entry {
+            director: Some(name),
+            ..Entry::new(EventKind::DirectorRegistered, "registered", &detail)
+        };
+        audit(&mut tx, &Actor::director(name, registration.address), entry).await?;
         self.commit(tx, News::Work).await
     }
 
@@ -112,7 +116,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn members(&self, name: &DirectorName) -> Result<Option<Members>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let members = members(&mut tx, name).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(members)
@@ -153,7 +157,12 @@ impl Store {
             .map_err(failed("note a confirmation"))?;
             moved(&mut tx, name).await?;
             let what = format!("confirmed_{}", word(confirmation.is));
-            audit(&mut tx, name.as_str(), id.as_str(), &what, "").await?;
+            let entry = Entry {
+                director: Some(name),
+                replacement: Some(id),
+                ..Entry::new(EventKind::StandInConfirmed, &what, "")
+            };
+            audit(&mut tx, &name.as_str().into(), entry).await?;
         }
         let succeeded = succeed(&mut tx, name, id).await?;
         self.commit(tx, if succeeded { News::Work } else { News::State })
@@ -192,8 +201,12 @@ impl Store {
         };
         if row.word("want", want_from)? == Want::Attach {
             want(&mut tx, name, id, Want::Withdraw).await?;
-            let actor = name.as_str();
-            audit(&mut tx, actor, id.as_str(), "given_back", "").await?;
+            let entry = Entry {
+                director: Some(name),
+                replacement: Some(id),
+                ..Entry::new(EventKind::StandInGivenBack, "given_back", "")
+            };
+            audit(&mut tx, &name.as_str().into(), entry).await?;
         }
         let others = sqlx::query(
             "SELECT count(*) AS n FROM attachment WHERE replacement = $1 AND want = 'attach'",
@@ -256,7 +269,15 @@ async fn succeed(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result
         return Ok(false);
     }
     let (note, retry) = (Note::default(), Retry::STANDARD);
-    journal::apply(tx, id, name.as_str(), &Event::Attached, note, &retry).await?;
+    journal::apply(
+        tx,
+        id,
+        &name.as_str().into(),
+        &Event::Attached,
+        note,
+        &retry,
+    )
+    .await?;
     // All that came before: a stand-in that failed before it was confirmed has ended nothing.
     let mut next = work.supersedes;
     while let Some(earlier) = next {
@@ -303,7 +324,15 @@ async fn retire(
         state,
         ReplacementState::Attaching | ReplacementState::Succeeded
     ) {
-        journal::apply(tx, id, name.as_str(), &Event::Superseded, note, &retry).await?;
+        journal::apply(
+            tx,
+            id,
+            &name.as_str().into(),
+            &Event::Superseded,
+            note,
+            &retry,
+        )
+        .await?;
     }
     // Also one whose confirmation came late.
     sqlx::query(

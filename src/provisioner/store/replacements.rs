@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    News, Store, StoreError, Tx, audit, failed,
+    Actor, Entry, News, Store, StoreError, Tx, audit, failed,
     journal::{self, Note},
     members::spare_of,
     next_fence, now_ms,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::{
-        ReplacementId,
+        EventKind, ReplacementId,
         wire::{PassedOver, Replacement, ReplacementRequest, ReplacementState, StepView},
     },
     provisioner::{
@@ -106,7 +106,14 @@ impl Store {
             .map_err(failed("keep a key"))?;
         let what = if new { "asked" } else { "asked_again" };
         let detail = format!("{} with key {key}", body.failed);
-        audit(&mut tx, body.name.as_str(), id.as_str(), what, &detail).await?;
+        let entry = Entry {
+            director: Some(&body.name),
+            replacement: Some(&id),
+            server: Some(body.failed),
+            ..Entry::new(EventKind::ReplacementRequested, what, &detail)
+        };
+        let actor = Actor::director(&body.name, body.director);
+        audit(&mut tx, &actor, entry).await?;
         let replacement = Box::new(view(&mut tx, &id).await?);
         self.commit(tx, if new { News::Work } else { News::None })
             .await?;
@@ -120,7 +127,7 @@ impl Store {
     pub async fn cancel(
         &self,
         id: &ReplacementId,
-        actor: &str,
+        actor: impl Into<Actor>,
     ) -> Result<CancelOutcome, StoreError> {
         let mut tx = self.begin().await?;
         let work = match journal::load(&mut tx, id).await {
@@ -140,7 +147,8 @@ impl Store {
             S::Pending | S::Claiming | S::Configuring | S::Testing => {
                 if !work.journal.cancel {
                     let (note, retry) = (Note::default(), Retry::STANDARD);
-                    journal::apply(&mut tx, id, actor, &Event::CancelAsked, note, &retry).await?;
+                    let actor = actor.into();
+                    journal::apply(&mut tx, id, &actor, &Event::CancelAsked, note, &retry).await?;
                 }
                 let replacement = Box::new(view(&mut tx, id).await?);
                 self.commit(tx, News::Work).await?;
@@ -155,7 +163,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoReplacement`] and others.
     pub async fn replacement(&self, id: &ReplacementId) -> Result<Replacement, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let view = view(&mut tx, id).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(view)
@@ -166,7 +174,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let rows =
             sqlx::query("SELECT id FROM replacement ORDER BY created_ms DESC, id DESC LIMIT $1")
                 .bind(LISTED)
@@ -282,8 +290,8 @@ async fn create(
     let fence = next_fence(tx).await?;
     sqlx::query(
         "INSERT INTO replacement (id, first_key, director, failed, slot, origin, origins, state, \
-         rejected, cancel, fence, supersedes, version, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, $9, 1, $10)",
+         rejected, cancel, fence, lease_until, supersedes, version, created_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, 0, $9, 1, $10)",
     )
     .bind(id.as_str())
     .bind(key)

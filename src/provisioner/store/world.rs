@@ -21,7 +21,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn world(&self) -> Result<World, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let world = world(&mut tx).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(world)

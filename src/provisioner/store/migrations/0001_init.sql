@@ -1,8 +1,9 @@
 -- One schema for SQLite (3.35 and later) and PostgreSQL (12 and later): TEXT ids, BIGINT unix
 -- milliseconds, BIGINT 0/1 for truth, JSON as TEXT; no serials, no engine's own types.
 
--- Counters. 'owner' is the fence of the newest run of the engine: only that one may write. 'fence' is seeded with the wall clock when the store is made, so that a store that was
--- lost and made anew is still above every fence the spares have seen.
+-- Counters. 'fence' is seeded with the wall clock when the store is made, so that a store that was lost and made anew
+-- is still above every fence the spares have seen. 'born' is the wall clock when it was made. 'work' moves with every change that may let a
+-- waiting replacement go on.
 CREATE TABLE meta (
   name  TEXT   NOT NULL PRIMARY KEY,
   value BIGINT NOT NULL
@@ -91,7 +92,8 @@ CREATE TABLE director (
 
 -- slot is the failed server's name, or the address where the inventory knows no such server; origin
 -- the configured server whose place it is, origins all its addresses, whatever becomes of it in the
--- inventory; role what the spare was configured as.
+-- inventory; role what the spare was configured as. owner is the run of a provisioner that works on it, host that
+-- provisioner's name; until lease_until nobody else may, and whoever does then has a higher fence.
 CREATE TABLE replacement (
   id            TEXT   NOT NULL PRIMARY KEY,
   first_key     TEXT   NOT NULL UNIQUE,
@@ -106,6 +108,9 @@ CREATE TABLE replacement (
   rejected      TEXT   NOT NULL,
   cancel        BIGINT NOT NULL CHECK (cancel IN (0, 1)),
   fence         BIGINT NOT NULL,
+  owner         TEXT,
+  host          TEXT,
+  lease_until   BIGINT NOT NULL,
   supersedes    TEXT,
   superseded_by TEXT,
   version       BIGINT NOT NULL,
@@ -168,13 +173,18 @@ CREATE TABLE attachment (
   PRIMARY KEY (director, replacement)
 );
 
--- Append-only.
+-- The audit trail: append-only, which a trigger of each engine's own kind sees to. kind and reason are words that
+-- later versions keep; server is an address, origin where actor spoke from.
 CREATE TABLE event (
-  id     TEXT   NOT NULL PRIMARY KEY,
-  at_ms  BIGINT NOT NULL,
-  actor  TEXT   NOT NULL,
-  object TEXT   NOT NULL,
-  what   TEXT   NOT NULL,
-  detail TEXT   NOT NULL
+  number      BIGINT NOT NULL PRIMARY KEY,
+  at_ms       BIGINT NOT NULL,
+  kind        TEXT   NOT NULL,
+  actor       TEXT   NOT NULL,
+  origin      TEXT,
+  director    TEXT,
+  replacement TEXT,
+  server      TEXT,
+  reason      TEXT   NOT NULL,
+  detail      TEXT   NOT NULL
 );
-CREATE INDEX event_of ON event (object, id);
+CREATE INDEX event_of ON event (replacement, number);
