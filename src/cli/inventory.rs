@@ -23,7 +23,7 @@ pub(super) struct Socket {
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "/run/understudy/provisioner.sock"
+        default_value = super::PROVISIONER_SOCKET
     )]
     socket: PathBuf,
 }

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     http::{self, Caller, Doors, Limits},
     model::{
-        DirectorName, ReplacementId,
+        DirectorName, EventPage, EventsAsked, ReplacementId,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
             Confirmation, Members, Registration, RegistrationAnswer, Replacement,
@@ -104,6 +104,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         .route("/v1/inventory", put(apply))
         .route("/v1/inventory/servers", get(servers))
         .route("/v1/servers/{name}/release", post(release))
+        .route("/v1/events", get(events))
         .fallback(async || {
             Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -128,7 +129,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 12] = [
     "other",
     "/v1/directors/{name}",
     "/v1/directors/{name}/members",
@@ -140,6 +141,7 @@ const ROUTES: [&str; 11] = [
     "/v1/inventory",
     "/v1/inventory/servers",
     "/v1/servers/{name}/release",
+    "/v1/events",
 ];
 
 async fn counted(
@@ -544,6 +546,31 @@ async fn apply(
         }
         Err(ApplyError::Store(e)) => Err(e.into()),
     }
+}
+
+/// As the director's socket answers it, from the audit trail.
+async fn events(
+    State(shared): State<Shared>,
+    Query(asked): Query<EventsAsked>,
+) -> Result<Json<EventPage>, Refusal> {
+    let filter = asked
+        .filter()
+        .map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, "bad_question", why))?;
+    let wait = Wait {
+        after: None,
+        wait: Some(asked.wait),
+    };
+    let mut poll = Poll::new(&shared, &wait);
+    let mut page = shared
+        .app
+        .store
+        .events(asked.run, asked.after, &filter)
+        .await?;
+    while page.events.is_empty() && poll.moved().await {
+        let (run, next) = (Some(page.run), Some(page.next));
+        page = shared.app.store.events(run, next, &filter).await?;
+    }
+    Ok(Json(page))
 }
 
 async fn servers(State(shared): State<Shared>) -> Result<Json<Vec<ServerView>>, Refusal> {

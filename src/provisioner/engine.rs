@@ -772,3 +772,6 @@ mod tests;
 mod tests_on_postgres {
     include!("engine/tests.rs");
 }
+
+#[cfg(test)]
+mod fleet;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DestKey, DirectorName, ServiceKey, WallMillis, order::parse_server, time};
 
-pub use filter::{EventFilter, Wanted};
+pub use filter::{EventFilter, EventsAsked, Wanted};
 pub use ring::{EventPage, EventRing};
 
 /// How bad it is.

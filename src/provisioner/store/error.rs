@@ -117,10 +117,10 @@ pub enum StoreError {
         /// Where it is.
         at: String,
         /// The first table that has rows.
-        table: &'static str,
+        table: String,
     },
-    /// Only a file is backed up here.
-    #[error("{at} is a PostgreSQL database: back it up with pg_dump")]
+    /// Only a file is backed up or copied.
+    #[error("{at} is a PostgreSQL database: pg_dump backs it up and copies it")]
     NoFile {
         /// Where it is.
         at: String,

@@ -229,7 +229,7 @@ impl Store {
     }
 
     /// The clock that leases run out by, in milliseconds since 1970.
-    async fn now(&self, tx: &mut Tx) -> Result<i64, StoreError> {
+    pub(super) async fn now(&self, tx: &mut Tx) -> Result<i64, StoreError> {
         match self.engine {
             Engine::Sqlite => Ok(now_ms().0),
             Engine::Postgres => sqlx::query(

@@ -14,6 +14,7 @@
 //! have a snapshot and wait for nobody. A provisioner that is stopped within a transaction is thrown out by the server
 //! after 5 s (see [`open`]).
 
+mod copy;
 mod diff;
 mod error;
 mod inventory;
@@ -32,6 +33,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::watch;
 
+pub use copy::StoreStatus;
 pub use diff::{Problems, problems};
 pub use error::StoreError;
 pub use inventory::{ApplyError, ReleaseOutcome};

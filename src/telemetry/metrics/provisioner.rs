@@ -52,6 +52,8 @@ pub struct ProvisionerMetrics {
     step_duration: Family<StepLabel, Histogram, fn() -> Histogram>,
     pool: Family<StateLabel, Gauge>,
     api_requests: Family<RouteLabels, Counter>,
+    store_up: Gauge,
+    leases_lost: Counter,
 }
 
 impl ProvisionerMetrics {
@@ -64,6 +66,8 @@ impl ProvisionerMetrics {
             step_duration: Family::new_with_constructor(|| Histogram::new(STEP_SECONDS)),
             pool: Family::default(),
             api_requests: Family::default(),
+            store_up: Gauge::default(),
+            leases_lost: Counter::default(),
         };
         let r = begin(registry, build);
         r.register(
@@ -95,6 +99,16 @@ impl ProvisionerMetrics {
             "api_requests",
             "Requests to the API, by the status of the answer",
             m.api_requests.clone(),
+        );
+        r.register(
+            "store_up",
+            "Whether the store answers: 1, or 0 where it is away",
+            m.store_up.clone(),
+        );
+        r.register(
+            "leases_lost",
+            "Replacements that another provisioner took over from this one",
+            m.leases_lost.clone(),
         );
         m.set_replacements(&BTreeMap::new());
         m.set_pool(&BTreeMap::new());
@@ -143,6 +157,16 @@ impl ProvisionerMetrics {
             };
             self.pool.get_or_create(&label).set(i64::from(count));
         }
+    }
+
+    /// Whether the store answers.
+    pub fn set_store(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
+    /// Another provisioner took a replacement over.
+    pub fn lease_lost(&self) {
+        self.leases_lost.inc();
     }
 
     /// A request was answered. `route` is the route's pattern, never the path that was asked.
