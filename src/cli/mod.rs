@@ -86,7 +86,7 @@ enum Command {
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
-    /// The provisioner's store: shows it, brings it up to date, backs it up, moves it to PostgreSQL
+    /// The provisioner's store: shows it, migrates it, backs it up, copies it
     #[command(subcommand)]
     Store(store::Verb),
     /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it

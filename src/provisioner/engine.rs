@@ -587,7 +587,7 @@ impl<H: Hands> Context<H> {
             }
             Err(e) => {
                 let local = e.class == Class::Local;
-                self.failed(lease, work, &order, position, failures, e, elapsed_ms)
+                self.failed(lease, work, &order, position, e, elapsed_ms)
                     .await?;
                 if local {
                     tokio::select! {
@@ -606,10 +606,12 @@ impl<H: Hands> Context<H> {
         work: &Work,
         order: &Order,
         position: usize,
-        failures: u32,
         e: StepError,
         elapsed_ms: u64,
     ) -> Result<(), StoreError> {
+        let hand = work.journal.hand.as_ref();
+        let mark = hand.and_then(|h| h.steps.get(position));
+        let failures = mark.map_or(0, |m| m.failures);
         let (server, step, reason) = (&order.server.name, order.step.name(), e.to_string());
         let note = Note {
             detail: clean(reason.clone()),

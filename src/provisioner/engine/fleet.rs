@@ -1,7 +1,7 @@
 //! Several provisioners on one PostgreSQL, and that one away.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Command, Stdio},
     sync::Mutex,
 };
@@ -220,7 +220,8 @@ async fn a_server_that_is_restarted_under_work_loses_nothing() {
         ..QUICK
     };
     let (s, h, st) = (store.clone(), Arc::new(hands.clone()), stop.clone());
-    let engine = tokio::spawn(async move { run(s, h, "one", patient, observer, st).await });
+    let mut engine = JoinSet::new();
+    engine.spawn(async move { run(s, h, "one", patient, observer, st).await });
     for i in 1..=10 {
         ask(&store, "lb1", &format!("k{i}"), &format!("10.1.0.{i}")).await;
     }
@@ -245,11 +246,11 @@ async fn a_server_that_is_restarted_under_work_loses_nothing() {
     started_once(&hands);
     assert_eq!(*lost.lock().unwrap(), 0);
     assert!(
-        !engine.is_finished(),
+        engine.try_join_next().is_none(),
         "a store that was away ended the engine"
     );
     stop.cancel();
-    engine.await.unwrap().unwrap();
+    engine.join_next().await.unwrap().unwrap().unwrap();
 }
 
 /// Environment of the process that is stopped: where its store is.
@@ -285,8 +286,8 @@ async fn a_provisioner_that_was_stopped_goes_on_with_nothing_that_another_took_o
     let stop = CancellationToken::new();
     let hands = Arc::new(FakeHands::default());
     let (s, st) = (store.clone(), stop.clone());
-    let engine =
-        tokio::spawn(async move { run(s, hands, "other", QUICK, Observer::nobody(), st).await });
+    let mut engine = JoinSet::new();
+    engine.spawn(async move { run(s, hands, "other", QUICK, Observer::nobody(), st).await });
     let all = until(&store, |all| attaching(all) == 1).await;
     assert_eq!(all[0].id, id);
     let before = done_by(&store, "stopped").await;
@@ -316,7 +317,7 @@ async fn a_provisioner_that_was_stopped_goes_on_with_nothing_that_another_took_o
     assert!(child.wait().unwrap().success());
     reader.await.unwrap();
     stop.cancel();
-    engine.await.unwrap().unwrap();
+    engine.join_next().await.unwrap().unwrap().unwrap();
 }
 
 /// Started by the test above as a process of its own.
@@ -335,15 +336,15 @@ async fn the_one_that_is_stopped() {
     let stop = CancellationToken::new();
     let observer = Observer::new(|fact| {
         if fact == Fact::LeaseLost {
-            println!("lease lost");
+            writeln!(std::io::stdout(), "lease lost").unwrap();
         }
     });
     let st = stop.clone();
-    let engine =
-        tokio::spawn(async move { run(store, hands, "stopped", QUICK, observer, st).await });
+    let mut engine = JoinSet::new();
+    engine.spawn(async move { run(store, hands, "stopped", QUICK, observer, st).await });
     // Until its parent has no more use for it.
     let closed = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     closed.await.unwrap().unwrap();
     stop.cancel();
-    engine.await.unwrap().unwrap();
+    engine.join_next().await.unwrap().unwrap().unwrap();
 }

@@ -126,6 +126,10 @@ impl Store {
         let pool = self.pool.clone();
         // In a task of its own: a caller that is dropped half way must not leave a connection in the pool which is in a
         // transaction of which nobody knows.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "its end is awaited here, or is that of a caller who went away"
+        )]
         let begun = tokio::spawn(async move { pool.begin_with(statement).await }).await;
         match begun {
             Ok(tx) => tx.map_err(failed("begin a transaction")),

@@ -102,7 +102,7 @@ impl ProvisionerMetrics {
         );
         r.register(
             "store_up",
-            "Whether the store answers: 1, or 0 where it is away",
+            "Whether the store answers (1) or is away (0)",
             m.store_up.clone(),
         );
         r.register(
