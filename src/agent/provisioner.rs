@@ -21,6 +21,7 @@ use crate::{
     provisioner::{
         api::{self, App},
         engine::{self, Fact, Observer, Settings},
+        keeper,
         ssh::{ClientKey, ClientKeyError},
         step::{self, SshHands},
         store::{Place, Store, StoreError},
@@ -145,12 +146,23 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     });
 
     let mut tasks = Supervisor::default();
-    let (s, o, name) = (store.clone(), observer.clone(), config.name.clone());
+    let (s, h, o, name) = (
+        store.clone(),
+        Arc::clone(&hands),
+        observer.clone(),
+        config.name.clone(),
+    );
     tasks.start("engine", |stop| async move {
-        if let Err(e) = engine::run(s, hands, &name, Settings::STANDARD, o, stop).await {
+        if let Err(e) = engine::run(s, h, &name, Settings::STANDARD, o, stop).await {
             error!(error = %Chain(&e), "engine stopped");
         }
     });
+    let (s, o) = (store.clone(), observer.clone());
+    let keeping = keeper::Settings {
+        rehearse: config.rehearse,
+        ..keeper::Settings::STANDARD
+    };
+    tasks.start("keeper", |stop| keeper::run(s, hands, keeping, o, stop));
     let app = App {
         store: store.clone(),
         addresses: vec![config.address],
@@ -293,5 +305,6 @@ fn count(metrics: &ProvisionerMetrics, fact: &Fact) {
         Fact::Answered { route, status } => metrics.api_request(route, *status),
         Fact::SpareQuarantined | Fact::SparePassedOver | Fact::ReplacementWaits { .. } => {}
         Fact::LeaseLost => metrics.lease_lost(),
+        Fact::Readiness(roles) => metrics.set_roles(roles),
     }
 }

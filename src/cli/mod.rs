@@ -52,7 +52,7 @@ const VERSION: &str = concat!(
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Checks real servers, edits IPVS, asks for spares; IPVS stays as it is at the end
+    /// Checks real servers, edits IPVS, asks for spares; ends as on_stop says
     Director(run::DirectorArguments),
     /// Configures spares over SSH when a director asks
     Provisioner(run::Arguments),

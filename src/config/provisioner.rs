@@ -14,6 +14,10 @@ use super::{Diagnostics, duration};
 /// No server does key exchange and log-in in less: every spare would be quarantined.
 const SHORTEST_CONNECT: Duration = Duration::from_millis(100);
 
+/// How often spares are looked at.
+const REHEARSE: Duration = Duration::from_secs(3600);
+const SHORTEST_REHEARSE: Duration = Duration::from_secs(60);
+
 /// A provisioner's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provisioner {
@@ -33,6 +37,8 @@ pub struct Provisioner {
     pub listen: Option<SocketAddr>,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
+    /// Each spare is looked at so often before it is needed.
+    pub rehearse: Duration,
     /// How it logs in to servers.
     pub ssh: Ssh,
 }
@@ -63,6 +69,13 @@ struct Raw {
     provisioner: RawProvisioner,
     ssh: Option<RawSsh>,
     metrics: Option<RawMetrics>,
+    pool: Option<RawPool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPool {
+    rehearse: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -177,6 +190,24 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
             format!("connect_timeout is at least {SHORTEST_CONNECT:?}"),
         );
     }
+    let rehearse = raw.pool.and_then(|pool| pool.rehearse);
+    let rehearse = match &rehearse {
+        None => REHEARSE,
+        Some(text) => match duration::parse(text.get_ref()) {
+            Ok(every) if every >= SHORTEST_REHEARSE => every,
+            Ok(_) => {
+                bad.push(
+                    text.span(),
+                    "rehearse is at least 1m: each look is a log-in on each spare",
+                );
+                REHEARSE
+            }
+            Err(e) => {
+                bad.push(text.span(), e.to_string());
+                REHEARSE
+            }
+        },
+    };
     let or = |path: Option<PathBuf>, default| path.unwrap_or_else(|| PathBuf::from(default));
     bad.or(Provisioner {
         address,
@@ -190,6 +221,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
         socket: or(raw.provisioner.socket, "/run/understudy/provisioner.sock"),
         listen: port,
         metrics,
+        rehearse,
         ssh: Ssh {
             key: ssh.key,
             user: ssh.user.unwrap_or_else(|| "root".to_owned()),

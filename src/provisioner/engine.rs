@@ -26,11 +26,14 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
     order::{Class, Done, Hands, Order, Step, StepError},
-    store::{Claim, Lease, Note, Run, Store, StoreError, Work},
+    store::{Claim, Lease, Note, Run, Store, StoreError, Vacancy, Work},
     workflow::{Action, Event, Hand, Journal, Retry},
 };
 use crate::{
-    model::{ReplacementId, wire::PassedOver, wire::ReplacementState},
+    model::{
+        ReplacementId,
+        wire::{PassedOver, ReplacementState, RoleView},
+    },
     telemetry::Chain,
 };
 
@@ -62,6 +65,8 @@ pub enum Fact {
         /// The answer's.
         status: u16,
     },
+    /// How each role stands.
+    Readiness(Vec<RoleView>),
     /// A replacement came to its end.
     ReplacementEnded {
         /// Which.
@@ -453,6 +458,7 @@ impl<H: Hands> Context<H> {
                     self.step(lease, &work, position, failures).await
                 }
                 Action::Offer => self.offer(lease, &work).await,
+                Action::Finish => self.finish(lease, &work).await,
                 Action::Abandon => self.abandon(lease, &work).await,
                 Action::Await | Action::Ended => return Ok(Rest::Over),
             };
@@ -478,7 +484,10 @@ impl<H: Hands> Context<H> {
     /// Looks the role up, picks a spare and claims it.
     async fn claim(&self, lease: &mut Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
         let world = self.store.world().await?;
-        let brief = match world.brief(work.failed, &work.origins) {
+        let Vacancy {
+            failed, origins, ..
+        } = work.place()?;
+        let brief = match world.brief(*failed, origins) {
             Ok(brief) => brief,
             Err(miss) => {
                 let reason = format!("{}: {miss}", miss.code());
@@ -499,10 +508,11 @@ impl<H: Hands> Context<H> {
         // None: another replacement was faster, the next turn chooses again.
         if let Some(claimed) = self.store.claim(lease, claim).await? {
             *lease = claimed;
-            info!(
-                server = choice.spare.name, failed = %work.failed, role = brief.role.code,
-                "spare claimed"
-            );
+            let (server, role) = (&choice.spare.name, &brief.role.code);
+            match choice.steps.is_empty() {
+                true => info!(server, %failed, role, "warm spare offered to the directors"),
+                false => info!(server, %failed, role, "spare claimed"),
+            }
         }
         Ok(None)
     }
@@ -515,8 +525,9 @@ impl<H: Hands> Context<H> {
         rejected: Vec<PassedOver>,
     ) -> Result<Option<Rest>, StoreError> {
         if work.journal.reason.as_ref() != Some(&reason) {
+            let place = work.place()?;
             error!(
-                failed = %work.failed, director = %work.director, reason,
+                failed = %place.failed, director = %place.director, reason,
                 "replacement waits for somebody to act"
             );
             let code = reason.split(':').next().unwrap_or_default().to_owned();
@@ -666,7 +677,20 @@ impl<H: Hands> Context<H> {
     async fn offer(&self, lease: &Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
         self.advance(lease, Event::Offered, Note::default()).await?;
         let server = work.journal.hand.as_ref().map(|h| h.server.as_str());
-        info!(server, failed = %work.failed, "spare offered to the directors");
+        info!(server, failed = %work.place()?.failed, "spare offered to the directors");
+        Ok(Some(Rest::Over))
+    }
+
+    async fn finish(&self, lease: &Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
+        self.advance(lease, Event::Finished, Note::default())
+            .await?;
+        let server = work.journal.hand.as_ref().map(|h| h.server.as_str());
+        info!(
+            server,
+            role = work.role,
+            work = work.journal.kind.as_str(),
+            "server is ready"
+        );
         Ok(Some(Rest::Over))
     }
 
@@ -674,7 +698,11 @@ impl<H: Hands> Context<H> {
         self.advance(lease, Event::Abandoned, Note::default())
             .await?;
         let server = work.journal.hand.as_ref().map(|h| h.server.as_str());
-        warn!(server, failed = %work.failed, "replacement cancelled, look at its spare's state");
+        let failed = work.place.as_ref().map(|place| place.failed.to_string());
+        warn!(
+            server,
+            failed, "replacement cancelled, look at its spare's state"
+        );
         self.observer.tell(Fact::ReplacementEnded {
             outcome: ReplacementState::Cancelled,
         });
@@ -687,8 +715,10 @@ fn limit(step: &Step) -> Duration {
     /// Connecting, uploading, asking: what any step needs around its own work.
     const AROUND: Duration = Duration::from_secs(120);
     match step {
-        Step::Fence | Step::Os { .. } => AROUND,
-        Step::Install { timeout, .. } => AROUND.saturating_add(*timeout),
+        Step::Look | Step::Fence | Step::Os { .. } => AROUND,
+        Step::Install { timeout, .. } | Step::Clean { timeout, .. } => {
+            AROUND.saturating_add(*timeout)
+        }
         // Three commands and the files.
         Step::Configure { .. } => AROUND.saturating_mul(3),
         Step::Test { answers, .. } => answers
@@ -709,10 +739,12 @@ fn overran(limit: Duration) -> StepError {
 /// The `step` label of metrics: a closed set.
 const fn kind(step: &Step) -> &'static str {
     match step {
+        Step::Look => "look",
         Step::Fence => "fence",
         Step::Os { .. } => "os",
         Step::Install { .. } => "install",
         Step::Configure { .. } => "configure",
+        Step::Clean { .. } => "clean",
         Step::Test { .. } => "test",
     }
 }

@@ -18,14 +18,18 @@ const ORDERS: &[&str] = &[
     "model",
     "provisioner::order",
     "provisioner::plan",
+    "provisioner::quarantine",
+    "provisioner::readiness",
     "provisioner::render",
     "provisioner::select",
+    "provisioner::upkeep",
+    "provisioner::warm",
     "provisioner::workflow",
 ];
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 19] = [
+const PURE: [Room; 23] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -103,6 +107,22 @@ const PURE: [Room; 19] = [
     },
     Room {
         place: "provisioner/render.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/quarantine.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/readiness.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/upkeep.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/warm.rs",
         knows: ORDERS,
     },
     Room {

@@ -186,6 +186,12 @@ kinds! {
     SpareQuarantined => "spare_quarantined", Error;
     /// A server is a spare again.
     SpareReleased => "spare_released", Info;
+    /// A spare is configured and tested beforehand.
+    SpareKeptWarm => "spare_kept_warm", Info;
+    /// A server that had a role is clean, and a spare again.
+    ServerCleaned => "server_cleaned", Info;
+    /// What is known of a server as a spare, or wanted of it, has changed.
+    ServerNoted => "server_noted", Info;
     /// The inventory was changed.
     InventoryChanged => "inventory_changed", Info;
     /// A director told the provisioner its services.

@@ -9,7 +9,7 @@ use crate::{
         wire::{Confirmation, RegisteredServer, Replacement, Want},
     },
     provisioner::{
-        store::{Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome},
+        store::{Asked, CancelOutcome, ConfirmOutcome, ServerOutcome},
         testing::*,
     },
 };
@@ -283,7 +283,7 @@ async fn with_no_spare_left_it_waits_says_so_and_goes_on_after_a_release() {
     assert!(reason.contains("spare3 (quarantined"));
     rig.hands.temper("spare2", |t| t.broken.clear());
     let released = rig.store.release("spare2", "test").await.unwrap();
-    assert_eq!(released, ReleaseOutcome::Released);
+    assert_eq!(released, ServerOutcome::Done);
     let r = rig.until_state(&id, ReplacementState::Attaching).await;
     assert_eq!(r.spare.unwrap().name, "spare2");
     // The second try is another job: the first one's result is not taken for it.

@@ -8,7 +8,9 @@ use super::{
     lease::guard,
     next_fence, now_ms,
     offer::offer,
+    pool::{clean_after, note_placed, put_aside},
     rows::{Columns, corrupt, json, stored},
+    upkeep::finish,
     world::world,
 };
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
     },
     provisioner::{
         order::{Class, Step},
-        workflow::{AttemptEnd, Event, Hand, Journal, Mark, MarkState, Retry, SpareChange},
+        workflow::{AttemptEnd, Event, Hand, Journal, Kind, Mark, MarkState, Retry, SpareChange},
     },
 };
 
@@ -28,22 +30,40 @@ use crate::{
 pub struct Work {
     /// Its id.
     pub id: ReplacementId,
-    /// Who asked.
-    pub director: DirectorName,
-    /// The failed server's device identifier.
-    pub failed: IpAddr,
-    /// The configured server whose place it is.
-    pub origin: IpAddr,
-    /// All addresses of that one, as the inventory had it.
-    pub origins: Vec<IpAddr>,
+    /// Whose place is to be taken; none where a spare is made ready, or a server cleaned.
+    pub(in crate::provisioner) place: Option<Vacancy>,
     /// What orders to the spare carry.
     pub fence: u64,
     /// How far it has come.
     pub journal: Journal,
-    /// The replacement whose spare failed, where it was one.
-    pub supersedes: Option<ReplacementId>,
     /// The role its spare was claimed for.
-    pub(super) role: Option<String>,
+    pub(in crate::provisioner) role: Option<String>,
+}
+
+impl Work {
+    /// Whose place is to be taken.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where it is no replacement.
+    pub(in crate::provisioner) fn place(&self) -> Result<&Vacancy, StoreError> {
+        let place = self.place.as_ref();
+        place.ok_or_else(|| corrupt("replacement without a failed server", self.id.as_str()))
+    }
+}
+
+/// The place of a failed server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::provisioner) struct Vacancy {
+    /// Who asked.
+    pub(in crate::provisioner) director: DirectorName,
+    /// The failed server's device identifier.
+    pub(in crate::provisioner) failed: IpAddr,
+    /// The configured server whose place it is.
+    pub(in crate::provisioner) origin: IpAddr,
+    /// All addresses of that one, as the inventory had it.
+    pub(in crate::provisioner) origins: Vec<IpAddr>,
+    /// The replacement whose spare failed, where it was one.
+    pub(in crate::provisioner) supersedes: Option<ReplacementId>,
 }
 
 /// What is written down with an event.
@@ -126,7 +146,7 @@ impl Store {
         guard(&mut tx, lease).await?;
         let taken = sqlx::query(
             "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
-             WHERE name = $1 AND state = 'ready'",
+             WHERE name = $1 AND state IN ('ready', 'standby')",
         )
         .bind(claim.server)
         .bind(id.as_str())
@@ -156,20 +176,11 @@ impl Store {
         };
         let actor = lease.run.actor();
         let journal = apply(&mut tx, id, &actor, &event, note, &Retry::STANDARD).await?;
-        let attempt = i64::from(journal.attempts);
-        for (position, step) in claim.steps.iter().enumerate() {
-            sqlx::query(
-                "INSERT INTO step (replacement, attempt, position, name, payload, state, failures, \
-                 fence, detail, output) VALUES ($1, $2, $3, $4, $5, 'planned', 0, 0, '', '')",
-            )
-            .bind(id.as_str())
-            .bind(attempt)
-            .bind(index(position))
-            .bind(step.name())
-            .bind(json("step", step)?)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("plan a step"))?;
+        note_planned(&mut tx, id, journal.attempts, claim.server, claim.steps).await?;
+        // Everything was done beforehand: nobody has to wait for another turn.
+        if claim.steps.is_empty() {
+            let (note, retry) = (Note::default(), Retry::STANDARD);
+            apply(&mut tx, id, &actor, &Event::Offered, note, &retry).await?;
         }
         self.commit(tx, News::State).await?;
         Ok(Some(Lease {
@@ -193,17 +204,45 @@ impl Store {
         let mut tx = self.begin().await?;
         guard(&mut tx, lease).await?;
         let journal = apply(&mut tx, &lease.id, &lease.run.actor(), event, note, retry).await?;
-        let freed = matches!(event, Event::Failed { .. } | Event::Abandoned);
+        let freed = matches!(
+            event,
+            Event::Failed { .. } | Event::Abandoned | Event::Finished
+        );
         self.commit(tx, if freed { News::Work } else { News::State })
             .await?;
         Ok(journal)
     }
 }
 
+/// Writes down what is going to be done to a server.
+pub(super) async fn note_planned(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    attempt: u32,
+    server: &str,
+    steps: &[Step],
+) -> Result<(), StoreError> {
+    for (position, step) in steps.iter().enumerate() {
+        sqlx::query(
+            "INSERT INTO step (replacement, attempt, position, name, payload, state, failures, \
+             fence, detail, output) VALUES ($1, $2, $3, $4, $5, 'planned', 0, 0, '', '')",
+        )
+        .bind(id.as_str())
+        .bind(i64::from(attempt))
+        .bind(index(position))
+        .bind(step.name())
+        .bind(json("step", step)?)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("plan a step"))?;
+    }
+    note_placed(tx, server, steps).await
+}
+
 /// A replacement with its journal.
 pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreError> {
     let row = sqlx::query(
-        "SELECT director, failed, origin, origins, role, state, reason, cancel, fence, supersedes, \
+        "SELECT kind, director, failed, origin, origins, role, state, reason, cancel, fence, supersedes, \
          (SELECT count(*) FROM attempt a WHERE a.replacement = r.id) AS attempts \
          FROM replacement r WHERE id = $1",
     )
@@ -215,14 +254,23 @@ pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreE
     let fence = row.count("fence")?;
     let attempts = row.number("attempts")?;
     let hand = hand(tx, id, fence).await?;
+    let kind = row.word("kind", Kind::from_word)?;
+    let place = match kind {
+        Kind::Warm | Kind::Clean => None,
+        Kind::Replace => Some(Vacancy {
+            director: row.parsed("director")?,
+            failed: row.parsed("failed")?,
+            origin: row.parsed("origin")?,
+            origins: row.json("origins")?,
+            supersedes: row.parsed_opt("supersedes")?,
+        }),
+    };
     Ok(Work {
         id: id.clone(),
-        director: row.parsed("director")?,
-        failed: row.parsed("failed")?,
-        origin: row.parsed("origin")?,
-        origins: row.json("origins")?,
+        place,
         fence,
         journal: Journal {
+            kind,
             state: row.word("state", ReplacementState::from_word)?,
             cancel: row.number("cancel")? != 0,
             reason: row.text_opt("reason")?,
@@ -230,7 +278,6 @@ pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreE
                 .map_err(|_big| corrupt("count of attempts", attempts.to_string()))?,
             hand,
         },
-        supersedes: row.parsed_opt("supersedes")?,
         role: row.text_opt("role")?,
     })
 }
@@ -341,12 +388,13 @@ pub(super) async fn apply(
             mark(tx, &work, *position, MarkState::Failed, counts, &note).await?;
         }
         Event::Offered => offer(tx, &work).await?,
+        Event::Finished => finish(tx, &work).await?,
         Event::Attached => end_attempt(tx, id, "serving", None).await?,
         Event::Superseded => end_attempt(tx, id, "superseded", None).await?,
         Event::Resumed | Event::Waits { .. } | Event::CancelAsked | Event::Abandoned => {}
     }
     if let Some(spare) = &change.spare {
-        move_spare(tx, id, actor, spare).await?;
+        move_spare(tx, &work, actor, spare).await?;
     }
     if let (Some(os), Some(hand)) = (&note.os, &work.journal.hand) {
         sqlx::query("UPDATE server SET os_seen = $2 WHERE name = $1")
@@ -357,10 +405,15 @@ pub(super) async fn apply(
             .map_err(failed("note an operating system"))?;
     }
     let (kind, what, detail) = trail(event, &work.journal, &note);
+    let server = match (&work.place, &work.journal.hand) {
+        (Some(place), _) => Some(place.failed),
+        (None, Some(hand)) => address_of(tx, &hand.server).await?,
+        (None, None) => None,
+    };
     let entry = Entry {
-        director: Some(&work.director),
+        director: work.place.as_ref().map(|place| &place.director),
         replacement: Some(id),
-        server: Some(work.failed),
+        server,
         ..Entry::new(kind, what, &detail)
     };
     audit(tx, actor, entry).await?;
@@ -404,6 +457,10 @@ fn trail(event: &Event, before: &Journal, note: &Note) -> (EventKind, &'static s
         Event::Abandoned => (K::ReplacementCalledOff, "abandoned", server()),
         Event::Offered => (progress, "offered", server()),
         Event::Attached => (K::ReplacementSucceeded, "attached", server()),
+        Event::Finished => match before.kind {
+            Kind::Clean => (K::ServerCleaned, "cleaned", server()),
+            Kind::Warm | Kind::Replace => (K::SpareKeptWarm, "kept_warm", server()),
+        },
         Event::Superseded => (progress, "superseded", server()),
     }
 }
@@ -446,33 +503,49 @@ async fn mark(
 
 async fn move_spare(
     tx: &mut Tx,
-    id: &ReplacementId,
+    work: &Work,
     actor: &Actor,
     spare: &SpareChange,
 ) -> Result<(), StoreError> {
+    let id = &work.id;
     // One that is let go of belongs to nobody.
     let holder = spare.ended.is_none().then(|| id.as_str());
-    sqlx::query("UPDATE server SET state = $2, reason = $3, replacement = $4 WHERE name = $1")
-        .bind(spare.server.as_str())
-        .bind(spare.state.as_str())
-        // A sound server that was passed over says so in its `os_seen`.
-        .bind(
-            spare
-                .reason
-                .as_deref()
-                .filter(|_| spare.state != ServerState::Ready),
-        )
-        .bind(holder)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed("move a server"))?;
+    // One that was made ready beforehand, and on which nothing else was begun, is that again.
+    sqlx::query(
+        "UPDATE server SET reason = $3, replacement = $4, \
+         state = CASE WHEN $2 = 'ready' AND warm IS NOT NULL THEN 'standby' ELSE $2 END, \
+         warm = CASE WHEN $2 IN ('quarantined', 'serving') THEN NULL ELSE warm END WHERE name = $1",
+    )
+    .bind(spare.server.as_str())
+    .bind(spare.state.as_str())
+    // A sound server that was passed over says so in its `os_seen`.
+    .bind(
+        spare
+            .reason
+            .as_deref()
+            .filter(|_| spare.state != ServerState::Ready),
+    )
+    .bind(holder)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("move a server"))?;
     if let Some(end) = spare.ended {
         let word = match end {
             AttemptEnd::Failed => "failed",
             AttemptEnd::PassedOver => "passed_over",
             AttemptEnd::Abandoned => "abandoned",
+            AttemptEnd::Finished => "finished",
         };
         end_attempt(tx, id, word, spare.reason.as_deref()).await?;
+        let touched = work.journal.hand.as_ref().is_some_and(Hand::touched);
+        match end {
+            AttemptEnd::Failed => put_aside(tx, &spare.server).await?,
+            // It is sound, and half configured: it can be cleaned at once.
+            AttemptEnd::Abandoned if touched && work.journal.kind != Kind::Clean => {
+                clean_after(tx, &spare.server, work.role.as_deref()).await?;
+            }
+            AttemptEnd::Abandoned | AttemptEnd::PassedOver | AttemptEnd::Finished => {}
+        }
         let kind = match spare.state {
             ServerState::Quarantined => EventKind::SpareQuarantined,
             _ => EventKind::SpareReleased,

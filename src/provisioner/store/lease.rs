@@ -72,7 +72,8 @@ pub struct Look {
 
 const FREE: &str = "SELECT id, owner FROM replacement \
     WHERE state IN ('pending', 'claiming', 'configuring', 'testing') \
-    AND (owner IS NULL OR lease_until <= $1) ORDER BY created_ms, id LIMIT $2";
+    AND (owner IS NULL OR lease_until <= $1) \
+    ORDER BY CASE WHEN kind = 'replace' THEN 0 ELSE 1 END, created_ms, id LIMIT $2";
 
 impl Store {
     /// Begins a run of an engine on the provisioner `host`, and frees what earlier runs there had in hand.

@@ -2,17 +2,22 @@
 
 use std::net::IpAddr;
 
+use sha2::{Digest, Sha256};
+
 use super::{
     Actor, Entry, News, Store, StoreError, Tx, audit, failed,
-    journal::{self, Note},
+    journal::{self, Note, Work},
     now_ms,
+    pool::clean_after,
     rows::{Columns, json},
     world::world,
 };
 use crate::{
     model::{
         DirectorName, EventKind, ReplacementId,
-        wire::{Confirmation, Member, Members, Registration, ReplacementState, Spare, Want},
+        wire::{
+            Confirmation, Member, Members, Registration, ReplacementState, Spare, Standby, Want,
+        },
     },
     provisioner::workflow::{Event, Retry},
 };
@@ -70,7 +75,7 @@ impl Store {
         .map_err(failed("register a director"))?;
         let world = world(&mut tx).await?;
         let standing = sqlx::query(
-            "SELECT id, origins FROM replacement r WHERE state IN ('attaching', 'succeeded') \
+            "SELECT id, origins FROM replacement r WHERE kind = 'replace' AND state IN ('attaching', 'succeeded') \
              AND NOT EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id \
              AND a.director = $1 AND a.want = 'attach')",
         )
@@ -228,6 +233,10 @@ impl Store {
 async fn end(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<(), StoreError> {
     let reason = format!("given back by {name}: clean it, then understudy inventory release it");
     retire(tx, name, id, &reason).await?;
+    let role = journal::load(tx, id).await?.role;
+    for server in servers_of(tx, id).await? {
+        clean_after(tx, &server, role.as_deref()).await?;
+    }
     let mut next = Some(id.clone());
     while let Some(of) = next {
         sqlx::query(
@@ -245,7 +254,7 @@ async fn end(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<(),
         .execute(&mut **tx)
         .await
         .map_err(failed("give a role back"))?;
-        next = journal::load(tx, &of).await?.supersedes;
+        next = supersedes(journal::load(tx, &of).await?);
     }
     Ok(())
 }
@@ -279,14 +288,14 @@ async fn succeed(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result
     )
     .await?;
     // All that came before: a stand-in that failed before it was confirmed has ended nothing.
-    let mut next = work.supersedes;
+    let mut next = supersedes(work);
     while let Some(earlier) = next {
         let before = journal::load(tx, &earlier).await?;
         if before.journal.state == ReplacementState::Superseded {
             break;
         }
         supersede(tx, name, &earlier, id).await?;
-        next = before.supersedes;
+        next = supersedes(before);
     }
     Ok(true)
 }
@@ -347,6 +356,23 @@ async fn retire(
     Ok(())
 }
 
+/// The replacement whose spare this one replaces.
+fn supersedes(work: Work) -> Option<ReplacementId> {
+    work.place.and_then(|place| place.supersedes)
+}
+
+/// The servers that a replacement had in service.
+async fn servers_of(tx: &mut Tx, id: &ReplacementId) -> Result<Vec<String>, StoreError> {
+    sqlx::query("SELECT name FROM server WHERE replacement = $1 AND state = 'failed'")
+        .bind(id.as_str())
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed("look whose stand-in it was"))?
+        .iter()
+        .map(|row| row.text("name"))
+        .collect()
+}
+
 /// Directors that have, or are to have, the stand-in of a replacement.
 pub(super) async fn directors_of(
     tx: &mut Tx,
@@ -392,6 +418,32 @@ async fn moved(tx: &mut Tx, director: &DirectorName) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The warm spares that a director is to watch.
+async fn standbys(tx: &mut Tx, name: &DirectorName) -> Result<Vec<Standby>, StoreError> {
+    // Most pools have none, and polls are many.
+    let kept = sqlx::query("SELECT count(*) AS n FROM server WHERE warm IS NOT NULL")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed("look for warm spares"))?
+        .count("n")?;
+    match kept {
+        0 => Ok(Vec::new()),
+        _ => Ok(world(tx).await?.standbys(name)),
+    }
+}
+
+/// What is kept warm depends on roles, registrations and servers: it is counted by what it is. Whoever polls looks for
+/// another version, not for a higher one.
+fn versioned(version: u64, standbys: &[Standby]) -> Result<u64, StoreError> {
+    if standbys.is_empty() {
+        return Ok(version);
+    }
+    let digest = Sha256::digest(json("warm spares", &standbys)?);
+    let part: [u8; 8] = std::array::from_fn(|n| digest.get(n).copied().unwrap_or_default());
+    // JavaScript and JSON know whole numbers up to 2^53.
+    Ok(version ^ (u64::from_be_bytes(part) >> 11))
+}
+
 async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, StoreError> {
     let Some(row) = sqlx::query("SELECT version FROM director WHERE name = $1")
         .bind(name.as_str())
@@ -404,8 +456,9 @@ async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, St
     let mut members = Members {
         version: row.count("version")?,
         members: Vec::new(),
-        standbys: Vec::new(),
+        standbys: standbys(tx, name).await?,
     };
+    members.version = versioned(members.version, &members.standbys)?;
     let rows = sqlx::query(
         "SELECT m.replacement, m.want, m.confirmed, r.origins, \
          (SELECT a.server FROM attempt a WHERE a.replacement = r.id \

@@ -23,9 +23,11 @@ mod lease;
 mod members;
 mod offer;
 mod open;
+mod pool;
 mod replacements;
 mod rows;
 mod trail;
+mod upkeep;
 mod world;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,12 +38,15 @@ use tokio::sync::watch;
 pub use copy::StoreStatus;
 pub use diff::{Problems, problems};
 pub use error::StoreError;
-pub use inventory::{ApplyError, ReleaseOutcome};
+pub use inventory::ApplyError;
 pub(in crate::provisioner) use journal::Claim;
+pub(in crate::provisioner) use journal::Vacancy;
 pub use journal::{Note, Work};
 pub use lease::{Lease, Look, Run};
 pub use members::ConfirmOutcome;
 pub use open::{Engine, Place};
+pub use pool::{Rehearsed, ServerOutcome};
+pub(in crate::provisioner) use replacements::new_id;
 pub use replacements::{Asked, CancelOutcome};
 
 use crate::model::WallMillis;

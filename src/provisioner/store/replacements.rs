@@ -176,7 +176,7 @@ impl Store {
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StoreError> {
         let mut tx = self.read().await?;
         let rows =
-            sqlx::query("SELECT id FROM replacement ORDER BY created_ms DESC, id DESC LIMIT $1")
+            sqlx::query("SELECT id FROM replacement WHERE kind = 'replace' ORDER BY created_ms DESC, id DESC LIMIT $1")
                 .bind(LISTED)
                 .fetch_all(&mut *tx)
                 .await
@@ -260,9 +260,9 @@ async fn place(tx: &mut Tx, world: &World, body: &ReplacementRequest) -> Result<
         Some(Source::Replacement(earlier)) => {
             let work = journal::load(tx, earlier).await?;
             Ok(Place {
-                earlier: Some(work.id),
-                origin: work.origin,
-                origins: work.origins,
+                earlier: Some(work.id.clone()),
+                origin: work.place()?.origin,
+                origins: work.place()?.origins.clone(),
             })
         }
         Some(Source::Files) | None => Ok(Place {
@@ -283,15 +283,12 @@ async fn create(
     body: &ReplacementRequest,
     place: Place,
 ) -> Result<ReplacementId, StoreError> {
-    let id = format!("{}-{}", body.name, uuid::Uuid::now_v7());
-    let id: ReplacementId = id
-        .parse()
-        .map_err(|_long| corrupt("id of a replacement", id))?;
+    let id = new_id(body.name.as_str())?;
     let fence = next_fence(tx).await?;
     sqlx::query(
-        "INSERT INTO replacement (id, first_key, director, failed, slot, origin, origins, state, \
+        "INSERT INTO replacement (id, kind, first_key, director, failed, slot, origin, origins, state, \
          rejected, cancel, fence, lease_until, supersedes, version, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, 0, $9, 1, $10)",
+         VALUES ($1, 'replace', $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, 0, $9, 1, $10)",
     )
     .bind(id.as_str())
     .bind(key)
@@ -309,11 +306,18 @@ async fn create(
     Ok(id)
 }
 
+/// An id that nobody has; later ones are greater.
+pub(in crate::provisioner) fn new_id(whose: &str) -> Result<ReplacementId, StoreError> {
+    let id = format!("{whose}-{}", uuid::Uuid::now_v7());
+    id.parse()
+        .map_err(|_long| corrupt("id of a replacement", id))
+}
+
 /// A replacement as the API shows it.
 async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
     let row = sqlx::query(
         "SELECT first_key, director, failed, origin, state, reason, rejected, version \
-         FROM replacement WHERE id = $1",
+         FROM replacement WHERE id = $1 AND kind = 'replace'",
     )
     .bind(id.as_str())
     .fetch_optional(&mut **tx)

@@ -287,8 +287,8 @@ async fn a_server_at_work_is_held() {
     );
     assert_eq!(
         store.release("spare1", "test").await.unwrap(),
-        ReleaseOutcome::Refused(
-            "spare1 is claimed: only a server that is quarantined or failed can be released".into()
+        ServerOutcome::Refused(
+            "spare1 is claimed: only a server that is quarantined, failed or kept warm can be released".into()
         )
     );
 }
@@ -416,7 +416,7 @@ async fn a_stand_in_that_is_given_back_leaves_its_place_to_whom_the_files_gave_i
         assert_eq!(want(director).await, None);
     }
     let released = store.release("spare1", "test").await.unwrap();
-    assert_eq!(released, ReleaseOutcome::Released);
+    assert_eq!(released, ServerOutcome::Done);
     // If the first server fails once more, that is another failure.
     assert_ne!(asked(&store, "k2", "lb1", "10.0.0.1").await, id);
     assert!(!store.give_back(&d("lb9"), &id).await.unwrap());
@@ -437,7 +437,7 @@ async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
     offered(&store, &second, "spare2").await;
     assert_eq!(
         store.release("spare1", "test").await.unwrap(),
-        ReleaseOutcome::Refused(
+        ServerOutcome::Refused(
             "spare1 may still be in service: not confirmed to be withdrawn by lb1".into()
         )
     );
@@ -462,7 +462,7 @@ async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
     assert_eq!(state(&store, "spare1").await, ServerState::Failed);
     assert_eq!(
         store.release("spare1", "test").await.unwrap(),
-        ReleaseOutcome::Released
+        ServerOutcome::Done
     );
     // It can stand in again, for another.
     let third = asked(&store, "k3", "lb1", "10.0.0.2").await;
@@ -522,7 +522,8 @@ async fn a_place_keeps_its_addresses_when_its_server_leaves_the_inventory() {
     let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
     let work = work(&store, &second).await;
     let world = store.world().await.unwrap();
-    let brief = world.brief(work.failed, &work.origins).unwrap();
+    let place = work.place().unwrap();
+    let brief = world.brief(place.failed, &place.origins).unwrap();
     assert_eq!(brief.services.len(), 2);
     offered(&store, &second, "spare2").await;
     let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
@@ -798,4 +799,91 @@ async fn an_empty_inventory_is_no_fault() {
     let store = home.open().await;
     let answer = store.apply(&Inventory::default(), false, "test").await;
     assert!(!answer.unwrap().applied);
+}
+
+#[tokio::test]
+async fn a_quarantine_ends_by_itself_and_a_longer_one_follows() {
+    let (_dir, store) = fresh().await;
+    let until = |world: &crate::provisioner::plan::World| {
+        let keeping = &world.servers["spare1"].keeping;
+        keeping.quarantined_until.map(|at| at.0 - now_ms().0)
+    };
+    let minutes = |ms: Option<i64>| ms.map(|ms| (ms + 30_000) / 60_000);
+    for expected in [Some(10), Some(60), Some(24 * 60), None] {
+        let mut tx = store.begin().await.unwrap();
+        sqlx::query("UPDATE server SET state = 'quarantined' WHERE name = 'spare1'")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        pool::put_aside(&mut tx, "spare1").await.unwrap();
+        store.commit(tx, News::Work).await.unwrap();
+        assert_eq!(minutes(until(&store.world().await.unwrap())), expected);
+        assert_eq!(store.end_quarantines().await.unwrap(), [""; 0]);
+        assert_eq!(state(&store, "spare1").await, ServerState::Quarantined);
+        // Its time is over.
+        sqlx::query("UPDATE server SET quarantined_until = 1 WHERE quarantined_until IS NOT NULL")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let ended = store.end_quarantines().await.unwrap();
+        assert_eq!(ended.len(), usize::from(expected.is_some()));
+    }
+    assert_eq!(state(&store, "spare1").await, ServerState::Quarantined);
+    // Whoever releases it says that it is well: counted from the start.
+    store.release("spare1", "test").await.unwrap();
+    store
+        .quarantine("spare1", "smells of smoke", None, "test")
+        .await
+        .unwrap();
+    assert_eq!(state(&store, "spare1").await, ServerState::Quarantined);
+    let refused = store.quarantine("web1", "why not", None, "test").await;
+    assert!(
+        matches!(refused, Ok(ServerOutcome::Refused(_))),
+        "it serves: {refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_rehearsal_is_made_once_and_says_what_is_new() {
+    let (_dir, store) = fresh().await;
+    let later = WallMillis(now_ms().0 - 1000);
+    assert!(store.begin_rehearsal("spare1", later).await.unwrap());
+    assert!(!store.begin_rehearsal("spare1", later).await.unwrap());
+    let refused = Some("auth_refused: no".to_owned());
+    let (os, trouble) = (None, refused.clone());
+    let found = Rehearsed { os, trouble };
+    assert!(store.rehearsed("spare1", &found).await.unwrap());
+    assert!(!store.rehearsed("spare1", &found).await.unwrap());
+    let world = store.world().await.unwrap();
+    assert_eq!(world.servers["spare1"].keeping.trouble, refused);
+    let os = Some("debian-12".to_owned());
+    let trouble = None;
+    let found = Rehearsed { os, trouble };
+    assert!(store.rehearsed("spare1", &found).await.unwrap());
+    let world = store.world().await.unwrap();
+    assert_eq!(
+        world.servers["spare1"].os_seen.as_deref(),
+        Some("debian-12")
+    );
+    assert_eq!(world.servers["spare1"].keeping.trouble, None);
+    // Who serves is not looked at.
+    assert!(!store.begin_rehearsal("web1", later).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_in_maintenance_is_no_spare_until_that_is_over() {
+    let (_dir, store) = fresh().await;
+    let usable = async || {
+        let world = store.world().await.unwrap();
+        world.readiness(&world.roles["web.shop.example"]).usable
+    };
+    assert_eq!(usable().await, 3);
+    let why = Some("new disks");
+    let done = store.maintain("spare1", why, "test").await.unwrap();
+    assert_eq!(done, ServerOutcome::Done);
+    assert_eq!(usable().await, 2);
+    store.maintain("spare1", None, "test").await.unwrap();
+    assert_eq!(usable().await, 3);
+    let unknown = store.maintain("nobody", why, "test").await.unwrap();
+    assert_eq!(unknown, ServerOutcome::NoSuchServer);
 }
