@@ -30,7 +30,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Arguments {
     #[command(flatten)]
     director: DirectorSocket,
-    /// Of the provisioner, at --socket or /run/understudy/provisioner.sock: also who did it, and from where
+    /// Those of the provisioner (--socket is its socket then), with who did it
     #[arg(long)]
     provisioner: bool,
     /// Go on with what happens, also over a restart of the director

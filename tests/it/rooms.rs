@@ -445,11 +445,13 @@ fn no_queue_is_without_a_bound_and_no_task_is_forgotten() {
         "unbounded_channel",
         "UnboundedSender",
         "sync::mpsc::channel()",
-        "tokio::spawn(",
         "task::spawn(",
         "thread::spawn(",
     ];
     assert_eq!(named_outside(&[], &words), [""; 0]);
+    // The beginning of a transaction, waited for where it stands: only its caller may be dropped.
+    let begins = ["provisioner/store/mod.rs"];
+    assert_eq!(named_outside(&begins, &["tokio::spawn("]), [""; 0]);
 }
 
 /// The rule's own test: each line of a bad file is found, and nothing else.

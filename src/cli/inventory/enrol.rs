@@ -41,7 +41,7 @@ pub(in crate::cli) struct Add {
     #[arg(long, conflicts_with = "host_key")]
     scan: bool,
     /// With --scan: takes the key only if this is its fingerprint, and does not ask
-    #[arg(long, value_name = "SHA256:…", requires = "scan")]
+    #[arg(long, value_name = "FINGERPRINT", requires = "scan")]
     accept: Option<String>,
     /// A label, as in rack=r1; several times for several
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
