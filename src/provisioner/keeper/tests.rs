@@ -52,7 +52,8 @@ async fn spares_are_looked_at_before_they_are_needed() {
         turn: Duration::from_millis(5),
     };
     let stop = CancellationToken::new();
-    let keeper = tokio::spawn(run(
+    let mut keeper = JoinSet::new();
+    keeper.spawn(run(
         store.clone(),
         Arc::new(hands.clone()),
         settings,
@@ -92,7 +93,8 @@ async fn spares_are_looked_at_before_they_are_needed() {
     .await;
     assert_eq!((looks("spare1"), looks("web1")), (1, 0));
     stop.cancel();
-    timeout(LONG, keeper).await.expect("ends").unwrap();
+    let ended = timeout(LONG, keeper.join_next()).await.expect("ends");
+    ended.unwrap().unwrap();
 }
 
 /// A store, an engine and a keeper at work.
