@@ -518,7 +518,7 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
     // A life must be long enough for a step or two, or nothing is ever done.
     let (seeds, longest) = match module_path!().contains("on_postgres") {
         false => (20, 25_000),
-        true => (8, 200_000),
+        true => (8, 100_000),
     };
     let mut random = 0x5eed_u64;
     let mut crashes = 0;
@@ -579,7 +579,7 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
         }
     }
     assert!(
-        crashes > seeds,
+        crashes >= seeds,
         "only {crashes} crashes: the moments are chosen badly"
     );
 }
