@@ -28,6 +28,8 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// See whether it could be used: no step of a replacement, and nothing is changed.
+    Look,
     /// Write the fence on the spare. First order of every run, also after a restart.
     Fence,
     /// Step 1: read the running operating system back and compare it.
@@ -64,6 +66,21 @@ pub enum Step {
         /// Makes it read its configuration again.
         reload: Option<String>,
     },
+    /// Make a server that had a role a spare again: run its cleaning script as a job, then remove these files.
+    Clean {
+        /// Names the job directory.
+        job: String,
+        /// The role that it had.
+        role: String,
+        /// The script's text.
+        script: String,
+        /// Its time limit.
+        timeout: Duration,
+        /// Environment.
+        variables: Variables,
+        /// Files that were placed there.
+        files: Vec<String>,
+    },
     /// Step 4: everything read back, and the service answers the provisioner.
     Test {
         /// Operating system wanted.
@@ -82,10 +99,12 @@ impl Step {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
+            Self::Look => "look".to_owned(),
             Self::Fence => "fence".to_owned(),
             Self::Os { .. } => "os".to_owned(),
             Self::Install { software, .. } => format!("install:{software}"),
             Self::Configure { software, .. } => format!("configure:{software}"),
+            Self::Clean { .. } => "clean".to_owned(),
             Self::Test { .. } => "test".to_owned(),
         }
     }

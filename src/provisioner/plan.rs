@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     model::{
-        DirectorName, Family, ReplacementId,
+        DirectorName, Family, ReplacementId, WallMillis,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
         wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
@@ -17,6 +17,7 @@ use crate::{
         order::{ServiceTest, Step},
         render::{self, RenderError},
         select::{Candidate, Need, select},
+        warm::Warm,
     },
 };
 
@@ -50,6 +51,29 @@ pub struct PoolServer {
     pub os_seen: Option<String>,
     /// The replacement that has it in hand.
     pub claimed_for: Option<ReplacementId>,
+    /// What is known of it as a spare.
+    pub keeping: Keeping,
+}
+
+/// What is known of a server as a spare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// Why it is in maintenance, if it is.
+    pub maintenance: Option<String>,
+    /// Its quarantine ends then by itself.
+    pub quarantined_until: Option<WallMillis>,
+    /// When it failed last, as a server or as a spare.
+    pub failed_at: Option<WallMillis>,
+    /// When it was looked at last.
+    pub rehearsed_at: Option<WallMillis>,
+    /// What was found wrong then.
+    pub trouble: Option<String>,
+    /// What it was configured for beforehand.
+    pub warm: Option<Warm>,
+    /// The role after which it is to be cleaned.
+    pub clean_after: Option<String>,
+    /// Files that were placed there since it was clean.
+    pub placed: BTreeSet<String>,
 }
 
 /// An entry of the role database.
@@ -127,8 +151,8 @@ impl Miss {
 /// All that a spare must be told to take a failed server's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Brief {
-    /// The failed server's device identifier.
-    pub failed: IpAddr,
+    /// The failed server's device identifier; none where nobody has failed yet.
+    pub failed: Option<IpAddr>,
     /// The role to take over.
     pub role: Role,
     /// The role's software in the order of installation, for the role's operating system.
@@ -203,6 +227,12 @@ impl World {
                     .addresses
                     .iter()
                     .find_map(|a| configured.get(a).copied().cloned()),
+                labels: s.server.labels.clone(),
+                reserved_for: s.server.reserved_for.clone(),
+                maintenance: s.keeping.maintenance.clone(),
+                warm_for: self.warm_for(s),
+                trouble: s.keeping.trouble.clone(),
+                failed_at: s.keeping.failed_at,
             })
             .collect()
     }
@@ -258,9 +288,33 @@ impl World {
                 server: held.server.clone(),
                 role: held.role.clone(),
             })?;
+        let services = self.services_with(&self.places(origins));
+        self.brief_of(role, Some(failed), Some(&held.server), services)
+    }
+
+    /// What makes a spare one of a role before anybody has failed: for all services that a server of this role is in.
+    ///
+    /// # Errors
+    /// [`Miss`] names what is not there.
+    pub fn brief_beforehand(&self, role: &Role) -> Result<Brief, Miss> {
+        let servers = self.assignments.iter();
+        let servers = servers.filter(|(_, held)| held.role == role.code);
+        let addresses: Vec<IpAddr> = servers.map(|(address, _)| *address).collect();
+        self.brief_of(role, None, None, self.services_with(&addresses))
+    }
+
+    fn brief_of(
+        &self,
+        role: &Role,
+        failed: Option<IpAddr>,
+        server: Option<&str>,
+        services: Vec<SlotService>,
+    ) -> Result<Brief, Miss> {
         if role.software.is_empty() {
             return Err(Miss::CatalogueEmpty(role.code.clone()));
         }
+        let failed_labels = server.and_then(|name| self.servers.get(name));
+        let failed_labels = failed_labels.map(|s| &s.server.labels);
         let software = role
             .software
             .iter()
@@ -274,7 +328,6 @@ impl World {
                     })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let services = self.services_with(&self.places(origins));
         Ok(Brief {
             failed,
             files: self
@@ -284,9 +337,12 @@ impl World {
                 .cloned()
                 .collect(),
             need: Need {
-                failed: held.server.clone(),
+                failed: server.unwrap_or_default().to_owned(),
+                role: role.code.clone(),
                 os: role.os.clone(),
                 families: services.iter().map(|s| s.family).collect::<BTreeSet<_>>(),
+                policy: role.spares.clone(),
+                failed_labels: failed_labels.cloned().unwrap_or_default(),
             },
             role: role.clone(),
             software,
@@ -332,9 +388,9 @@ impl World {
         loop {
             let selection = select(&pool, &brief.need);
             let no_spare = selection.no_spare();
-            let mut not = selection.not;
+            let mut not = selection.not.clone();
             not.extend(unfit.iter().cloned());
-            let Some(name) = selection.chosen else {
+            let Some(name) = selection.chosen().map(str::to_owned) else {
                 let (code, reason) = match unfit.first() {
                     Some(first) => (
                         "template_error",
@@ -346,7 +402,16 @@ impl World {
             };
             let spare = self.servers.get(&name).map(|s| s.server.clone());
             match spare.map(|spare| (steps(brief, &spare, job), spare)) {
-                Some((Ok(steps), spare)) => return Ok(Choice { spare, steps, not }),
+                Some((Ok(mut steps), spare)) => {
+                    if let Some(warm) = self
+                        .servers
+                        .get(&name)
+                        .and_then(|s| s.keeping.warm.as_ref())
+                    {
+                        steps = warm.left(steps);
+                    }
+                    return Ok(Choice { spare, steps, not });
+                }
                 Some((Err(e), _)) => unfit.push(PassedOver {
                     server: name.clone(),
                     reason: format!("template_error: {}", e.line()),

@@ -6,3 +6,4 @@ mod connect;
 mod files;
 mod jobs;
 mod lab;
+mod pool;

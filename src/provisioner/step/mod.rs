@@ -10,10 +10,12 @@
 //! - `pending/<software>`: files were placed, the software does not know yet
 //! - `output/`: what start and reload commands print, also later
 
+mod clean;
 mod configure;
 mod fence;
 mod install;
 mod os;
+mod rehearse;
 mod remote;
 mod test;
 
@@ -67,6 +69,12 @@ impl<P: Prober> Hands for SshHands<P> {
                 remote.close().await;
                 result
             }
+            Step::Look => {
+                let remote = self.remote(order).await?;
+                let result = rehearse::rehearse(&remote).await;
+                remote.close().await;
+                result
+            }
             Step::Os { wanted } => {
                 let remote = self.remote(order).await?;
                 let result = os::os(&remote, wanted).await;
@@ -90,6 +98,25 @@ impl<P: Prober> Hands for SshHands<P> {
                     check: check.as_deref(),
                 };
                 install::install(|| self.remote(order), &job).await
+            }
+            Step::Clean {
+                job,
+                role,
+                script,
+                timeout,
+                variables,
+                files,
+            } => {
+                let software = format!("the cleanup of {role}");
+                let job = install::Job {
+                    name: job,
+                    software: &software,
+                    script,
+                    timeout: *timeout,
+                    variables,
+                    check: None,
+                };
+                clean::clean(|| self.remote(order), &job, files).await
             }
             Step::Configure {
                 software,
