@@ -1,6 +1,6 @@
 //! Operating systems for spares that have another one or none: step `os_install`.
 //!
-//! A [`Driver`] begins an installation and says how it goes; all of its calls may be repeated, and what
+//! A driver begins an installation and says how it goes; all of its calls may be repeated, and what
 //! it has come to is noted in the store before each request that changes something, so that a restarted
 //! provisioner goes on where it was. The note is the fence at the same time: it is refused to whoever no
 //! longer holds the server, and then nothing is requested. A server that serves is in no replacement's
