@@ -20,6 +20,7 @@ use crate::{
     model::{CheckKind, MonoTime, Outcome},
     provisioner::{
         api::{self, App},
+        driver::{Installer, Pace},
         engine::{self, Fact, Observer, Settings},
         keeper,
         ssh::{ClientKey, ClientKeyError},
@@ -137,12 +138,18 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
         }
     };
     let fingerprint = key.fingerprint();
-    let hands = Arc::new(SshHands {
-        key,
-        user: config.ssh.user.clone(),
-        connect_timeout: config.ssh.connect_timeout,
-        base: step::BASE.to_owned(),
-        prober: Checks,
+    let hands = Arc::new(Installer {
+        hands: SshHands {
+            key,
+            user: config.ssh.user.clone(),
+            connect_timeout: config.ssh.connect_timeout,
+            base: step::BASE.to_owned(),
+            host_keys: step::HOST_KEYS.to_owned(),
+            prober: Checks,
+        },
+        ledger: store.clone(),
+        credentials: config.credentials.clone(),
+        pace: Pace::STANDARD,
     });
 
     let mut tasks = Supervisor::default();

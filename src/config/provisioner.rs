@@ -1,6 +1,7 @@
 //! `provisioner.toml`.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -41,6 +42,9 @@ pub struct Provisioner {
     pub rehearse: Option<Duration>,
     /// How it logs in to servers.
     pub ssh: Ssh,
+    /// Files of what proves it to drivers and controllers, by the name that the inventory uses; a bare
+    /// file name is a systemd credential.
+    pub credentials: BTreeMap<String, PathBuf>,
 }
 
 /// A PostgreSQL database.
@@ -70,6 +74,8 @@ struct Raw {
     ssh: Option<RawSsh>,
     metrics: Option<RawMetrics>,
     pool: Option<RawPool>,
+    #[serde(default)]
+    credentials: BTreeMap<String, PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -228,6 +234,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
             user: ssh.user.unwrap_or_else(|| "root".to_owned()),
             connect_timeout,
         },
+        credentials: raw.credentials,
     })
 }
 

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::machine::{Driver, Image};
+
 /// A role: what a server is in the cluster (requirements: role code), with its operating system and
 /// the software it needs, in order (R8).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,9 @@ pub struct Role {
     /// Which spares it takes, and how many are kept.
     #[serde(default)]
     pub spares: SparePolicy,
+    /// Whether an operating system may be installed on a spare for it, which wipes its disk.
+    #[serde(default)]
+    pub install: bool,
 }
 
 /// Words about a server, as `rack = "r1"`.
@@ -113,6 +118,28 @@ pub struct Server {
     /// As a spare it is for these roles alone; for any where it names none.
     #[serde(default)]
     pub reserved_for: Vec<String>,
+    /// Who installs an operating system on it.
+    #[serde(default)]
+    pub driver: Driver,
+    /// Whether its disk may be wiped.
+    #[serde(default)]
+    pub wipe: bool,
+    /// Host keys that were read from it at the first login after an installation. They are the
+    /// store's: files do not have them.
+    #[serde(default)]
+    pub learnt_keys: Vec<String>,
+}
+
+impl Server {
+    /// The host keys that it must show: those that were read from it after its installation, else
+    /// those of the files.
+    #[must_use]
+    pub fn pins(&self) -> &[String] {
+        match self.learnt_keys.as_slice() {
+            [] => &self.host_keys,
+            learnt => learnt,
+        }
+    }
 }
 
 /// All that an inventory folder says.
@@ -126,6 +153,9 @@ pub struct Inventory {
     pub files: Vec<ServiceFile>,
     /// By name.
     pub servers: BTreeMap<String, Server>,
+    /// What installs operating systems, by the one it installs.
+    #[serde(default)]
+    pub images: BTreeMap<String, Image>,
 }
 
 /// Where a server of the pool stands.

@@ -12,6 +12,7 @@ mod host;
 mod ids;
 pub mod inventory;
 mod ipvs;
+pub mod machine;
 mod marks;
 mod order;
 mod ownership;

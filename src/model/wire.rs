@@ -257,6 +257,9 @@ pub struct RankedSpare {
     pub server: String,
     /// Whether it is configured and tested already.
     pub warm: bool,
+    /// Whether the last look at it found something that keeps it from being used.
+    #[serde(default)]
+    pub trouble: bool,
     /// What speaks for it, and against it.
     pub why: String,
 }

@@ -42,7 +42,7 @@ use crate::{
 pub enum Fact {
     /// A step ended.
     StepEnded {
-        /// `fence`, `os`, `install`, `configure`, `test`.
+        /// `os_install`, `fence`, `os`, `install`, `configure`, `test`.
         step: &'static str,
         /// `done` or the error's code.
         result: &'static str,
@@ -715,6 +715,7 @@ fn limit(step: &Step) -> Duration {
     /// Connecting, uploading, asking: what any step needs around its own work.
     const AROUND: Duration = Duration::from_secs(120);
     match step {
+        Step::OsInstall { image, .. } => AROUND.saturating_add(image.timeout),
         Step::Look | Step::Fence | Step::Os { .. } => AROUND,
         Step::Install { timeout, .. } | Step::Clean { timeout, .. } => {
             AROUND.saturating_add(*timeout)
@@ -740,6 +741,7 @@ fn overran(limit: Duration) -> StepError {
 const fn kind(step: &Step) -> &'static str {
     match step {
         Step::Look => "look",
+        Step::OsInstall { .. } => "os_install",
         Step::Fence => "fence",
         Step::Os { .. } => "os",
         Step::Install { .. } => "install",

@@ -15,7 +15,7 @@ use super::{
     order::{Hands, Order, Step},
     plan::{PoolServer, World},
     store::{Rehearsed, Store, StoreError, new_id},
-    upkeep::Upkeep,
+    upkeep::{InHand, Upkeep},
 };
 use crate::{
     clock,
@@ -69,9 +69,11 @@ pub async fn run<H: Hands>(
             if let Some(every) = settings.rehearse {
                 rehearse(&store, &hands, every).await?;
             }
+            // Before the pool: what ends between the two readings is seen in hand still, not as if it were missing.
+            let in_hand = store.upkeep_in_hand().await?;
             let world = store.world().await?;
             tell_shortages(&world, &mut told, &observer);
-            begin_upkeep(&store, &world).await?;
+            begin_upkeep(&store, &world, &in_hand).await?;
             Ok::<(), StoreError>(())
         };
         let ended = tokio::select! {
@@ -103,8 +105,8 @@ async fn end_quarantines(store: &Store) -> Result<(), StoreError> {
 }
 
 /// What is begun here is done by the engine, this one's or another provisioner's.
-async fn begin_upkeep(store: &Store, world: &World) -> Result<(), StoreError> {
-    for upkeep in world.upkeep(&store.upkeep_in_hand().await?) {
+async fn begin_upkeep(store: &Store, world: &World, in_hand: &InHand) -> Result<(), StoreError> {
+    for upkeep in world.upkeep(in_hand) {
         let work = upkeep.kind.as_str();
         let id = new_id(work)?;
         let Some(steps) = world.upkeep_steps(&upkeep, id.as_str()) else {

@@ -3,11 +3,12 @@
 //! In reading order: a request comes in at [`api`] and is written into the [`store`]; [`engine`] takes
 //! it up, [`plan`] looks the role up and says what a spare must be told, [`select`] picks the spare, [`warm`] knows what was done to it beforehand,
 //! [`render`] fills in its files, [`order`] is what goes to whoever has the hands on it: [`step`], over
-//! [`ssh`]. [`folder`] reads what operators write. What may
-//! happen when is decided by [`workflow`] alone. [`plan`], [`select`], [`warm`], [`render`], [`order`] and
+//! [`ssh`], and [`driver`] where an operating system has to be installed first. [`folder`] reads what operators write.
+//! What may happen when is decided by [`workflow`] alone. [`plan`], [`select`], [`warm`], [`render`], [`order`] and
 //! [`workflow`] are PURE.
 
 pub mod api;
+pub mod driver;
 pub mod engine;
 pub mod folder;
 pub mod keeper;

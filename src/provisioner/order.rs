@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     CheckKind,
     inventory::{Server, Variables},
+    machine::Image,
 };
 
 /// An order for one server.
@@ -30,7 +31,17 @@ pub struct Order {
 pub enum Step {
     /// See whether it could be used: no step of a replacement, and nothing is changed.
     Look,
-    /// Write the fence on the spare. First order of every run, also after a restart.
+    /// Step 1 where the operating system has to be installed first: the server's driver does it, and
+    /// the disk is wiped.
+    OsInstall {
+        /// Names the installation: `<replacement>-<attempt>`, the same after a restart, so that it is
+        /// found again.
+        job: String,
+        /// What is installed, and how.
+        image: Image,
+    },
+    /// Write the fence on the spare. First order of every run on a spare that has its operating
+    /// system, also after a restart.
     Fence,
     /// Step 1: read the running operating system back and compare it.
     Os {
@@ -94,13 +105,19 @@ pub enum Step {
     },
 }
 
+/// The name of [`Step::Fence`].
+pub const FENCE: &str = "fence";
+/// The name of [`Step::OsInstall`].
+pub const OS_INSTALL: &str = "os_install";
+
 impl Step {
     /// The step's name in the journal and in metrics' `step` label up to the colon.
     #[must_use]
     pub fn name(&self) -> String {
         match self {
             Self::Look => "look".to_owned(),
-            Self::Fence => "fence".to_owned(),
+            Self::OsInstall { .. } => OS_INSTALL.to_owned(),
+            Self::Fence => FENCE.to_owned(),
             Self::Os { .. } => "os".to_owned(),
             Self::Install { software, .. } => format!("install:{software}"),
             Self::Configure { software, .. } => format!("configure:{software}"),

@@ -11,12 +11,13 @@ use crate::{
     model::{
         DirectorName, Family, ReplacementId, WallMillis,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
+        machine::Image,
         wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
     provisioner::{
         order::{ServiceTest, Step},
         render::{self, RenderError},
-        select::{Candidate, Need, select},
+        select::{self, Candidate, Install, Need, select},
         warm::Warm,
     },
 };
@@ -36,6 +37,8 @@ pub struct World {
     pub assignments: BTreeMap<IpAddr, Assignment>,
     /// What each director told.
     pub directors: BTreeMap<DirectorName, Registration>,
+    /// What installs operating systems, by the one it installs.
+    pub images: BTreeMap<String, Image>,
 }
 
 /// A server of the pool and where it stands.
@@ -233,6 +236,8 @@ impl World {
                 warm_for: self.warm_for(s),
                 trouble: s.keeping.trouble.clone(),
                 failed_at: s.keeping.failed_at,
+                driver: s.server.driver.clone(),
+                wipe: s.server.wipe,
             })
             .collect()
     }
@@ -343,6 +348,11 @@ impl World {
                 families: services.iter().map(|s| s.family).collect::<BTreeSet<_>>(),
                 policy: role.spares.clone(),
                 failed_labels: failed_labels.cloned().unwrap_or_default(),
+                install: match (role.install, self.images.get(&role.os)) {
+                    (false, _) => Install::Forbidden,
+                    (true, None) => Install::NoImage,
+                    (true, Some(image)) => Install::By(image.clone()),
+                },
             },
             role: role.clone(),
             software,
@@ -403,12 +413,14 @@ impl World {
             let spare = self.servers.get(&name).map(|s| s.server.clone());
             match spare.map(|spare| (steps(brief, &spare, job), spare)) {
                 Some((Ok(mut steps), spare)) => {
-                    if let Some(warm) = self
-                        .servers
-                        .get(&name)
-                        .and_then(|s| s.keeping.warm.as_ref())
-                    {
-                        steps = warm.left(steps);
+                    match install_step(pool.iter().find(|c| c.name == name), brief, job) {
+                        Some(first) => steps.insert(0, first),
+                        None => {
+                            let warm = self.servers.get(&name);
+                            if let Some(warm) = warm.and_then(|s| s.keeping.warm.as_ref()) {
+                                steps = warm.left(steps);
+                            }
+                        }
                     }
                     return Ok(Choice { spare, steps, not });
                 }
@@ -422,6 +434,15 @@ impl World {
             pool.retain(|c| c.name != name);
         }
     }
+}
+
+/// What precedes the steps of a server that has to be installed.
+pub(super) fn install_step(server: Option<&Candidate>, brief: &Brief, job: &str) -> Option<Step> {
+    let image = select::must_install(server?, &brief.need)?;
+    Some(Step::OsInstall {
+        job: job.to_owned(),
+        image: image.clone(),
+    })
 }
 
 /// The script of a software for an operating system: one written for it before one for any.
@@ -443,7 +464,8 @@ pub fn address_for(spare: &Server, family: Family) -> Option<IpAddr> {
         .find(|a| Family::of(*a) == family)
 }
 
-/// The steps that make `spare` what the brief says. `job` names its scripts' job directories.
+/// The steps that make `spare`, which has its operating system, what the brief says. `job` names its
+/// scripts' job directories.
 ///
 /// # Errors
 /// [`RenderError`] names the file whose template cannot be rendered.

@@ -43,13 +43,9 @@ impl World {
     #[must_use]
     pub fn readiness(&self, role: &Role) -> RoleView {
         let selection = self.selection(role, None);
-        let sound = |name: &str| {
-            let server = self.servers.get(name);
-            server.is_some_and(|s| s.keeping.trouble.is_none())
-        };
         let ranked = selection.as_ref().map(|s| s.ranked.as_slice());
         let ranked = ranked.unwrap_or_default().iter();
-        let usable: Vec<_> = ranked.filter(|spare| sound(&spare.server)).collect();
+        let usable: Vec<_> = ranked.filter(|spare| !spare.trouble).collect();
         let serves = |s: &&PoolServer| {
             let mut held = s.server.addresses.iter();
             let held = held.find_map(|a| self.assignments.get(a));

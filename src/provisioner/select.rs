@@ -1,7 +1,8 @@
 //! Which spare takes a failed server's place, and why not the others. PURE.
 //!
-//! A server is a spare for a role where its state allows it and nothing rules it out (`why_not`). Of several goes
-//! first, in this order: one that is kept warm for the role; one that the last rehearsal found sound; one that was
+//! A server is a spare for a role where its state allows it and nothing rules it out (`fits`). Of several goes
+//! first, in this order: one that is kept warm for the role; one whose operating system need not be installed, and of
+//! those that need it one that is not known to have another; one that the last rehearsal found sound; one that was
 //! seen with the role's operating system; one that shares fewest of the labels in which it had better differ from the
 //! failed server; one that has most of the preferred labels; one that is reserved for the role; one that has not
 //! failed, or longest ago; by name, so that the same pool gives the same answer.
@@ -11,8 +12,12 @@ use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
 use crate::model::{
     DirectorName, Family, WallMillis,
     inventory::{Labels, ServerState, SparePolicy},
+    machine::{Driver, Image},
     wire::{PassedOver, RankedSpare},
 };
+
+/// The word of what a rehearsal finds of a spare that cannot be logged in to, whose driver can install it.
+pub const BARE: &str = "bare";
 
 /// A server of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +46,10 @@ pub struct Candidate {
     pub trouble: Option<String>,
     /// When it failed last, as a server or as a spare.
     pub failed_at: Option<WallMillis>,
+    /// Who installs an operating system on it.
+    pub driver: Driver,
+    /// Whether its disk may be wiped.
+    pub wipe: bool,
 }
 
 /// What a spare must have, and had better have.
@@ -58,6 +67,19 @@ pub struct Need {
     pub policy: SparePolicy,
     /// What is said of the failed server.
     pub failed_labels: Labels,
+    /// What installs the operating system, where the role allows that.
+    pub install: Install,
+}
+
+/// Whether an operating system may be installed for a role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Install {
+    /// The role does not allow it.
+    Forbidden,
+    /// It does, and no image installs this operating system.
+    NoImage,
+    /// By this image.
+    By(Image),
 }
 
 /// The outcome: spares in their order, and why not the others.
@@ -110,11 +132,11 @@ pub fn select(pool: &[Candidate], need: &Need) -> Selection {
     let mut not = Vec::new();
     let mut serving = 0;
     for c in pool {
-        match why_not(c, need) {
-            None => fit.push((rank(c, need), c)),
-            Some(_) if c.state == ServerState::Serving => serving += 1,
-            Some(_) if c.name == need.failed => {}
-            Some(reason) => not.push(PassedOver {
+        match fits(c, need) {
+            Ok(fitness) => fit.push((rank(c, need, fitness), c)),
+            Err(_) if c.state == ServerState::Serving => serving += 1,
+            Err(_) if c.name == need.failed => {}
+            Err(reason) => not.push(PassedOver {
                 server: c.name.clone(),
                 reason,
             }),
@@ -125,7 +147,8 @@ pub fn select(pool: &[Candidate], need: &Need) -> Selection {
     let ranked = fit.into_iter().map(|(rank, c)| RankedSpare {
         server: c.name.clone(),
         warm: rank.is_warm(),
-        why: words(c, need),
+        trouble: rank.trouble,
+        why: words(c, need, rank.fit),
     });
     Selection {
         ranked: ranked.collect(),
@@ -134,10 +157,22 @@ pub fn select(pool: &[Candidate], need: &Need) -> Selection {
     }
 }
 
+/// How far a spare is from the wanted operating system, the nearest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// It has it, or may have it: then it is verified.
+    AsItIs,
+    /// It was never looked at, and gets the operating system if it has another one or none.
+    Installed,
+    /// It has another one: its disk is wiped.
+    Wiped,
+}
+
 /// What decides between spares, the first difference first; the least is the best.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank<'a> {
     warm: Reverse<bool>,
+    fit: Fit,
     trouble: bool,
     unseen: bool,
     shared: usize,
@@ -153,10 +188,11 @@ impl Rank<'_> {
     }
 }
 
-fn rank<'a>(c: &'a Candidate, need: &Need) -> Rank<'a> {
+fn rank<'a>(c: &'a Candidate, need: &Need, fit: Fit) -> Rank<'a> {
     Rank {
         warm: Reverse(is_warm(c, need)),
-        trouble: c.trouble.is_some(),
+        fit,
+        trouble: trouble(c, fit).is_some(),
         unseen: c.os_seen.as_deref() != Some(need.os.as_str()),
         shared: shared(c, need).count(),
         preferred: Reverse(preferred(c, need).count()),
@@ -164,6 +200,12 @@ fn rank<'a>(c: &'a Candidate, need: &Need) -> Rank<'a> {
         failed_at: c.failed_at,
         name: &c.name,
     }
+}
+
+/// What is wrong with a spare. That a bare one cannot be logged in to is nothing wrong where it is installed anyway.
+fn trouble(c: &Candidate, fit: Fit) -> Option<&str> {
+    let bare = |trouble: &&str| fit != Fit::AsItIs && trouble.starts_with(BARE);
+    c.trouble.as_deref().filter(|t| !bare(t))
 }
 
 fn is_warm(c: &Candidate, need: &Need) -> bool {
@@ -185,17 +227,19 @@ fn preferred<'a>(c: &'a Candidate, need: &'a Need) -> impl Iterator<Item = (&'a 
 }
 
 /// What speaks for a spare, and against it.
-fn words(c: &Candidate, need: &Need) -> String {
+fn words(c: &Candidate, need: &Need, fit: Fit) -> String {
     let mut all = Vec::new();
     if is_warm(c, need) {
         all.push("kept warm".to_owned());
     }
-    if let Some(trouble) = &c.trouble {
+    if let Some(trouble) = trouble(c, fit) {
         all.push(format!("the last rehearsal found: {trouble}"));
     }
-    all.push(match c.os_seen.as_deref() {
-        Some(seen) if seen == need.os => format!("runs {seen}"),
-        Some(_) | None => "its operating system was not looked at yet".to_owned(),
+    all.push(match (c.os_seen.as_deref(), fit) {
+        (Some(seen), Fit::AsItIs) if seen == need.os => format!("runs {seen}"),
+        (_, Fit::AsItIs) => "its operating system was not looked at yet".to_owned(),
+        (_, Fit::Installed) => format!("will be installed unless it runs {}", need.os),
+        (seen, Fit::Wiped) => format!("runs {}, will be installed", seen.unwrap_or("another")),
     });
     all.extend(
         shared(c, need).map(|(name, value)| format!("in the failed server's {name} {value}")),
@@ -210,12 +254,13 @@ fn words(c: &Candidate, need: &Need) -> String {
     all.join(", ")
 }
 
-fn why_not(c: &Candidate, need: &Need) -> Option<String> {
+/// How near a server is, or why it is no spare for this.
+fn fits(c: &Candidate, need: &Need) -> Result<Fit, String> {
     if c.name == need.failed {
-        return Some("is the failed server".to_owned());
+        return Err("is the failed server".to_owned());
     }
     let because = |what: &str| {
-        Some(match &c.reason {
+        Err(match &c.reason {
             Some(reason) => format!("{what}: {reason}"),
             None => what.to_owned(),
         })
@@ -224,7 +269,7 @@ fn why_not(c: &Candidate, need: &Need) -> Option<String> {
         ServerState::Ready => {}
         ServerState::Standby => match &c.warm_for {
             Some(role) if *role == need.role => {}
-            Some(role) => return Some(format!("kept warm for {role}")),
+            Some(role) => return Err(format!("kept warm for {role}")),
             None => return because("kept warm for a role as it was before"),
         },
         ServerState::Enrolled => return because("not verified yet"),
@@ -237,15 +282,15 @@ fn why_not(c: &Candidate, need: &Need) -> Option<String> {
         ServerState::Quarantined => return because("quarantined"),
     }
     if let Some(why) = &c.maintenance {
-        return Some(format!("in maintenance: {why}"));
+        return Err(format!("in maintenance: {why}"));
     }
     if let Some(director) = &c.configured {
-        return Some(format!(
+        return Err(format!(
             "is a configured server of director {director}: it would not take it as a stand-in"
         ));
     }
     if !c.reserved_for.is_empty() && !c.reserved_for.contains(&need.role) {
-        return Some(format!("reserved for {}", c.reserved_for.join(", ")));
+        return Err(format!("reserved for {}", c.reserved_for.join(", ")));
     }
     let lacks = need.policy.requires.iter();
     let lacks = lacks.filter(|(name, value)| c.labels.get(*name) != Some(*value));
@@ -256,13 +301,18 @@ fn why_not(c: &Candidate, need: &Need) -> Option<String> {
         })
         .collect();
     if !lacks.is_empty() {
-        return Some(format!("the role requires {}", lacks.join("; ")));
+        return Err(format!("the role requires {}", lacks.join("; ")));
     }
-    if let Some(seen) = &c.os_seen
-        && !os_may_fit(seen, &need.os)
-    {
-        return Some(format!("runs {seen}, the role needs {}", need.os));
-    }
+    let fit = match (&c.os_seen, installable(c, &need.install)) {
+        (Some(seen), _) if *seen == need.os => Fit::AsItIs,
+        (Some(seen), Ok(())) if !os_may_fit(seen, &need.os) => Fit::Wiped,
+        (Some(seen), Err(why)) if !os_may_fit(seen, &need.os) => {
+            return Err(format!("runs {seen}, the role needs {}{why}", need.os));
+        }
+        // Not known, or known to be another than one that is not wanted either.
+        (_, Ok(())) if !is_warm(c, need) => Fit::Installed,
+        (_, Ok(()) | Err(_)) => Fit::AsItIs,
+    };
     let has: BTreeSet<Family> = c.addresses.iter().map(|a| Family::of(*a)).collect();
     let lacks: Vec<&str> = need
         .families
@@ -273,12 +323,36 @@ fn why_not(c: &Candidate, need: &Need) -> Option<String> {
         })
         .collect();
     if !lacks.is_empty() {
-        return Some(format!(
+        return Err(format!(
             "has no {} address, the services need one",
             lacks.join(" and no ")
         ));
     }
-    None
+    Ok(fit)
+}
+
+/// Whether the wanted operating system may be installed on a server, and if not why, to follow what it
+/// has.
+fn installable(c: &Candidate, install: &Install) -> Result<(), &'static str> {
+    match (&c.driver, install) {
+        (Driver::Ready, _) => Err(""),
+        (_, _) if !c.wipe => Err("; it may not be wiped, set `wipe` in servers.toml if it may"),
+        (_, Install::Forbidden) => {
+            Err("; the role installs none, set `install` in roles.toml if it may wipe disks")
+        }
+        (_, Install::NoImage) => Err("; no [[image]] of roles.toml installs that"),
+        (Driver::Redfish(_) | Driver::Http(_), Install::By(_)) => Ok(()),
+    }
+}
+
+/// The image by which a server that was chosen has to be installed first, if it has to.
+#[must_use]
+pub fn must_install<'n>(c: &Candidate, need: &'n Need) -> Option<&'n Image> {
+    let anew = fits(c, need).is_ok_and(|fit| fit != Fit::AsItIs);
+    match &need.install {
+        Install::By(image) if anew => Some(image),
+        Install::By(_) | Install::Forbidden | Install::NoImage => None,
+    }
 }
 
 /// Whether a server seen with `seen` may run `wanted`.
@@ -294,6 +368,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::machine::{Boot, Door, Login, Redfish};
 
     fn spare(name: &str, state: ServerState, addresses: &[&str], os: Option<&str>) -> Candidate {
         Candidate {
@@ -309,6 +384,8 @@ mod tests {
             warm_for: None,
             trouble: None,
             failed_at: None,
+            driver: Driver::Ready,
+            wipe: false,
         }
     }
 
@@ -320,6 +397,7 @@ mod tests {
             families: families.iter().copied().collect(),
             policy: SparePolicy::default(),
             failed_labels: Labels::new(),
+            install: Install::Forbidden,
         }
     }
 
@@ -512,11 +590,108 @@ mod tests {
         assert!(s.no_spare().contains("no server without a role"));
     }
 
+    fn installable(mut c: Candidate, wipe: bool) -> Candidate {
+        c.driver = Driver::Redfish(Box::new(Redfish {
+            door: Door {
+                url: "https://bmc.example".parse().unwrap(),
+                pin: None,
+                credential: "bmc".into(),
+            },
+            system: "/redfish/v1/Systems/1".into(),
+            media: None,
+            login: Login::Basic,
+            boot_mode: None,
+        }));
+        c.wipe = wipe;
+        c
+    }
+
+    fn image() -> Image {
+        Image {
+            os: "debian-12".into(),
+            boot: Boot::Pxe,
+            timeout: std::time::Duration::from_secs(60),
+            enrolment_keys: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_spare_that_must_be_installed_comes_last() {
+        let v4 = &["10.0.0.1"];
+        let need = Need {
+            install: Install::By(image()),
+            ..need(&[Family::V4])
+        };
+        let wiped = installable(spare("a", ServerState::Ready, v4, Some("debian-11")), true);
+        let bare = installable(spare("b", ServerState::Ready, v4, None), true);
+        let unseen = spare("c", ServerState::Ready, v4, None);
+        let fits = spare("d", ServerState::Ready, v4, Some("debian-12"));
+        let mut pool = vec![wiped, bare, unseen, fits];
+        for (wanted, install) in [("d", false), ("c", false), ("b", true), ("a", true)] {
+            let s = select(&pool, &need);
+            assert_eq!(
+                (
+                    s.chosen(),
+                    must_install(pool.last().unwrap(), &need).is_some()
+                ),
+                (Some(wanted), install)
+            );
+            pool.pop();
+        }
+    }
+
+    #[test]
+    fn that_a_bare_spare_cannot_be_logged_in_to_is_no_trouble_where_it_is_installed() {
+        let v4 = &["10.0.0.1"];
+        let mut bare = installable(spare("a", ServerState::Ready, v4, None), true);
+        bare.trouble = Some(format!("{BARE}: x"));
+        let pool = [bare];
+        let may = Need {
+            install: Install::By(image()),
+            ..need(&[Family::V4])
+        };
+        assert!(!select(&pool, &may).ranked[0].trouble);
+        assert!(select(&pool, &need(&[Family::V4])).ranked[0].trouble);
+        let mut silent = pool[0].clone();
+        silent.trouble = Some("unreachable: x".into());
+        assert!(select(&[silent], &may).ranked[0].trouble);
+    }
+
+    #[test]
+    fn says_why_it_is_not_installed() {
+        let v4 = &["10.0.0.1"];
+        let old = spare("a", ServerState::Ready, v4, Some("debian-11"));
+        let why = |c: Candidate, install| {
+            let need = Need {
+                install,
+                ..need(&[Family::V4])
+            };
+            let s = select(&[c], &need);
+            assert_eq!(s.chosen(), None);
+            s.not[0].reason.clone()
+        };
+        let by = || Install::By(image());
+        assert_eq!(
+            why(old.clone(), by()),
+            "runs debian-11, the role needs debian-12"
+        );
+        assert!(why(installable(old.clone(), false), by()).contains("`wipe` in servers.toml"));
+        assert!(
+            why(installable(old.clone(), true), Install::Forbidden)
+                .contains("`install` in roles.toml")
+        );
+        assert!(why(installable(old, true), Install::NoImage).contains("[[image]]"));
+    }
+
     fn candidate() -> impl Strategy<Value = Candidate> {
         (
             "[a-d]",
-            prop::sample::select(ServerState::ALL.to_vec()),
-            any::<(bool, bool)>(),
+            // Most are spares: what is between others is decided soon.
+            prop_oneof![
+                3 => Just(ServerState::Ready),
+                1 => prop::sample::select(ServerState::ALL.to_vec()),
+            ],
+            any::<(bool, bool, bool, bool)>(),
             prop::option::of(prop::sample::select(vec![
                 "debian-12",
                 "debian-11",
@@ -524,7 +699,7 @@ mod tests {
                 "not debian-11",
             ])),
         )
-            .prop_map(|(name, state, (v4, v6), os)| {
+            .prop_map(|(name, state, (v4, v6, driver, wipe), os)| {
                 let mut addresses: Vec<&str> = Vec::new();
                 if v4 {
                     addresses.push("10.0.0.1");
@@ -532,7 +707,8 @@ mod tests {
                 if v6 {
                     addresses.push("fd00::1");
                 }
-                spare(&name, state, &addresses, os)
+                let c = spare(&name, state, &addresses, os);
+                if driver { installable(c, wipe) } else { c }
             })
     }
 
@@ -541,18 +717,29 @@ mod tests {
         fn the_chosen_is_fit_and_every_other_has_a_reason(
             pool in prop::collection::vec(candidate(), 0..6),
             v6 in any::<bool>(),
+            install in prop::sample::select(vec![Install::Forbidden, Install::NoImage, Install::By(image())]),
         ) {
             let mut pool = pool;
             pool.sort_by(|a, b| a.name.cmp(&b.name));
             pool.dedup_by(|a, b| a.name == b.name);
-            let need = need(if v6 { &[Family::V6] } else { &[] });
+            let need = Need { install, ..need(if v6 { &[Family::V6] } else { &[] }) };
             let s = select(&pool, &need);
             if let Some(name) = s.chosen() {
                 let c = pool.iter().find(|c| c.name == name).unwrap();
                 prop_assert_eq!(c.state, ServerState::Ready);
                 prop_assert!(!v6 || c.addresses.iter().any(IpAddr::is_ipv6));
-                prop_assert!(c.os_seen.as_deref() != Some("debian-11"));
-                prop_assert!(c.os_seen.as_deref() != Some("not debian-12"));
+                let seen = c.os_seen.as_deref();
+                let other = matches!(seen, Some("debian-11" | "not debian-12"));
+                let installs = must_install(c, &need).is_some();
+                prop_assert!(installs || !other);
+                // Never wiped but where everybody allows it, and nobody fits as he is.
+                prop_assert!(!installs || (c.wipe && c.driver != Driver::Ready));
+                prop_assert!(!installs || matches!(need.install, Install::By(_)));
+                let as_it_is = |c: &Candidate| {
+                    let reached = !v6 || c.addresses.iter().any(IpAddr::is_ipv6);
+                    c.state == ServerState::Ready && reached && c.os_seen.as_deref() == Some("debian-12")
+                };
+                prop_assert!(!installs || !pool.iter().any(as_it_is));
             } else {
                 // Nobody fits: each ready one is named.
                 for c in pool.iter().filter(|c| c.state == ServerState::Ready) {

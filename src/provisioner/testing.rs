@@ -18,6 +18,7 @@ use super::{
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
     inventory::{Inventory, Labels, Role, Server, ServerState, ServiceFile, Software, SparePolicy},
+    machine::Driver,
     wire::{RegisteredServer, RegisteredService, Registration, ReplacementRequest},
 };
 
@@ -35,6 +36,9 @@ pub(crate) fn server(name: &str, addresses: &[&str], role: Option<&str>) -> Serv
         role: role.map(Into::into),
         labels: Labels::new(),
         reserved_for: Vec::new(),
+        driver: Driver::Ready,
+        wipe: false,
+        learnt_keys: Vec::new(),
     }
 }
 
@@ -58,6 +62,7 @@ pub(crate) fn inventory() -> Inventory {
         os: "debian-12".into(),
         software: vec!["storage".into(), "nginx".into()],
         spares: SparePolicy::default(),
+        install: false,
     };
     let web = Some("web.shop.example");
     Inventory {
@@ -83,6 +88,7 @@ pub(crate) fn inventory() -> Inventory {
         .into_iter()
         .map(|s| (s.name.clone(), s))
         .collect(),
+        images: BTreeMap::new(),
     }
 }
 
@@ -93,6 +99,7 @@ pub(crate) fn world() -> World {
         roles: inventory.roles,
         software: inventory.software,
         files: inventory.files,
+        images: inventory.images,
         servers: inventory
             .servers
             .iter()

@@ -108,7 +108,13 @@ impl World {
         let brief = self.brief_beforehand(role).ok()?;
         match of.kind {
             // All of them, also where some were done for the role as it was: what is noted as done is what was done last.
-            Kind::Warm => plan::steps(&brief, &server.server, job).ok(),
+            Kind::Warm => {
+                let pool = self.pool();
+                let own = pool.iter().find(|c| c.name == of.server);
+                let first = plan::install_step(own, &brief, job).into_iter();
+                let steps = plan::steps(&brief, &server.server, job).ok()?;
+                Some(first.chain(steps).collect())
+            }
             Kind::Clean => {
                 let cleanup = role.spares.cleanup.as_ref()?;
                 let clean = Step::Clean {
@@ -202,6 +208,41 @@ mod tests {
         );
         let steps = world.upkeep_steps(&again[0], "j").unwrap();
         assert_eq!(steps.len(), 7, "{steps:?}");
+    }
+
+    #[test]
+    fn who_must_be_installed_is_made_ready_last_and_installed_first() {
+        use crate::model::machine::{Boot, Door, Driver, HttpDriver, Image};
+        let mut world = kept(1);
+        world.roles.get_mut(ROLE).unwrap().install = true;
+        let image = Image {
+            os: "debian-12".into(),
+            boot: Boot::Pxe,
+            timeout: std::time::Duration::from_secs(60),
+            enrolment_keys: Vec::new(),
+        };
+        world.images.insert(image.os.clone(), image);
+        let bare = world.servers.get_mut("spare1").unwrap();
+        bare.server.wipe = true;
+        bare.server.driver = Driver::Http(Box::new(HttpDriver {
+            door: Door {
+                url: "https://installer.example".parse().unwrap(),
+                pin: None,
+                credential: "installer".into(),
+            },
+            machine: "7".into(),
+        }));
+        let nothing = InHand::default();
+        assert_eq!(next(&world, &nothing), ["warm spare2"]);
+        for name in ["spare2", "spare3"] {
+            world.servers.get_mut(name).unwrap().state = ServerState::Quarantined;
+        }
+        let of = &world.upkeep(&nothing)[0];
+        assert_eq!(of.server, "spare1");
+        let steps = world.upkeep_steps(of, "j").unwrap();
+        assert!(matches!(steps[0], Step::OsInstall { .. }), "{steps:?}");
+        assert_eq!(steps[1], Step::Fence);
+        assert_eq!(Warm::of(ROLE, &steps), Warm::of(ROLE, &steps[1..]));
     }
 
     #[test]

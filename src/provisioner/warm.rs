@@ -60,7 +60,11 @@ impl Warm {
 /// server. A test is one of each question; what is only looked at comes to nothing.
 fn digests(step: &Step) -> impl Iterator<Item = String> {
     let parts: Vec<Vec<u8>> = match step {
-        Step::Look | Step::Fence | Step::Os { .. } | Step::Clean { .. } => Vec::new(),
+        Step::Look
+        | Step::OsInstall { .. }
+        | Step::Fence
+        | Step::Os { .. }
+        | Step::Clean { .. } => Vec::new(),
         Step::Install { .. } => {
             let mut step = step.clone();
             if let Step::Install { job, variables, .. } = &mut step {

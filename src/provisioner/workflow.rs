@@ -18,13 +18,20 @@
 //! The same machine makes spares ready beforehand and cleans servers ([`Kind`]): such work has its server from the
 //! start, ends with its last step, and takes no other server where that one fails. A spare on which everything was done
 //! beforehand has no steps left: it is offered at once.
+//!
+//! The steps of a spare: `os_install` where its operating system has to be installed, `fence`, `os`,
+//! `install` and `configure` for each software, `test`. The fence on the spare's disk comes first in
+//! every run, so that an older run can do nothing there any more. A bare server has no disk to write
+//! it on, and an installation wipes it, with the job directories of whatever was before: `os_install`
+//! precedes the fence, and is guarded by the one in the store, which its driver asks before each
+//! request that changes something.
 #![warn(clippy::wildcard_enum_match_arm)]
 
 use std::time::Duration;
 
 use crate::{
     model::{inventory::ServerState, wire::ReplacementState},
-    provisioner::order::Class,
+    provisioner::order::{Class, FENCE, OS_INSTALL},
 };
 
 /// How often a step is tried, and how long between.
@@ -128,11 +135,18 @@ pub struct Hand {
     pub server: String,
     /// Whether this run has written its fence on it.
     pub fenced: bool,
-    /// The steps as planned; the first is the fence.
+    /// The steps as planned.
     pub steps: Vec<Mark>,
 }
 
 impl Hand {
+    /// Where the fence is in its steps.
+    #[must_use]
+    pub fn fence_at(&self) -> usize {
+        let fence = |m: &Mark| m.name == FENCE;
+        self.steps.iter().position(fence).unwrap_or(0)
+    }
+
     /// Whether something was begun that leaves traces on it.
     #[must_use]
     pub fn touched(&self) -> bool {
@@ -164,7 +178,7 @@ impl Mark {
 
     /// Whether having begun it leaves something on the spare.
     fn leaves_traces(&self) -> bool {
-        let changes = ["install", "configure", "clean"];
+        let changes = ["install", "configure", "clean", OS_INSTALL];
         let changes = changes.iter().any(|word| self.name.starts_with(word));
         changes && self.state != MarkState::Planned
     }
@@ -363,14 +377,11 @@ impl Journal {
                 if self.cancel {
                     return Action::Abandon;
                 }
-                // Nothing is ordered of a spare on which everything was done beforehand.
-                if !hand.fenced && !hand.steps.is_empty() {
-                    return Action::Order {
-                        position: 0,
-                        failures: hand.steps.first().map_or(0, |m| m.failures),
-                    };
-                }
-                let open = |(_, m): &(usize, &Mark)| m.state != MarkState::Done;
+                // Of a spare on which everything was done beforehand there is none.
+                let fence = hand.fence_at();
+                let open = |(at, m): &(usize, &Mark)| {
+                    m.state != MarkState::Done || (*at == fence && !hand.fenced)
+                };
                 match hand.steps.iter().enumerate().find(open) {
                     Some((position, m)) => Action::Order {
                         position,
@@ -469,13 +480,14 @@ impl Journal {
                     .as_mut()
                     .filter(|_| working)
                     .ok_or_else(illegal)?;
+                let fence = hand.fence_at();
                 let mark = hand.steps.get_mut(*position).ok_or_else(illegal)?;
                 if mark.state != MarkState::Running {
                     return Err(illegal());
                 }
                 mark.state = MarkState::Done;
                 journal.reason = None;
-                if *position == 0 {
+                if *position == fence {
                     hand.fenced = true;
                 }
                 None

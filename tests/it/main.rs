@@ -9,6 +9,7 @@
 mod check;
 mod cli;
 mod documents;
+mod driver;
 mod inventory;
 mod logs;
 mod metrics;

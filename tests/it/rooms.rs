@@ -29,7 +29,7 @@ const ORDERS: &[&str] = &[
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 23] = [
+const PURE: [Room; 26] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -128,6 +128,22 @@ const PURE: [Room; 23] = [
     Room {
         place: "provisioner/order.rs",
         knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/driver/redfish/decide.rs",
+        knows: &["model", "provisioner::driver::redfish::decide"],
+    },
+    Room {
+        place: "provisioner/driver/redfish/words.rs",
+        knows: &["model", "provisioner::driver::redfish::decide"],
+    },
+    Room {
+        place: "provisioner/driver/protocol.rs",
+        knows: &[
+            "model",
+            "provisioner::driver::Progress",
+            "provisioner::order",
+        ],
     },
 ];
 

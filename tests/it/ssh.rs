@@ -5,5 +5,5 @@
 mod connect;
 mod files;
 mod jobs;
-mod lab;
+pub(crate) mod lab;
 mod pool;

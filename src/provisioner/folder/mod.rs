@@ -1,6 +1,7 @@
 //! The inventory folder: `roles.toml`, `software.toml`, `service_config.toml`, `servers.toml`, and
 //! the scripts and files that they name. Every mistake of all of them is said at once.
 
+mod machines;
 mod parse;
 mod table;
 mod values;

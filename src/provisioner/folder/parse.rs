@@ -9,17 +9,19 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    FILES,
-    table::{Entry, Sections, sections},
+    FILES, machines,
+    table::{Entry, Sections, sections, several},
     values::{
-        Seen, address, is_account, limit, list, name, operating_system, permissions,
+        Seen, address, host_keys, is_account, limit, list, name, operating_system, permissions,
         script_mistake, target_path,
     },
 };
 use crate::{
     config::Diagnostics,
-    model::inventory::{Cleanup, Inventory, Role, Server, ServiceFile, Software, SparePolicy},
-    provisioner::ssh::HostKey,
+    model::{
+        inventory::{Cleanup, Inventory, Role, Server, ServiceFile, Software, SparePolicy},
+        machine::Driver,
+    },
 };
 
 /// The texts of the four files.
@@ -105,8 +107,10 @@ pub fn parse(
         "low_water",
         "cleanup",
         "cleanup_timeout",
+        "install",
     ];
-    let roles = sections(&mut p.roles, texts.roles, "role", &keys);
+    let kinds: [(&str, &[&str]); 2] = [("role", &keys), ("image", &machines::IMAGE)];
+    let [roles, images] = several(&mut p.roles, texts.roles, kinds);
     let keys = [
         "name", "os", "script", "timeout", "check", "running", "start", "reload",
     ];
@@ -124,11 +128,15 @@ pub fn parse(
         "role",
         "labels",
         "reserved_for",
+        "driver",
+        "wipe",
     ];
     let servers = sections(&mut p.servers, texts.servers, "server", &keys);
 
     p.collect_names(&roles, &software, &config);
     p.read_roles(&roles, software.whole);
+    p.inventory.images = machines::images(&mut p.roles, &images);
+    p.check_images(&roles);
     p.read_software(&software);
     p.read_config(&config, roles.whole, software.whole);
     p.read_servers(&servers, roles.whole);
@@ -202,6 +210,7 @@ impl Parser<'_> {
             let domain = e.required(d, "domain");
             let os = e.required(d, "os");
             let wanted = e.list(d, "software", "list what the role needs, in order");
+            let install = e.flag(d, "install", false);
             if let Some(code) = &code {
                 name(d, "a role's code", code);
                 codes.once(d, "role", code.get_ref().clone(), code.span());
@@ -251,8 +260,24 @@ impl Parser<'_> {
                     os: os.into_inner(),
                     software: wanted.into_iter().map(Spanned::into_inner).collect(),
                     spares,
+                    install,
                 };
                 self.inventory.roles.insert(code, role);
+            }
+        }
+    }
+
+    /// A role that installs needs something to install.
+    fn check_images(&mut self, roles: &Sections<'_>) {
+        for e in &roles.entries {
+            let mut nowhere = Diagnostics::new(self.dir, "");
+            let os = e.text(&mut nowhere, "os").map(Spanned::into_inner);
+            let installs = e.flag(&mut nowhere, "install", false);
+            if let (true, Some(os)) = (installs, os)
+                && !self.inventory.images.contains_key(&os)
+            {
+                let message = format!("install = true, and no [[image]] installs {os}: add one");
+                self.roles.push(e.span(), message);
             }
         }
     }
@@ -455,7 +480,20 @@ impl Parser<'_> {
             let ssh_text = e.text(d, "ssh_address");
             let ssh_port = e.port(d, "ssh_port", 22);
             let hint = "give the content of the server's /etc/ssh/ssh_host_ed25519_key.pub";
-            let keys = e.list(d, "host_keys", hint);
+            let driver = machines::driver(d, e);
+            let wipe = e.flag(d, "wipe", false);
+            let keys = match driver {
+                Some(Driver::Ready) => e.list(d, "host_keys", hint),
+                // A bare server has none yet.
+                Some(Driver::Redfish(_) | Driver::Http(_)) | None => e.texts(d, "host_keys"),
+            };
+            let mut enrols = self.inventory.images.values();
+            let enrols = enrols.any(|i| !i.enrolment_keys.is_empty());
+            if driver.as_ref().is_some_and(|d| *d != Driver::Ready) && keys.is_empty() && !enrols {
+                let message = "it has no `host_keys`, and no [[image]] has `enrolment_keys`: no \
+                               key could be trusted after an installation";
+                d.push(e.span(), message);
+            }
             let role = e.text(d, "role");
             if let Some(found) = &found_name {
                 name(d, "a server's name", found);
@@ -477,11 +515,7 @@ impl Parser<'_> {
                 let at = std::net::SocketAddr::new(a, ssh_port).to_string();
                 ssh.once(d, "SSH address", at, span);
             }
-            for key in &keys {
-                if let Err(mistake) = HostKey::parse(key.get_ref()) {
-                    d.push(key.span(), mistake.to_string());
-                }
-            }
+            host_keys(d, &keys);
             if let (Some(role), true) = (&role, roles_known)
                 && !self.names.roles.contains(role.get_ref())
             {
@@ -515,6 +549,9 @@ impl Parser<'_> {
                     role: role.map(Spanned::into_inner),
                     labels,
                     reserved_for: reserved.into_iter().map(Spanned::into_inner).collect(),
+                    driver: driver.unwrap_or_default(),
+                    wipe,
+                    learnt_keys: Vec::new(),
                 };
                 self.inventory.servers.insert(name, server);
             }

@@ -34,21 +34,38 @@ pub(super) fn sections<'s>(
     section: &str,
     keys: &[&str],
 ) -> Sections<'s> {
+    let [only] = several(d, source, [(section, keys)]);
+    only
+}
+
+/// The same of a file with several kinds of sections.
+pub(super) fn several<'s, const N: usize>(
+    d: &mut Diagnostics,
+    source: &'s str,
+    kinds: [(&str, &[&str]); N],
+) -> [Sections<'s>; N] {
     let (document, errors) = DeTable::parse_recoverable(source);
-    let mut entries = Vec::new();
-    if !errors.is_empty() {
-        for e in errors {
-            d.push(e.span().unwrap_or(0..0), e.message());
-        }
-        let whole = false;
-        return Sections { entries, whole };
+    let whole = errors.is_empty();
+    for e in errors {
+        d.push(e.span().unwrap_or(0..0), e.message());
+    }
+    let mut found = kinds.map(|_| Sections {
+        entries: Vec::new(),
+        whole,
+    });
+    if !whole {
+        return found;
     }
     for (key, value) in document.into_inner() {
-        if key.get_ref() != section {
-            let message = format!("unknown key `{key}`: this file holds [[{section}]] only");
+        let mut both = kinds.iter().zip(&mut found);
+        let Some(((section, keys), into)) = both.find(|((s, _), _)| key.get_ref() == s) else {
+            let there = kinds
+                .map(|(section, _)| format!("[[{section}]]"))
+                .join(" and ");
+            let message = format!("unknown key `{key}`: this file holds {there} only");
             d.push(key.span(), message);
             continue;
-        }
+        };
         let span = value.span();
         let DeValue::Array(array) = value.into_inner() else {
             d.push(span, format!("write [[{section}]], with two brackets"));
@@ -57,35 +74,72 @@ pub(super) fn sections<'s>(
         for item in array {
             let span = item.span();
             match item.into_inner() {
-                DeValue::Table(table) => entries.push(Entry { span, table }),
+                DeValue::Table(table) => into.entries.push(Entry { span, table }),
                 _ => d.push(span, format!("a [[{section}]] is a table")),
             }
         }
-    }
-    for entry in &entries {
-        for key in entry.table.keys() {
-            let name = key.get_ref();
-            if !keys.iter().any(|k| k == name) {
-                let message = format!(
-                    "unknown key `{name}`: [[{section}]] has {}",
-                    keys.join(", ")
-                );
-                d.push(key.span(), message);
-            }
+        for entry in &into.entries {
+            entry.only(d, &format!("[[{section}]]"), keys);
         }
     }
-    let whole = true;
-    Sections { entries, whole }
+    found
 }
 
-impl Entry<'_> {
+impl<'s> Entry<'s> {
     /// Where it begins.
     pub(super) fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 
-    fn get(&self, key: &str) -> Option<&Spanned<DeValue<'_>>> {
+    fn get(&self, key: &str) -> Option<&Spanned<DeValue<'s>>> {
         self.table.get(key)
+    }
+
+    /// Whether it has this key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Notes keys that it may not have.
+    pub(super) fn only(&self, d: &mut Diagnostics, what: &str, keys: &[&str]) {
+        for key in self.table.keys() {
+            let name = key.get_ref();
+            if !keys.iter().any(|k| k == name) {
+                let message = format!("unknown key `{name}`: {what} has {}", keys.join(", "));
+                d.push(key.span(), message);
+            }
+        }
+    }
+
+    /// A table that may be there; `hint` shows one.
+    pub(super) fn table(&self, d: &mut Diagnostics, key: &str, hint: &str) -> Option<Self> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Self {
+                span: value.span(),
+                table: table.clone(),
+            }),
+            _ => {
+                d.push(value.span(), format!("`{key}` is a table, {hint}"));
+                None
+            }
+        }
+    }
+
+    /// A word of a closed set that may be there.
+    pub(super) fn word<T: Copy>(
+        &self,
+        d: &mut Diagnostics,
+        key: &str,
+        words: &[(&str, T)],
+    ) -> Option<T> {
+        let found = self.text(d, key)?;
+        let known = words.iter().find(|(word, _)| word == found.get_ref());
+        if known.is_none() {
+            let there: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+            d.push(found.span(), format!("`{key}` is {}", there.join(" or ")));
+        }
+        known.map(|(_, value)| *value)
     }
 
     /// A text that must be there.

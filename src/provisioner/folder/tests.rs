@@ -166,3 +166,48 @@ proptest! {
         drop(parse(Path::new("inv"), &texts, &mut attach));
     }
 }
+
+const SPARE: &str = "[[server]]\nname = \"spare1\"\naddresses = [\"192.0.2.1\"]\n";
+
+#[test]
+fn drivers_and_images_are_read() {
+    use crate::model::machine::{Boot, BootMode, Driver, Login};
+    let roles = format!(
+        "{ROLE}install = true\n[[image]]\nos = \"debian-12\"\nboot = \"virtual_media\"\n\
+         image = \"https://images.example/d.iso\"\ntimeout = \"40m\"\n\
+         enrolment_keys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOjHGtJGwZPpcbH1Nb5cjC9UwfssTOxihIlZu+QoNatm\"]\n"
+    );
+    let pin = "ab".repeat(32);
+    let servers = format!(
+        "{SPARE}wipe = true\ndriver = {{ kind = \"redfish\", url = \"https://bmc7\", system = \
+         \"/redfish/v1/Systems/1\", credential = \"bmc\", pin_sha256 = \"{pin}\", login = \
+         \"session\", boot_mode = \"legacy\" }}\n"
+    );
+    let inventory = read([&roles, SOFTWARE, "", &servers]).unwrap();
+    assert!(inventory.roles["web"].install);
+    let image = &inventory.images["debian-12"];
+    assert_eq!(
+        image.boot,
+        Boot::VirtualMedia("https://images.example/d.iso".into())
+    );
+    assert_eq!(image.timeout, std::time::Duration::from_secs(2400));
+    let spare = &inventory.servers["spare1"];
+    let Driver::Redfish(redfish) = &spare.driver else {
+        panic!("{:?}", spare.driver);
+    };
+    assert!(spare.wipe && spare.host_keys.is_empty());
+    assert_eq!(redfish.door.pin.unwrap().0, [0xab; 32]);
+    assert_eq!(
+        (redfish.login, redfish.boot_mode),
+        (Login::Session, Some(BootMode::Legacy))
+    );
+    let site = format!(
+        "{SPARE}driver = {{ kind = \"http\", url = \"http://127.0.0.1:8900\", machine = \"7\", \
+         credential = \"site\" }}\n"
+    );
+    // Nobody could be trusted.
+    let said = read([ROLE, SOFTWARE, "", &site]).unwrap_err();
+    assert!(said.contains("enrolment_keys"), "{said}");
+    let inventory = read([&roles, SOFTWARE, "", &site]).unwrap();
+    assert_eq!(inventory.servers["spare1"].driver.kind(), "http");
+}

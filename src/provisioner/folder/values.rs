@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
 
 use toml::Spanned;
 
-use crate::config::{Diagnostics, duration};
+use crate::{
+    config::{Diagnostics, duration},
+    model::PinDigest,
+    provisioner::ssh::HostKey,
+};
 
 /// Longest time limit of a script: longer is a slip of the unit.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -141,4 +145,38 @@ pub(super) fn address(d: &mut Diagnostics, text: &Spanned<String>) -> Option<IpA
             None
         }
     }
+}
+
+/// Notes what is no host key.
+pub(super) fn host_keys(d: &mut Diagnostics, keys: &[Spanned<String>]) {
+    for key in keys {
+        if let Err(mistake) = HostKey::parse(key.get_ref()) {
+            d.push(key.span(), mistake.to_string());
+        }
+    }
+}
+
+/// The digest of a certificate.
+pub(super) fn pin(d: &mut Diagnostics, text: &Spanned<String>) -> Option<PinDigest> {
+    let digits: Vec<u32> = text
+        .get_ref()
+        .chars()
+        .filter(|c| *c != ':')
+        .map_while(|c| c.to_digit(16))
+        .collect();
+    let whole = digits.len() == text.get_ref().chars().filter(|c| *c != ':').count();
+    let bytes: Option<Vec<u8>> = digits
+        .chunks(2)
+        .map(|pair| match pair {
+            [high, low] => u8::try_from(high * 16 + low).ok(),
+            _ => None,
+        })
+        .collect();
+    let pin = bytes.filter(|_| whole).and_then(|b| b.try_into().ok());
+    if pin.is_none() {
+        let message = "`pin_sha256` is the certificate's SHA-256 digest, 64 hexadecimal digits: \
+                       openssl x509 -noout -fingerprint -sha256";
+        d.push(text.span(), message);
+    }
+    pin.map(PinDigest)
 }

@@ -25,6 +25,7 @@ fn brief() -> (Brief, Server) {
             families: Default::default(),
             policy: Default::default(),
             failed_labels: Default::default(),
+            install: crate::provisioner::select::Install::Forbidden,
         },
     };
     (brief, inventory.servers["spare1"].clone())

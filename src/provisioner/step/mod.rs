@@ -22,14 +22,18 @@ mod test;
 use std::{net::SocketAddr, time::Duration};
 
 use crate::{
-    model::{CheckKind, Outcome},
+    model::{CheckKind, Outcome, inventory::Server},
     provisioner::{
+        driver::{Reach, Sight},
         order::{Class, Done, Hands, Order, Step, StepError},
         ssh::{ClientKey, HostKey, Ssh, SshError, Target},
     },
 };
 
 use remote::Remote;
+
+/// Where a spare's sshd has its host keys.
+pub const HOST_KEYS: &str = "/etc/ssh";
 
 /// The folder on a spare.
 pub const BASE: &str = "/var/lib/understudy";
@@ -56,6 +60,8 @@ pub struct SshHands<P> {
     pub connect_timeout: Duration,
     /// The folder on the spare: [`BASE`], except in tests.
     pub base: String,
+    /// The folder of its host keys: [`HOST_KEYS`], except in tests.
+    pub host_keys: String,
     /// Asks the service in the last step.
     pub prober: P,
 }
@@ -63,6 +69,11 @@ pub struct SshHands<P> {
 impl<P: Prober> Hands for SshHands<P> {
     async fn perform(&self, order: &Order) -> Result<Done, StepError> {
         match &order.step {
+            Step::OsInstall { .. } => Err(error(
+                Class::Permanent,
+                "no_driver",
+                "an operating system cannot be installed over SSH",
+            )),
             Step::Fence => {
                 let remote = self.remote(order).await?;
                 let result = fence::fence(&remote).await;
@@ -151,10 +162,30 @@ impl<P: Prober> Hands for SshHands<P> {
     }
 }
 
+impl<P: Prober> Reach for SshHands<P> {
+    async fn look(&self, server: &Server, pins: &[String]) -> Result<Sight, StepError> {
+        let ssh = self.connect(server, pins).await?;
+        // Nothing is changed: no fence is needed.
+        let remote = Remote::new(ssh, &self.base, 0, &server.name);
+        let sight = os::sight(&remote, &self.host_keys).await;
+        remote.close().await;
+        sight
+    }
+}
+
 impl<P> SshHands<P> {
     async fn remote<'a>(&'a self, order: &'a Order) -> Result<Remote<'a>, StepError> {
-        let server = &order.server;
-        let pins: Result<Vec<_>, _> = server.host_keys.iter().map(|k| HostKey::parse(k)).collect();
+        let ssh = self.connect(&order.server, order.server.pins()).await?;
+        Ok(Remote::new(
+            ssh,
+            &self.base,
+            order.fence,
+            &order.server.name,
+        ))
+    }
+
+    async fn connect(&self, server: &Server, pins: &[String]) -> Result<Ssh, StepError> {
+        let pins: Result<Vec<_>, _> = pins.iter().map(|k| HostKey::parse(k)).collect();
         let pins = pins.map_err(|e| {
             let detail = format!("host key of {}: {e}", server.name);
             error(Class::Permanent, "host_key_unusable", detail)
@@ -169,8 +200,7 @@ impl<P> SshHands<P> {
             pins,
             connect_timeout: self.connect_timeout,
         };
-        let ssh = Ssh::connect(&target, &self.key).await?;
-        Ok(Remote::new(ssh, &self.base, order.fence, &server.name))
+        Ok(Ssh::connect(&target, &self.key).await?)
     }
 }
 

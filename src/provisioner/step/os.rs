@@ -4,7 +4,25 @@ use super::{
     error,
     remote::{QUICK, Remote, script},
 };
-use crate::provisioner::order::{Class, Done, StepError};
+use crate::provisioner::{
+    driver::Sight,
+    order::{Class, Done, StepError},
+    ssh::HostKey,
+};
+
+/// What shows which installation this is: operating system, use, host keys in the folder `keys`.
+pub(super) async fn sight(remote: &Remote<'_>, keys: &str) -> Result<Sight, StepError> {
+    let os = read(remote).await?;
+    let said = remote.read(script!("sight"), &[keys], QUICK).await?;
+    let mut lines = said.lines();
+    let used = lines.next() == Some("used");
+    let keys = lines.filter(|l| HostKey::parse(l).is_ok());
+    Ok(Sight {
+        os,
+        used,
+        keys: keys.map(str::to_owned).collect(),
+    })
+}
 
 /// The operating system as `ID-VERSION_ID`.
 async fn read(remote: &Remote<'_>) -> Result<String, StepError> {

@@ -9,9 +9,12 @@ use std::{
 };
 
 use crate::{
-    model::inventory::{
-        ChangeAction, Inventory, InventoryChange, Labels, Role, Server, ServerState, ServiceFile,
-        Software,
+    model::{
+        inventory::{
+            ChangeAction, Inventory, InventoryChange, Labels, Role, Server, ServerState,
+            ServiceFile, Software,
+        },
+        machine::{Driver, Image},
     },
     provisioner::{
         plan::{Assignment, PoolServer, Source, World, script_for},
@@ -49,6 +52,7 @@ pub(super) struct Catalogue {
     pub(super) roles: Vec<Role>,
     pub(super) software: Vec<Software>,
     pub(super) files: Vec<ServiceFile>,
+    pub(super) images: Vec<Image>,
 }
 
 /// What becomes of a server.
@@ -125,6 +129,11 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
             }
         }
     }
+    for (os, image) in &wanted.images {
+        if *os != image.os {
+            all.push(format!("the image of {os} calls itself {}", image.os));
+        }
+    }
     let mut owner: BTreeMap<IpAddr, &str> = BTreeMap::new();
     for (name, server) in &wanted.servers {
         if *name != server.name {
@@ -133,7 +142,7 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
         if server.addresses.is_empty() {
             all.push(format!("server {name} has no service address"));
         }
-        if server.host_keys.is_empty() {
+        if server.host_keys.is_empty() && server.driver == Driver::Ready {
             all.push(format!(
                 "server {name} has no host key: it could not be trusted"
             ));
@@ -293,6 +302,22 @@ impl Diff {
         }
         becomes.labels.clone_from(&new.labels);
         becomes.reserved_for.clone_from(&new.reserved_for);
+        if old.server.driver != new.driver {
+            details.push(match old.server.driver.kind() == new.driver.kind() {
+                true => format!("other settings of its driver {}", new.driver.kind()),
+                false => format!(
+                    "driver {}, was {}",
+                    new.driver.kind(),
+                    old.server.driver.kind()
+                ),
+            });
+            becomes.driver = new.driver.clone();
+        }
+        if old.server.wipe != new.wipe {
+            let may = if new.wipe { "may" } else { "may not" };
+            details.push(format!("{may} be wiped"));
+            becomes.wipe = new.wipe;
+        }
         if old.server.addresses != new.addresses {
             let list = list(&new.addresses);
             match &hold {
@@ -453,6 +478,7 @@ impl Diff {
             roles: wanted.roles.values().cloned().collect(),
             software: wanted.software.iter().map(stored_software).collect(),
             files: wanted.files.clone(),
+            images: wanted.images.values().cloned().collect(),
         };
         let mut kept = 0;
         for (code, old) in &world.roles {
@@ -476,17 +502,34 @@ impl Diff {
             world.roles.values().map(roles),
             target.roles.iter().map(roles),
             |a, b| {
-                if (&a.software, &a.os, &a.domain) == (&b.software, &b.os, &b.domain) {
+                if (&a.software, &a.os, &a.domain, a.install)
+                    == (&b.software, &b.os, &b.domain, b.install)
+                {
                     return "other rules for its spares".to_owned();
                 }
+                let installs = |r: &Role| {
+                    if r.install {
+                        ", installed where needed"
+                    } else {
+                        ""
+                    }
+                };
                 format!(
-                    "{} on {}, was {} on {}",
+                    "{} on {}{}, was {} on {}{}",
                     b.software.join(" "),
                     b.os,
+                    installs(b),
                     a.software.join(" "),
-                    a.os
+                    a.os,
+                    installs(a)
                 )
             },
+        );
+        let images = |i: &Image| (format!("image {}", i.os), i.clone());
+        self.compare(
+            world.images.values().map(images),
+            target.images.iter().map(images),
+            |_, _| "other settings".to_owned(),
         );
         self.compare(
             world.software.iter().map(software),

@@ -92,6 +92,7 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
         "DELETE FROM role",
         "DELETE FROM script",
         "DELETE FROM service_config",
+        "DELETE FROM image",
     ] {
         sqlx::query(table)
             .execute(&mut **tx)
@@ -99,14 +100,17 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
             .map_err(failed("clear the catalogue"))?;
     }
     for role in &catalogue.roles {
-        sqlx::query("INSERT INTO role (code, domain, os, spares) VALUES ($1, $2, $3, $4)")
-            .bind(role.code.as_str())
-            .bind(role.domain.as_str())
-            .bind(role.os.as_str())
-            .bind(json("spares of a role", &role.spares)?)
-            .execute(&mut **tx)
-            .await
-            .map_err(failed("write a role"))?;
+        sqlx::query(
+            "INSERT INTO role (code, domain, os, spares, install) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(role.code.as_str())
+        .bind(role.domain.as_str())
+        .bind(role.os.as_str())
+        .bind(json("spares of a role", &role.spares)?)
+        .bind(i64::from(role.install))
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("write a role"))?;
         for (ord, software) in (0_i64..).zip(&role.software) {
             sqlx::query("INSERT INTO role_software (role, ord, software) VALUES ($1, $2, $3)")
                 .bind(role.code.as_str())
@@ -137,6 +141,14 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
         .execute(&mut **tx)
         .await
         .map_err(failed("write a script"))?;
+    }
+    for image in &catalogue.images {
+        sqlx::query("INSERT INTO image (os, payload) VALUES ($1, $2)")
+            .bind(image.os.as_str())
+            .bind(json("image", image)?)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("write an image"))?;
     }
     for (ord, f) in (0_i64..).zip(&catalogue.files) {
         sqlx::query(
@@ -187,7 +199,8 @@ async fn write_servers(tx: &mut Tx, ops: &[ServerOp]) -> Result<(), StoreError> 
                 };
                 sqlx::query(
                     "INSERT INTO server (name, ssh_address, ssh_port, host_keys, state, labels, \
-                     reserved_for, quarantines, placed) VALUES ($1, '', 0, '[]', $2, '{}', '[]', 0, '[]')",
+                     reserved_for, quarantines, placed, learnt_keys, driver, wipe) \
+                     VALUES ($1, '', 0, '[]', $2, '{}', '[]', 0, '[]', '[]', '', 0)",
                 )
                 .bind(server.name.as_str())
                 .bind(state.as_str())
@@ -235,8 +248,9 @@ async fn forget_addresses(tx: &mut Tx, name: &str, roles: bool) -> Result<(), St
 
 async fn write_server(tx: &mut Tx, server: &Server, assign: bool) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE server SET ssh_address = $2, ssh_port = $3, host_keys = $4, files_role = $5, \
-         labels = $6, reserved_for = $7 WHERE name = $1",
+        "UPDATE server SET ssh_address = $2, ssh_port = $3, \
+         learnt_keys = CASE WHEN host_keys = $4 THEN learnt_keys ELSE '[]' END, host_keys = $4, \
+         files_role = $5, labels = $6, reserved_for = $7, driver = $8, wipe = $9 WHERE name = $1",
     )
     .bind(server.name.as_str())
     .bind(server.ssh_address.to_string())
@@ -245,6 +259,8 @@ async fn write_server(tx: &mut Tx, server: &Server, assign: bool) -> Result<(), 
     .bind(server.role.clone())
     .bind(json("labels", &server.labels)?)
     .bind(json("reservations", &server.reserved_for)?)
+    .bind(json("driver", &server.driver)?)
+    .bind(i64::from(server.wipe))
     .execute(&mut **tx)
     .await
     .map_err(failed("write a server"))?;

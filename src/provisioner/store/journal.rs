@@ -20,7 +20,7 @@ use crate::{
         wire::{PassedOver, ReplacementState},
     },
     provisioner::{
-        order::{Class, Step},
+        order::{Class, FENCE, Step},
         workflow::{AttemptEnd, Event, Hand, Journal, Kind, Mark, MarkState, Retry, SpareChange},
     },
 };
@@ -304,14 +304,15 @@ async fn hand(tx: &mut Tx, id: &ReplacementId, fence: u64) -> Result<Option<Hand
     .map_err(failed("read the journal"))?;
     let mut steps = Vec::with_capacity(rows.len());
     let mut fenced = false;
-    for (position, step) in rows.iter().enumerate() {
+    for step in &rows {
         let state = step.word("state", MarkState::from_word)?;
         let failures = step.number("failures")?;
-        if position == 0 {
+        let name = step.text("name")?;
+        if name == FENCE {
             fenced = state == MarkState::Done && step.count("fence")? == fence;
         }
         steps.push(Mark {
-            name: step.text("name")?,
+            name,
             state,
             failures: u32::try_from(failures)
                 .map_err(|_big| corrupt("count of failures", failures.to_string()))?,

@@ -17,6 +17,7 @@
 mod copy;
 mod diff;
 mod error;
+mod installation;
 mod inventory;
 mod journal;
 mod lease;

@@ -407,7 +407,7 @@ pub(super) async fn state(tx: &mut Tx, name: &str) -> Result<Option<ServerState>
         .transpose()
 }
 
-async fn tell(
+pub(super) async fn tell(
     tx: &mut Tx,
     actor: &Actor,
     name: &str,

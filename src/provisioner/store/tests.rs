@@ -887,3 +887,143 @@ async fn a_server_in_maintenance_is_no_spare_until_that_is_over() {
     let unknown = store.maintain("nobody", why, "test").await.unwrap();
     assert_eq!(unknown, ServerOutcome::NoSuchServer);
 }
+
+#[tokio::test]
+async fn no_driver_touches_a_server_that_is_not_in_hand() {
+    use crate::{
+        model::machine::{Boot, Image},
+        provisioner::driver::{Held, Ledger},
+    };
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "lb1.1", "lb1", "10.0.0.1").await;
+    let lease = leased(&store, "test", &id).await;
+    let image = Image {
+        os: "debian-12".into(),
+        boot: Boot::Pxe,
+        timeout: Duration::from_secs(60),
+        enrolment_keys: Vec::new(),
+    };
+    let install = Step::OsInstall {
+        job: "j".into(),
+        image,
+    };
+    let claim = Claim {
+        server: "spare1",
+        role: "web.shop.example",
+        steps: &[install, Step::Fence],
+        rejected: Vec::new(),
+    };
+    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let fence = lease.fence();
+    let note =
+        async |server: &str, fence| store.note_installation(server, fence, "at").await.unwrap();
+    assert_eq!(note("spare1", fence).await, Held::Yes);
+    // Neither another's fence, nor one that serves, nor a free one.
+    assert_eq!(note("spare1", fence - 1).await, Held::No);
+    assert_eq!(note("web1", fence).await, Held::No);
+    assert_eq!(note("spare2", fence).await, Held::No);
+    let keys = ["ssh-ed25519 AAAAown".to_owned()];
+    assert_eq!(
+        store.learn_host_keys("spare2", fence, &keys).await.unwrap(),
+        Held::No
+    );
+    store.learn_host_keys("spare1", fence, &keys).await.unwrap();
+    let pins = async |name: &str| {
+        let world = store.world().await.unwrap();
+        world.servers.get(name).unwrap().server.pins().to_vec()
+    };
+    assert_eq!(pins("spare1").await, keys);
+    assert_eq!(pins("spare2").await, ["ssh-ed25519 AAAAspare2"]);
+    // A newer run has another fence.
+    let lease = leased(&store, "test", &id).await;
+    assert_eq!(note("spare1", fence).await, Held::No);
+    let fence = lease.fence();
+    assert_eq!(
+        store.installation("spare1", fence).await.unwrap(),
+        (Held::Yes, Some("at".to_owned()))
+    );
+    // Cancelled, it may be tidied up; offered, nobody touches it.
+    for position in 0..2 {
+        for event in [Event::Started { position }, Event::Done { position }] {
+            let note = Note::default();
+            store
+                .advance(&lease, &event, note, &Retry::STANDARD)
+                .await
+                .unwrap();
+        }
+    }
+    let other = store.clone();
+    assert_eq!(note("spare1", fence).await, Held::Yes);
+    other
+        .advance(&lease, &Event::Offered, Note::default(), &Retry::STANDARD)
+        .await
+        .unwrap();
+    assert_eq!(note("spare1", fence).await, Held::No);
+    // The files' new keys go before what was read once.
+    let mut files = inventory();
+    let spare = files.servers.get_mut("spare1").unwrap();
+    spare.host_keys = vec!["ssh-ed25519 AAAAnew".into()];
+    store.apply(&files, false, "test").await.unwrap();
+    assert_eq!(pins("spare1").await, ["ssh-ed25519 AAAAnew"]);
+}
+
+#[tokio::test]
+async fn who_was_cancelled_still_tidies_up() {
+    use crate::provisioner::driver::{Held, Ledger};
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "lb1.1", "lb1", "10.0.0.1").await;
+    let lease = leased(&store, "test", &id).await;
+    let claim = Claim {
+        server: "spare1",
+        role: "web.shop.example",
+        steps: &[Step::Fence],
+        rejected: Vec::new(),
+    };
+    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    store.cancel(&id, "test").await.unwrap();
+    let held = store.note_installation("spare1", lease.fence(), "at").await;
+    assert_eq!(held.unwrap(), Held::Cancelled);
+}
+
+#[tokio::test]
+async fn drivers_images_and_leave_to_wipe_are_kept() {
+    use crate::model::machine::{Boot, Door, Driver, HttpDriver, Image};
+    let (_dir, store) = fresh().await;
+    let mut files = inventory();
+    files.roles.get_mut("web.shop.example").unwrap().install = true;
+    let image = Image {
+        os: "debian-12".into(),
+        boot: Boot::VirtualMedia("https://images.example/d.iso".into()),
+        timeout: Duration::from_secs(60),
+        enrolment_keys: vec!["ssh-ed25519 AAAAimage".into()],
+    };
+    files.images.insert(image.os.clone(), image);
+    let spare = files.servers.get_mut("spare1").unwrap();
+    spare.wipe = true;
+    spare.host_keys.clear();
+    spare.driver = Driver::Http(Box::new(HttpDriver {
+        door: Door {
+            url: "https://installer.example/x".parse().unwrap(),
+            pin: Some(crate::model::PinDigest([7; 32])),
+            credential: "installer".into(),
+        },
+        machine: "rack 7".into(),
+    }));
+    let answer = store.apply(&files, false, "test").await.unwrap();
+    assert_eq!(
+        said(&answer, ChangeAction::Change),
+        [
+            "role web.shop.example: storage nginx on debian-12, installed where needed, was storage \
+             nginx on debian-12",
+            "server spare1: other host keys; driver http, was ready; may be wiped",
+        ]
+    );
+    assert_eq!(said(&answer, ChangeAction::Add), ["image debian-12: "]);
+    let world = store.world().await.unwrap();
+    assert_eq!(world.images, files.images);
+    assert_eq!(world.roles, files.roles);
+    let kept = &world.servers.get("spare1").unwrap().server;
+    assert_eq!(kept, files.servers.get("spare1").unwrap());
+    let again = store.apply(&files, false, "test").await.unwrap();
+    assert!(!again.applied, "{again:?}");
+}

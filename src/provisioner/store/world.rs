@@ -146,7 +146,7 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
 }
 
 async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
-    let rows = sqlx::query("SELECT code, domain, os, spares FROM role")
+    let rows = sqlx::query("SELECT code, domain, os, spares, install FROM role")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the roles"))?;
@@ -158,8 +158,16 @@ async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             os: row.text("os")?,
             software: Vec::new(),
             spares: row.json("spares")?,
+            install: row.number("install")? != 0,
         };
         world.roles.insert(code, role);
+    }
+    let rows = sqlx::query("SELECT os, payload FROM image")
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed("read the images"))?;
+    for row in rows {
+        world.images.insert(row.text("os")?, row.json("payload")?);
     }
     let rows = sqlx::query("SELECT role, software FROM role_software ORDER BY role, ord")
         .fetch_all(&mut **tx)
@@ -218,9 +226,9 @@ async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
 
 async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
     let rows = sqlx::query(
-        "SELECT name, ssh_address, ssh_port, host_keys, files_role, state, reason, os_seen, \
-         replacement, labels, reserved_for, maintenance, quarantined_until, failed_ms, rehearsed_ms, \
-         trouble, warm, clean_after, placed FROM server",
+        "SELECT name, ssh_address, ssh_port, host_keys, learnt_keys, driver, wipe, files_role, state, \
+         reason, os_seen, replacement, labels, reserved_for, maintenance, quarantined_until, failed_ms, \
+         rehearsed_ms, trouble, warm, clean_after, placed FROM server",
     )
     .fetch_all(&mut **tx)
     .await
@@ -237,6 +245,9 @@ async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             role: row.text_opt("files_role")?,
             labels: row.json("labels")?,
             reserved_for: row.json("reserved_for")?,
+            driver: row.json("driver")?,
+            wipe: row.number("wipe")? != 0,
+            learnt_keys: row.json("learnt_keys")?,
         };
         let at = |column| Ok::<_, StoreError>(row.number_opt(column)?.map(WallMillis));
         let keeping = Keeping {

@@ -154,6 +154,30 @@ fn a_restart_fences_first_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_bare_spare_is_installed_before_its_fence_is_written() {
+    let mut events = vec![Event::Claimed {
+        server: "s1".into(),
+        steps: ["os_install", "fence", "os", "test"]
+            .map(String::from)
+            .to_vec(),
+    }];
+    assert_eq!(after(&events).next(), order(0, 0));
+    events.push(Event::Started { position: 0 });
+    // A restart takes the installation up: there is nothing to write a fence on.
+    events.push(Event::Resumed);
+    let journal = after(&events);
+    assert_eq!(journal.next(), order(0, 0));
+    assert!(journal.hand.as_ref().unwrap().touched());
+    events.extend([Event::Started { position: 0 }, Event::Done { position: 0 }]);
+    assert_eq!(after(&events).next(), order(1, 0));
+    events.extend([Event::Started { position: 1 }, Event::Done { position: 1 }]);
+    assert_eq!(after(&events).next(), order(2, 0));
+    // Later restarts fence first, and install nothing.
+    events.push(Event::Resumed);
+    assert_eq!(after(&events).next(), order(1, 0));
+}
+
+#[test]
 fn a_restart_in_the_test_stays_in_the_test() {
     let mut events = through(3);
     events.extend([

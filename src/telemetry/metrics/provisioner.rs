@@ -225,7 +225,7 @@ impl ProvisionerMetrics {
 /// The closed set of the `step` label.
 fn step_word(step: &str) -> &'static str {
     let word = step.split(':').next().unwrap_or(step);
-    ["fence", "os", "install", "configure", "test"]
+    ["os_install", "fence", "os", "install", "configure", "test"]
         .into_iter()
         .find(|w| *w == word)
         .unwrap_or("other")

@@ -14,7 +14,9 @@ use nix::{
 };
 use tempfile::TempDir;
 use understudy::{
-    model::{CheckKind, FailReason, Outcome, inventory::Server, inventory::Variables},
+    model::{
+        CheckKind, FailReason, Outcome, inventory::Server, inventory::Variables, machine::Driver,
+    },
     provisioner::{
         order::{Done, Hands, Order, Step, StepError},
         ssh::{ClientKey, HostKey, Ssh, Target},
@@ -132,6 +134,9 @@ impl Lab {
             role: None,
             labels: Default::default(),
             reserved_for: Vec::new(),
+            driver: Driver::Ready,
+            wipe: false,
+            learnt_keys: Vec::new(),
         }
     }
 
@@ -164,6 +169,7 @@ impl Lab {
             user: "root".into(),
             connect_timeout: Duration::from_secs(20),
             base: self.text("base"),
+            host_keys: self.text("etc"),
             prober: Connects,
         }
     }

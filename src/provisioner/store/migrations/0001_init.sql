@@ -10,11 +10,18 @@ CREATE TABLE meta (
 );
 
 CREATE TABLE role (
-  code   TEXT NOT NULL PRIMARY KEY,
-  domain TEXT NOT NULL,
-  os     TEXT NOT NULL,
+  code    TEXT   NOT NULL PRIMARY KEY,
+  domain  TEXT   NOT NULL,
+  os      TEXT   NOT NULL,
   -- Which spares it takes, JSON.
-  spares TEXT NOT NULL
+  spares  TEXT   NOT NULL,
+  install BIGINT NOT NULL CHECK (install IN (0, 1))
+);
+
+-- What installs an operating system.
+CREATE TABLE image (
+  os      TEXT NOT NULL PRIMARY KEY,
+  payload TEXT NOT NULL
 );
 
 -- The catalogue: a role's software in the order of installation.
@@ -57,11 +64,17 @@ CREATE TABLE service_config (
 -- the reason; quarantines counts them since it was last released by hand; trouble is what the last rehearsal found;
 -- warm (JSON) what it was configured for beforehand; clean_after the role after which it is to be cleaned; placed
 -- (JSON) the files that were placed there since it was clean.
+-- learnt_keys are the host keys read from it after an installation; they go before host_keys until the
+-- files change those. installation is how far the newest installation has come, its driver's words.
 CREATE TABLE server (
   name        TEXT   NOT NULL PRIMARY KEY,
   ssh_address TEXT   NOT NULL,
   ssh_port    BIGINT NOT NULL,
   host_keys   TEXT   NOT NULL,
+  learnt_keys TEXT   NOT NULL,
+  driver      TEXT   NOT NULL,
+  wipe        BIGINT NOT NULL CHECK (wipe IN (0, 1)),
+  installation TEXT,
   files_role  TEXT,
   state       TEXT   NOT NULL CHECK (state IN ('enrolled', 'ready', 'claimed', 'configuring', 'testing', 'standby', 'serving', 'failed', 'quarantined', 'cleaning')),
   reason      TEXT,

@@ -1,0 +1,694 @@
+//! Operating systems for spares that have another one or none: step `os_install`.
+//!
+//! A driver begins an installation and says how it goes; all of its calls may be repeated, and what
+//! it has come to is noted in the store before each request that changes something, so that a restarted
+//! provisioner goes on where it was. The note is the fence at the same time: it is refused to whoever no
+//! longer holds the server, and then nothing is requested. A server that serves is in no replacement's
+//! hands, so that no driver touches it.
+//!
+//! - [`Ready`](crate::model::machine::Driver::Ready): installed beforehand, there is nothing to do here
+//! - `redfish`: the server's management controller; `redfish::decide` is PURE
+//! - `site`: a driver of the site's own over HTTP, `docs/driver-protocol.md`; [`protocol`] is PURE
+//!
+//! Whatever the driver says, an installation has succeeded when the server answers over SSH, with a
+//! host key that is expected, and runs the wanted operating system.
+
+mod client;
+pub mod protocol;
+pub mod redfish;
+mod site;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::{
+    model::{
+        inventory::Server,
+        machine::{Driver as Kind, Image},
+    },
+    prepare,
+    provisioner::{
+        order::{Class, Done, Hands, Order, Step, StepError},
+        select::BARE,
+        store::StoreError,
+    },
+    telemetry::Chain,
+};
+
+/// Whether an order still holds its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It does.
+    Yes,
+    /// It does, and is to stop: its replacement was cancelled.
+    Cancelled,
+    /// It does not: a newer run, another replacement, or nobody has it; or it serves.
+    No,
+}
+
+/// Where installations are written down, and who holds a server: the store.
+pub trait Ledger: Clone + Send + Sync + 'static {
+    /// Whether the order with `fence` holds `server`, and what was noted last of its installation, by
+    /// whomever.
+    fn installation(
+        &self,
+        server: &str,
+        fence: u64,
+    ) -> impl Future<Output = Result<(Held, Option<String>), StoreError>> + Send;
+
+    /// Notes how far the installation of a server has come, for whoever holds it alone.
+    fn note_installation(
+        &self,
+        server: &str,
+        fence: u64,
+        note: &str,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// Pins the host keys that a server was seen with, for whoever holds it alone.
+    fn learn_host_keys(
+        &self,
+        server: &str,
+        fence: u64,
+        keys: &[String],
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+}
+
+/// What a server shows over SSH.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Its operating system as `ID-VERSION_ID`.
+    pub os: String,
+    /// Whether a provisioner has been at work on this installation.
+    pub used: bool,
+    /// Its host keys, as its files have them.
+    pub keys: Vec<String>,
+}
+
+/// Whoever can look at a server: SSH, wired in by the agent.
+pub trait Reach: Send + Sync + 'static {
+    /// Logs in on `server`, which has to show one of the keys `pins`, and reads.
+    fn look(
+        &self,
+        server: &Server,
+        pins: &[String],
+    ) -> impl Future<Output = Result<Sight, StepError>> + Send;
+}
+
+/// How an installation goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The server cannot have the operating system yet.
+    Works(String),
+    /// It may answer with it at any time.
+    Boots(String),
+    /// The driver has nothing more to do.
+    Done,
+}
+
+/// An installation that a driver is to make.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::provisioner) struct Job<'a> {
+    /// Its name: idempotency key.
+    pub(in crate::provisioner) name: &'a str,
+    /// What is installed.
+    pub(in crate::provisioner) image: &'a Image,
+}
+
+/// One running installation, by whatever means. `noted` is what was noted of it last, by this run or
+/// one before.
+trait Driver: Send {
+    /// Whether it answers, and knows us. Changes nothing.
+    async fn look(&mut self) -> Result<(), StepError>;
+
+    /// Begins, or takes up what was begun.
+    async fn start<L: Ledger>(
+        &mut self,
+        job: &Job<'_>,
+        hold: &Hold<'_, L>,
+    ) -> Result<(), StepError>;
+
+    /// Goes on, one request at most, and says how it goes. `answers`: the server was seen with the
+    /// wanted operating system.
+    async fn poll<L: Ledger>(
+        &mut self,
+        job: &Job<'_>,
+        hold: &Hold<'_, L>,
+        answers: bool,
+    ) -> Result<Progress, StepError>;
+
+    /// Gives up: leaves nothing behind that would begin the installation again.
+    async fn cancel<L: Ledger>(
+        &mut self,
+        job: &Job<'_>,
+        hold: &Hold<'_, L>,
+    ) -> Result<(), StepError>;
+}
+
+/// What is noted of an installation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    job: String,
+    /// In the driver's words.
+    at: String,
+}
+
+/// The right to change something on a server, asked for anew each time.
+#[derive(Debug)]
+struct Hold<'a, L> {
+    ledger: &'a L,
+    job: &'a str,
+    server: &'a str,
+    fence: u64,
+}
+
+impl<L: Ledger> Hold<'_, L> {
+    /// What was noted of this job.
+    async fn noted(&self) -> Result<Option<String>, StepError> {
+        let found = self.ledger.installation(self.server, self.fence).await;
+        let (held, text) = found.map_err(|e| self.unwritten(&e))?;
+        self.judge(held)?;
+        let note = text.and_then(|t| serde_json::from_str::<Note>(&t).ok());
+        Ok(note.filter(|n| n.job == self.job).map(|n| n.at))
+    }
+
+    /// Notes how far it has come. Immediately before each request that changes something: where this
+    /// fails, nothing may be requested.
+    async fn note(&self, at: &str) -> Result<(), StepError> {
+        let note = Note {
+            job: self.job.to_owned(),
+            at: at.to_owned(),
+        };
+        // A struct of two texts always has a JSON.
+        let text = serde_json::to_string(&note).unwrap_or_default();
+        let noted = self
+            .ledger
+            .note_installation(self.server, self.fence, &text);
+        let held = noted.await.map_err(|e| self.unwritten(&e))?;
+        self.judge(held)
+    }
+
+    async fn learn(&self, keys: &[String]) -> Result<(), StepError> {
+        let learnt = self.ledger.learn_host_keys(self.server, self.fence, keys);
+        let held = learnt.await.map_err(|e| self.unwritten(&e))?;
+        self.judge(held)
+    }
+
+    /// Whether what is left behind may be put away: also of a cancelled one.
+    async fn may_tidy(&self) -> bool {
+        let found = self.ledger.installation(self.server, self.fence).await;
+        found.is_ok_and(|(held, _)| held != Held::No)
+    }
+
+    fn judge(&self, held: Held) -> Result<(), StepError> {
+        let server = self.server;
+        match held {
+            Held::Yes => Ok(()),
+            Held::Cancelled => Err(error(
+                Class::Transient,
+                CANCELLED,
+                format!("the installation of {server} stops: its replacement was cancelled"),
+            )),
+            Held::No => Err(error(
+                Class::Fenced,
+                "fenced",
+                format!(
+                    "{server} is no longer in the hands of this order: nothing more is requested"
+                ),
+            )),
+        }
+    }
+
+    fn unwritten(&self, e: &StoreError) -> StepError {
+        let detail = format!(
+            "how far the installation of {} is cannot be written down: {}",
+            self.server,
+            Chain(e)
+        );
+        error(Class::Local, "store_fault", detail)
+    }
+}
+
+/// The code of an installation that was cancelled.
+const CANCELLED: &str = "cancelled";
+
+/// How often is asked, and how patiently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Between two questions.
+    pub poll: Duration,
+    /// A request that shows no effect is made again after so many questions.
+    pub patience: u32,
+    /// A driver or controller may be silent for so long: controllers restart their web servers.
+    pub silence: Duration,
+}
+
+impl Pace {
+    /// Power states change within seconds, installations take minutes.
+    pub const STANDARD: Self = Self {
+        poll: Duration::from_secs(5),
+        patience: 12,
+        silence: Duration::from_mins(5),
+    };
+}
+
+/// Files with what proves us to drivers, by the name that the inventory uses; a bare file name is a
+/// systemd credential.
+pub type Credentials = BTreeMap<String, PathBuf>;
+
+/// Hands that also install operating systems.
+#[derive(Clone, Debug)]
+pub struct Installer<H, L> {
+    /// Everything else, and looking at servers.
+    pub hands: H,
+    /// The store.
+    pub ledger: L,
+    /// See [`Credentials`].
+    pub credentials: Credentials,
+    /// How often is asked.
+    pub pace: Pace,
+}
+
+impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
+    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+        match &order.step {
+            Step::OsInstall { job, image } => {
+                let hold = Hold {
+                    ledger: &self.ledger,
+                    job,
+                    server: &order.server.name,
+                    fence: order.fence,
+                };
+                // Its future is large: most steps are others.
+                Box::pin(self.install(&order.server, &Job { name: job, image }, &hold)).await
+            }
+            Step::Look => match self.hands.perform(order).await {
+                Err(e) if may_be_installed(&order.server) && e.class != Class::Local => {
+                    Err(Box::pin(self.bare(&order.server, e)).await)
+                }
+                looked => looked,
+            },
+            Step::Fence
+            | Step::Os { .. }
+            | Step::Install { .. }
+            | Step::Configure { .. }
+            | Step::Clean { .. }
+            | Step::Test { .. } => self.hands.perform(order).await,
+        }
+    }
+}
+
+impl<H: Reach, L: Ledger> Installer<H, L> {
+    /// What is to be said of a server that cannot be logged in to, but could be installed.
+    async fn bare(&self, server: &Server, e: StepError) -> StepError {
+        match self.ask_driver(server).await {
+            Ok(()) => error(
+                Class::Unsuitable,
+                BARE,
+                format!(
+                    "{} has nothing yet that can be logged in to, its {} driver answers ({e})",
+                    server.name,
+                    server.driver.kind()
+                ),
+            ),
+            Err(driver) => StepError {
+                detail: format!("{}; nor could it be installed: {driver}", e.detail),
+                ..e
+            },
+        }
+    }
+
+    /// Whether the server's driver answers.
+    async fn ask_driver(&self, server: &Server) -> Result<(), StepError> {
+        match &server.driver {
+            Kind::Ready => Err(no_driver(server)),
+            Kind::Redfish(options) => {
+                let secret = self
+                    .secret(&options.door.credential, prepare::credentials)
+                    .await?;
+                let driver = redfish::Run::open(server, options, secret, None, self.pace.patience);
+                driver.await?.look().await
+            }
+            Kind::Http(options) => {
+                let secret = self
+                    .secret(&options.door.credential, prepare::secret)
+                    .await?;
+                let driver = site::Run::open(server, options, &secret, None);
+                driver.await?.look().await
+            }
+        }
+    }
+
+    async fn install(
+        &self,
+        server: &Server,
+        job: &Job<'_>,
+        hold: &Hold<'_, L>,
+    ) -> Result<Done, StepError> {
+        let begun = hold.noted().await?;
+        let mut keys = Keys::of(server, job.image);
+        if begun.is_none() {
+            if let Some(done) = self.already(server, job.image).await? {
+                return Ok(done);
+            }
+            may_be_wiped(server)?;
+            // They go with the disk.
+            keys.learnt.clear();
+            hold.learn(&[]).await?;
+        }
+        match &server.driver {
+            Kind::Ready => Err(no_driver(server)),
+            Kind::Redfish(options) => {
+                let secret = self
+                    .secret(&options.door.credential, prepare::credentials)
+                    .await?;
+                let driver = redfish::Run::open(server, options, secret, begun, self.pace.patience);
+                self.follow(driver.await?, server, job, hold, keys).await
+            }
+            Kind::Http(options) => {
+                let secret = self
+                    .secret(&options.door.credential, prepare::secret)
+                    .await?;
+                let driver = site::Run::open(server, options, &secret, begun);
+                self.follow(driver.await?, server, job, hold, keys).await
+            }
+        }
+    }
+
+    /// A spare that was never looked at may have what is wanted: then its disk stays as it is.
+    async fn already(&self, server: &Server, image: &Image) -> Result<Option<Done>, StepError> {
+        if server.pins().is_empty() {
+            return Ok(None);
+        }
+        match self.hands.look(server, server.pins()).await {
+            Ok(sight) if sight.os == image.os => Ok(Some(Done {
+                detail: format!("{} runs {} already", server.name, sight.os),
+                os: Some(sight.os),
+                ..Done::default()
+            })),
+            Ok(sight) => {
+                info!(
+                    server = server.name,
+                    os = sight.os,
+                    wanted = image.os,
+                    "will be installed anew"
+                );
+                Ok(None)
+            }
+            // That this host cannot connect is no reason to wipe another's disk.
+            Err(e) if e.class == Class::Local => Err(e),
+            Err(e) => {
+                info!(server = server.name, reason = %e, wanted = image.os, "will be installed: it cannot be logged in to");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Starts, and asks until the server runs what is wanted or its time is over.
+    async fn follow<D: Driver>(
+        &self,
+        mut driver: D,
+        server: &Server,
+        job: &Job<'_>,
+        hold: &Hold<'_, L>,
+        keys: Keys<'_>,
+    ) -> Result<Done, StepError> {
+        let result = self.asked(&mut driver, server, job, hold, keys).await;
+        // What could begin the installation again is put away, unless it is to go on.
+        // A wrong password is not said again: controllers lock the account.
+        if let Err(e) = &result
+            && (e.code == CANCELLED || e.class == Class::Permanent)
+            && !e.code.ends_with("auth_refused")
+            && hold.may_tidy().await
+            && let Err(left) = driver.cancel(job, hold).await
+        {
+            warn!(server = server.name, reason = %left, "the installation could not be cancelled: look whether a virtual medium or a boot override is left");
+        }
+        result
+    }
+
+    async fn asked<D: Driver>(
+        &self,
+        driver: &mut D,
+        server: &Server,
+        job: &Job<'_>,
+        hold: &Hold<'_, L>,
+        mut keys: Keys<'_>,
+    ) -> Result<Done, StepError> {
+        let begun = Instant::now();
+        let mut heard = begun;
+        let mut started = false;
+        let mut done = false;
+        let mut view = View::Unseen;
+        let mut last = String::new();
+        loop {
+            let asked = async {
+                if !started {
+                    driver.start(job, hold).await?;
+                    started = true;
+                }
+                match done {
+                    true => Ok(Progress::Done),
+                    false => driver.poll(job, hold, view == View::Wanted).await,
+                }
+            };
+            match asked.await {
+                Ok(progress) => {
+                    heard = Instant::now();
+                    done = progress == Progress::Done;
+                    let boots = !matches!(progress, Progress::Works(_));
+                    if let Progress::Works(text) | Progress::Boots(text) = progress
+                        && text != last
+                    {
+                        info!(
+                            server = server.name,
+                            job = job.name,
+                            progress = text,
+                            "installation goes on"
+                        );
+                        last = text;
+                    }
+                    if boots && view != View::Wanted {
+                        view = self.view(server, job.image, hold, &mut keys).await?;
+                    }
+                    if done && view == View::Wanted {
+                        break;
+                    }
+                }
+                Err(e) if e.code == CANCELLED => return Err(e),
+                Err(e) if e.class == Class::Transient && heard.elapsed() < self.pace.silence => {
+                    if last != e.detail {
+                        warn!(server = server.name, reason = %e, "installation is asked about again");
+                        last = e.detail;
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+            if begun.elapsed() > job.image.timeout {
+                return Err(overdue(server, job.image, &last, &view));
+            }
+            sleep(self.pace.poll).await;
+            // A cancelled one waits for nothing more.
+            hold.noted().await?;
+        }
+        Ok(Done {
+            detail: format!("{} runs {}, installed", server.name, job.image.os),
+            output: String::new(),
+            os: Some(job.image.os.clone()),
+        })
+    }
+
+    /// Looks whether the server answers as it should.
+    async fn view(
+        &self,
+        server: &Server,
+        image: &Image,
+        hold: &Hold<'_, L>,
+        keys: &mut Keys<'_>,
+    ) -> Result<View, StepError> {
+        if !keys.expected().is_empty() {
+            match self.hands.look(server, keys.expected()).await {
+                Ok(sight) => return Ok(View::of(&sight, image)),
+                Err(e) if e.code != "host_key_mismatch" || keys.enrolment().is_empty() => {
+                    return Ok(View::Silent(e.to_string()));
+                }
+                Err(_) => {}
+            }
+        }
+        if keys.enrolment().is_empty() {
+            return Ok(View::Silent(format!(
+                "{} has no host_keys and its image no enrolment_keys: nobody could be trusted",
+                server.name
+            )));
+        }
+        let sight = match self.hands.look(server, keys.enrolment()).await {
+            Ok(sight) => sight,
+            Err(e) => return Ok(View::Silent(e.to_string())),
+        };
+        if View::of(&sight, image) != View::Wanted {
+            return Ok(View::of(&sight, image));
+        }
+        // Whoever has the image could show its key: the next login is by a key of its own.
+        let own: Vec<String> = sight
+            .keys
+            .into_iter()
+            .filter(|k| !keys.is_enrolment(k))
+            .collect();
+        if own.is_empty() {
+            return Ok(View::Silent(format!(
+                "{} has no host key of its own beside its image's: let the installation make one",
+                server.name
+            )));
+        }
+        hold.learn(&own).await?;
+        info!(
+            server = server.name,
+            keys = own.len(),
+            "host keys pinned after the installation"
+        );
+        keys.learnt = own;
+        Ok(View::Silent(format!(
+            "{} was enrolled and has not answered with its own host key yet",
+            server.name
+        )))
+    }
+
+    /// Reads what a credential names. Files may hang: not on this thread.
+    async fn secret<T: Send + 'static>(
+        &self,
+        name: &str,
+        read: fn(&std::path::Path) -> Result<T, prepare::Unprepared>,
+    ) -> Result<T, StepError> {
+        let unusable = |detail: String| error(Class::Permanent, "credential_unusable", detail);
+        let path = self.credentials.get(name).cloned().ok_or_else(|| {
+            unusable(format!(
+                "no credential {name:?} in [credentials] of provisioner.toml: name its file there"
+            ))
+        })?;
+        let read = tokio::task::spawn_blocking(move || read(&path)).await;
+        match read {
+            Ok(read) => read.map_err(|e| unusable(format!("credential {name:?}: {}", Chain(&e)))),
+            Err(_) => Err(unusable(format!("credential {name:?} could not be read"))),
+        }
+    }
+}
+
+/// Host keys that a server may show after its installation.
+#[derive(Debug)]
+struct Keys<'a> {
+    files: &'a [String],
+    image: &'a [String],
+    /// Read in this installation.
+    learnt: Vec<String>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(server: &'a Server, image: &'a Image) -> Self {
+        Self {
+            files: &server.host_keys,
+            image: &image.enrolment_keys,
+            learnt: server.learnt_keys.clone(),
+        }
+    }
+
+    fn expected(&self) -> &[String] {
+        match self.learnt.as_slice() {
+            [] => self.files,
+            learnt => learnt,
+        }
+    }
+
+    /// None once it has been enrolled.
+    fn enrolment(&self) -> &[String] {
+        match self.learnt.as_slice() {
+            [] => self.image,
+            _ => &[],
+        }
+    }
+
+    /// By type and key alone: comments differ.
+    fn is_enrolment(&self, key: &str) -> bool {
+        let parts = |k: &'a str| k.split_whitespace().take(2);
+        self.image
+            .iter()
+            .any(|k| parts(k).eq(key.split_whitespace().take(2)))
+    }
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum View {
+    Unseen,
+    Silent(String),
+    Other(String),
+    /// A provisioner has been at work on it: the disk was not wiped.
+    Old,
+    Wanted,
+}
+
+impl View {
+    fn of(sight: &Sight, image: &Image) -> Self {
+        match sight {
+            Sight { os, .. } if *os != image.os => Self::Other(os.clone()),
+            Sight { used: true, .. } => Self::Old,
+            _ => Self::Wanted,
+        }
+    }
+}
+
+fn may_be_installed(server: &Server) -> bool {
+    server.wipe && server.driver != Kind::Ready
+}
+
+fn may_be_wiped(server: &Server) -> Result<(), StepError> {
+    if server.wipe {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} may not be wiped any more: set `wipe` in servers.toml if it may",
+        server.name
+    );
+    Err(error(Class::Permanent, "wipe_forbidden", detail))
+}
+
+fn no_driver(server: &Server) -> StepError {
+    let detail = format!(
+        "{} has no driver any more that could install it: look at servers.toml",
+        server.name
+    );
+    error(Class::Permanent, "no_driver", detail)
+}
+
+fn overdue(server: &Server, image: &Image, last: &str, view: &View) -> StepError {
+    let name = &server.name;
+    let seen = match view {
+        View::Unseen => "it was not to be logged in to yet".to_owned(),
+        View::Silent(why) => why.clone(),
+        View::Other(os) => {
+            format!("{name} runs {os}: did it boot its old disk or the wrong image?")
+        }
+        View::Old => format!("{name} still has its old installation: it did not boot the image"),
+        View::Wanted => format!("{name} runs it, but the driver is not done"),
+    };
+    let detail = format!(
+        "{} is not installed on {name} within {} s; the driver says: {last}; {seen}",
+        image.os,
+        image.timeout.as_secs()
+    );
+    error(Class::Permanent, "os_install_timed_out", detail)
+}
+
+/// An error without output.
+fn error(class: Class, code: &'static str, detail: impl Into<String>) -> StepError {
+    StepError {
+        class,
+        code,
+        detail: detail.into(),
+        output: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,439 @@
+//! Redfish, from the reset to the operating system read back.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use axum::{Router, routing::get};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use understudy::{
+    model::{
+        CheckKind, CheckSpec, CheckTiming, ForwardMethod, PinDigest, Scheduler, Via, Weight,
+        inventory::{Inventory, Role, ServerState, Software, SparePolicy},
+        machine::{Boot, BootMode, Driver},
+        wire::{
+            RegisteredServer, RegisteredService, Registration, Replacement, ReplacementRequest,
+            ReplacementState,
+        },
+    },
+    provisioner::{
+        driver::Held,
+        engine::{self, Observer, Settings},
+        order::Class,
+        store::{Asked, Store, StoreError},
+    },
+};
+
+use super::{
+    bmc::{Bmc, Habits},
+    emulator::{Emulator, LOGIN},
+    lab::{Machine, Notes, host_os},
+};
+use crate::ssh::lab::until;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A web server, and one bare spare.
+fn inventory(machine: &Machine, driver: Driver) -> Inventory {
+    let role = Role {
+        code: "web".into(),
+        domain: "shop.example".into(),
+        os: host_os(),
+        software: vec!["thing".into()],
+        install: true,
+        spares: SparePolicy::default(),
+    };
+    let thing = Software {
+        name: "thing".into(),
+        os: None,
+        script: "true\n".into(),
+        timeout: Duration::from_secs(20),
+        check: None,
+        running: None,
+        start: None,
+        reload: None,
+    };
+    let spare = machine.server(driver);
+    let mut web = spare.clone();
+    web.name = "web1".into();
+    web.addresses = vec![ip("10.0.0.1")];
+    web.ssh_address = ip("10.0.0.1");
+    web.host_keys = vec![machine.public("id")];
+    web.role = Some("web".into());
+    web.driver = Driver::Ready;
+    let image = machine.image(Boot::Pxe);
+    Inventory {
+        roles: BTreeMap::from([(role.code.clone(), role)]),
+        software: vec![thing],
+        files: Vec::new(),
+        servers: [spare, web].map(|s| (s.name.clone(), s)).into(),
+        images: BTreeMap::from([(image.os.clone(), image)]),
+    }
+}
+
+/// One service on the port where the spare's sshd will be: the service test reaches it.
+fn registration(port: u16) -> Registration {
+    let service = RegisteredService {
+        key: "tcp/192.0.2.1:80".parse().unwrap(),
+        scheduler: Scheduler("wlc".into()),
+        forward: ForwardMethod::Nat,
+        checks: vec![CheckSpec {
+            kind: CheckKind::Http(Box::default()),
+            via: Via::default(),
+            timing: CheckTiming::every(Duration::from_secs(1)),
+        }],
+        servers: vec![RegisteredServer {
+            address: ip("10.0.0.1"),
+            port,
+            weight: Weight::ONE,
+        }],
+    };
+    Registration {
+        address: ip("10.0.0.251"),
+        services: vec![service],
+    }
+}
+
+struct Provisioner(JoinHandle<Result<(), StoreError>>);
+
+impl Provisioner {
+    fn start(machine: &Machine, store: &Store) -> Self {
+        let hands = Arc::new(machine.installer(store.clone(), LOGIN));
+        let stop = CancellationToken::new();
+        let settings = Settings::STANDARD;
+        let (store, nobody) = (store.clone(), Observer::nobody());
+        Self(tokio::spawn(engine::run(
+            store, hands, "test", settings, nobody, stop,
+        )))
+    }
+
+    /// As a kill does: in the middle of whatever it waits for.
+    async fn kill(self) {
+        self.0.abort();
+        drop(self.0.await);
+    }
+}
+
+async fn attaching(store: &Store, replacement: &Replacement) -> Replacement {
+    let mut changes = store.changes();
+    let wait = async {
+        loop {
+            changes.borrow_and_update();
+            let now = store.replacement(&replacement.id).await.unwrap();
+            let working = matches!(
+                now.state,
+                ReplacementState::Pending
+                    | ReplacementState::Claiming
+                    | ReplacementState::Configuring
+                    | ReplacementState::Testing
+            );
+            if !working {
+                return now;
+            }
+            assert_eq!(now.reason, None, "{now:?}");
+            changes.changed().await.unwrap();
+        }
+    };
+    timeout(Duration::from_secs(180), wait).await.unwrap()
+}
+
+/// The whole chain: a bare spare with power on and nothing to boot is installed by PXE, by way of
+/// sushy-tools' emulator, and configured. The provisioner is killed when power went off, and again when
+/// the installation runs, and each time finds it where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_spare_is_installed_and_takes_the_role_over_two_kills() {
+    let machine = Machine::new();
+    machine.set_power(true, false);
+    let emulator = Emulator::start(&machine).await;
+    let store = Store::open(&machine.path("store")).await.unwrap();
+    let inventory = inventory(&machine, emulator.driver());
+    store.apply(&inventory, false, "test").await.unwrap();
+    let director = "lb1".parse().unwrap();
+    let port = machine.server(Driver::Ready).ssh_port;
+    store
+        .register(&director, &registration(port))
+        .await
+        .unwrap();
+    let request = ReplacementRequest {
+        failed: ip("10.0.0.1"),
+        director: ip("10.0.0.251"),
+        centre: ip("10.0.0.250"),
+        name: director,
+    };
+    let Asked::Taken { replacement, .. } = store.ask("lb1.1", &request).await.unwrap() else {
+        panic!("refused");
+    };
+    let first = Provisioner::start(&machine, &store);
+    until("power to go off", || !machine.is_on()).await;
+    first.kill().await;
+    let second = Provisioner::start(&machine, &store);
+    until("the installation to begin", || machine.installations() > 0).await;
+    second.kill().await;
+    let third = Provisioner::start(&machine, &store);
+    let done = attaching(&store, &replacement).await;
+    third.kill().await;
+
+    assert_eq!(done.state, ReplacementState::Attaching, "{done:?}");
+    assert_eq!(machine.installations(), 1);
+    let names: Vec<_> = done.steps.iter().map(|s| s.step.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "os_install",
+            "fence",
+            "os",
+            "install:thing",
+            "configure:thing",
+            "test"
+        ]
+    );
+    let world = store.world().await.unwrap();
+    let spare = world.servers.get("spare1").unwrap();
+    assert_eq!(spare.os_seen, Some(host_os()));
+    // The image's key let us in once; its own counts from then on.
+    let own = machine.public("etc/ssh_host_ed25519_key");
+    assert_eq!(spare.server.learnt_keys, [own]);
+    assert_eq!(spare.state, ServerState::Testing);
+}
+
+/// The same from a virtual drive, whose image the emulator fetches.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_in_a_virtual_drive_is_booted_and_taken_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/debian.iso", listener.local_addr().unwrap());
+    let router = Router::new().route("/debian.iso", get(|| async { "not much of an image" }));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let machine = Machine::new();
+    machine.set_power(true, false);
+    let emulator = Emulator::start(&machine).await;
+    let notes = Notes::default();
+    let image = machine.image(Boot::VirtualMedia(url));
+    let done = machine
+        .install(notes.clone(), LOGIN, emulator.driver(), image)
+        .await
+        .unwrap();
+    assert_eq!(done.os, Some(host_os()));
+    assert_eq!(machine.installations(), 1);
+    assert!(
+        notes.last().unwrap().contains("unloading"),
+        "{:?}",
+        notes.last()
+    );
+}
+
+/// Sessions that expire, ETags, an override that is forgotten without a mode, an image that is told when
+/// it is gone, properties that are not known, 503 in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_habits_of_vendors_are_borne() {
+    let machine = Machine::new();
+    machine.set_power(true, false);
+    let habits = Habits {
+        session: Some(7),
+        etags: true,
+        needs_mode: true,
+        sticky: true,
+        busy: true,
+        ..Habits::default()
+    };
+    let bmc = Bmc::start(&machine, habits).await;
+    let image = machine.image(Boot::VirtualMedia(
+        "https://images.example/debian.iso".into(),
+    ));
+    let driver = bmc.redfish(Some(BootMode::Uefi));
+    machine
+        .install(Notes::default(), LOGIN, driver, image)
+        .await
+        .unwrap();
+    assert_eq!(
+        bmc.changes(),
+        [
+            "reset ForceOff",
+            "eject",
+            "insert",
+            "boot Cd",
+            "reset On",
+            "eject"
+        ]
+    );
+    assert!(bmc.sessions() > 1);
+    assert!(bmc.is_tidy());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_that_is_refused_or_not_shown_is_said_with_the_remedy() {
+    let machine = Machine::new();
+    let refuses = Habits {
+        refuses_mode: true,
+        ..Habits::default()
+    };
+    let bmc = Bmc::start(&machine, refuses).await;
+    let driver = bmc.redfish(Some(BootMode::Uefi));
+    let e = machine
+        .install(Notes::default(), LOGIN, driver, machine.image(Boot::Pxe))
+        .await
+        .unwrap_err();
+    assert_eq!((e.class, e.code), (Class::Permanent, "bmc_refused"), "{e}");
+    assert!(e.detail.contains("boot_mode"), "{e}");
+}
+
+/// The right to touch the machine is lost at each point: nothing is requested from there on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_no_longer_holds_a_machine_requests_nothing() {
+    // start, then a note for each request and phase: off, insert …, on.
+    for most in 0..6 {
+        let machine = Machine::new();
+        machine.set_power(true, false);
+        let bmc = Bmc::start(&machine, Habits::default()).await;
+        let image = machine.image(Boot::VirtualMedia(
+            "https://images.example/debian.iso".into(),
+        ));
+        let notes = Notes::until(most, Held::No);
+        let e = machine
+            .install(notes.clone(), LOGIN, bmc.redfish(None), image)
+            .await
+            .unwrap_err();
+        assert_eq!(e.class, Class::Fenced, "{most}: {e}");
+        let noted = notes.notes.lock().unwrap().len();
+        assert_eq!(noted, most);
+        // The first note is of no request.
+        let changes = bmc.changes();
+        assert!(
+            changes.len() <= most.saturating_sub(1),
+            "{most}: {changes:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_cancelled_takes_image_and_override_away() {
+    let machine = Machine::new();
+    machine.set_power(true, false);
+    let bmc = Bmc::start(&machine, Habits::default()).await;
+    let image = machine.image(Boot::VirtualMedia(
+        "https://images.example/debian.iso".into(),
+    ));
+    // start, off, eject, insert, override.
+    let notes = Notes::until(5, Held::Cancelled);
+    let e = machine
+        .install(notes, LOGIN, bmc.redfish(None), image)
+        .await
+        .unwrap_err();
+    assert_eq!(e.code, "cancelled");
+    assert!(
+        bmc.changes().contains(&"insert".to_owned()),
+        "{:?}",
+        bmc.changes()
+    );
+    assert!(bmc.is_tidy(), "{:?}", bmc.changes());
+    assert_eq!(machine.installations(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_with_another_certificate_is_told_nothing() {
+    let machine = Machine::new();
+    let bmc = Bmc::start(&machine, Habits::default()).await;
+    for pin in [Some(PinDigest([7; 32])), None] {
+        let mut redfish = bmc.driver(None);
+        redfish.door.pin = pin;
+        let driver = Driver::Redfish(Box::new(redfish));
+        let e = machine
+            .install(Notes::default(), LOGIN, driver, machine.image(Boot::Pxe))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (e.class, e.code),
+            (Class::Permanent, "driver_distrusted"),
+            "{e}"
+        );
+        assert!(e.detail.contains("pin_sha256"), "{e}");
+    }
+    assert_eq!(bmc.asked(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_said_once() {
+    let machine = Machine::new();
+    let bmc = Bmc::start(&machine, Habits::default()).await;
+    let e = machine
+        .install(
+            Notes::default(),
+            "root:wrong",
+            bmc.redfish(None),
+            machine.image(Boot::Pxe),
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (e.class, e.code),
+        (Class::Permanent, "bmc_auth_refused"),
+        "{e}"
+    );
+    assert!(!e.to_string().contains("wrong"), "{e}");
+    assert_eq!(bmc.asked(), 1);
+}
+
+/// What a machine that answers already runs is looked at before its disk is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_runs_what_is_wanted_is_left_as_it_is() {
+    let machine = Machine::new();
+    let bmc = Bmc::start(&machine, Habits::default()).await;
+    machine.set_power(true, true);
+    let mut image = machine.image(Boot::Pxe);
+    let installer = machine.installer(Notes::default(), LOGIN);
+    let mut server = machine.server(bmc.redfish(None));
+    server.host_keys = vec![machine.public("image")];
+    until("sshd", || {
+        std::net::TcpStream::connect(("127.0.0.1", server.ssh_port)).is_ok()
+    })
+    .await;
+    use understudy::provisioner::order::{Hands, Order, Step};
+    let order = |image: &understudy::model::machine::Image, wipe| {
+        let mut server = server.clone();
+        server.wipe = wipe;
+        server
+            .host_keys
+            .push(machine.public("etc/ssh_host_ed25519_key"));
+        Order {
+            server,
+            fence: 7,
+            step: Step::OsInstall {
+                job: "lb1.1-1".into(),
+                image: image.clone(),
+            },
+        }
+    };
+    let done = installer.perform(&order(&image, true)).await.unwrap();
+    assert!(done.detail.contains("already"), "{}", done.detail);
+    assert_eq!(bmc.asked(), 0);
+    // Looked at beforehand it is sound; a bare one is told from one that nobody could install.
+    let look = |driver| {
+        let mut server = order(&image, true).server;
+        server.driver = driver;
+        server.ssh_port = 1;
+        let step = Step::Look;
+        let fence = 0;
+        Order {
+            server,
+            fence,
+            step,
+        }
+    };
+    let e = installer.perform(&look(bmc.redfish(None))).await;
+    assert_eq!(e.unwrap_err().code, "bare");
+    let e = installer.perform(&look(Driver::Ready)).await;
+    assert_eq!(e.unwrap_err().code, "refused");
+    let mut elsewhere = bmc.driver(None);
+    elsewhere.door.pin = None;
+    let elsewhere = Driver::Redfish(Box::new(elsewhere));
+    let e = installer.perform(&look(elsewhere)).await.unwrap_err();
+    assert_eq!(e.code, "refused");
+    assert!(e.detail.contains("driver_distrusted"), "{e}");
+    assert_eq!(bmc.changes(), [""; 0]);
+    let asked = bmc.asked();
+    // Another one would be installed, but not where the disk may not be wiped.
+    image.os = "plan-9".into();
+    let e = installer.perform(&order(&image, false)).await.unwrap_err();
+    assert_eq!((e.class, e.code), (Class::Permanent, "wipe_forbidden"));
+    assert_eq!(bmc.asked(), asked);
+}

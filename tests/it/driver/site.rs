@@ -1,0 +1,148 @@
+//! The example of a site's own driver, over the documented protocol.
+
+use std::{
+    net::{Ipv4Addr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use axum::{Router, extract::State, routing::post};
+use tokio::net::TcpListener;
+use understudy::{
+    model::machine::{Boot, Door, Driver, HttpDriver},
+    provisioner::{driver::Held, order::Class},
+};
+
+use super::lab::{Machine, Notes, free_port, host_os};
+use crate::ssh::lab::until;
+
+struct Example {
+    process: Child,
+    port: u16,
+}
+
+impl Example {
+    /// Installs by powering `machine`, or fails where it says so.
+    async fn start(machine: &Machine, command: Option<&str>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let told = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route(
+                "/",
+                post(|State(machine): State<Machine>| async move { machine.set_power(true, true) }),
+            )
+            .with_state(machine.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let power = format!(
+            "test \"$UNDERSTUDY_MACHINE $UNDERSTUDY_BOOT\" = 'rack 7 pxe' && echo powers it && \
+             exec /usr/bin/python3 -c \"import urllib.request as u; u.urlopen('http://{told}/', b'')\""
+        );
+        let token = machine.path("credential");
+        std::fs::write(&token, "s3cret\n").unwrap();
+        let port = free_port();
+        let log = std::fs::File::create(machine.path("driver.log")).unwrap();
+        let process = Command::new("/usr/bin/python3")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/drivers/example.py"))
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--token"])
+            .arg(&token)
+            .args(["--state"])
+            .arg(machine.path("driver-state"))
+            .args(["--install", command.unwrap_or(&power)])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        until("the driver to listen", || {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+        })
+        .await;
+        Self { process, port }
+    }
+
+    fn driver(&self) -> Driver {
+        Driver::Http(Box::new(HttpDriver {
+            door: Door {
+                url: format!("http://127.0.0.1:{}", self.port).parse().unwrap(),
+                pin: None,
+                credential: "bmc".into(),
+            },
+            machine: "rack 7".into(),
+        }))
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_installs_and_a_second_order_finds_what_was_begun() {
+    let machine = Machine::new();
+    let example = Example::start(&machine, None).await;
+    let notes = Notes::default();
+    let install = || {
+        machine.install(
+            notes.clone(),
+            "s3cret\n",
+            example.driver(),
+            machine.image(Boot::Pxe),
+        )
+    };
+    // Dropped in the middle, as a kill does.
+    tokio::select! {
+        done = install() => panic!("{done:?}"),
+        () = until("the installation to begin", || machine.installations() > 0) => {}
+    }
+    let done = install().await.unwrap();
+    assert_eq!(done.os, Some(host_os()));
+    assert_eq!(machine.installations(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_fails_says_why() {
+    let machine = Machine::new();
+    let example = Example::start(&machine, Some("echo no such rack; exit 3")).await;
+    let image = machine.image(Boot::Pxe);
+    let e = machine
+        .install(Notes::default(), "s3cret\n", example.driver(), image)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (e.class, e.code),
+        (Class::Permanent, "driver_failed"),
+        "{e}"
+    );
+    assert!(e.detail.contains("no such rack"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_is_told_to_stop_and_a_wrong_token_gets_nothing() {
+    let machine = Machine::new();
+    let example = Example::start(&machine, Some("exec sleep 600")).await;
+    let image = machine.image(Boot::Pxe);
+    // Asked, begun.
+    let notes = Notes::until(2, Held::Cancelled);
+    let e = machine
+        .install(notes.clone(), "s3cret\n", example.driver(), image.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(e.code, "cancelled", "{e}");
+    // Said to whoever asks again with the same key.
+    let again = machine.install(
+        Notes::default(),
+        "s3cret\n",
+        example.driver(),
+        image.clone(),
+    );
+    let e = again.await.unwrap_err();
+    assert_eq!(e.code, "driver_failed", "{e}");
+    assert!(e.detail.contains("cancelled"), "{e}");
+    let e = machine
+        .install(Notes::default(), "other\n", example.driver(), image)
+        .await
+        .unwrap_err();
+    assert_eq!(e.code, "driver_auth_refused", "{e}");
+}
