@@ -91,6 +91,7 @@ impl Receiver {
             let limits = Limits {
                 connections: 8,
                 reserved: 0,
+                each: 8,
                 header: SOON,
                 lasting: SOON,
                 keep_alive: true,
