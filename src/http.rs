@@ -51,9 +51,11 @@ pub struct Limits {
     pub keep_alive: bool,
     /// So many of the connections are for root and this process's own user: others cannot take up all.
     pub reserved: usize,
-    /// So many connections at once have a user of this host, those with one certificate, and an address of which
-    /// nobody has shown one yet. Root and this process's own user may have any number.
+    /// So many connections at once have a user of this host, and those with one certificate. Root and this process's own
+    /// user may have any number.
     pub each: usize,
+    /// And so many an address from which nobody has shown a certificate, yet or at all.
+    pub unknown: usize,
 }
 
 /// TLS has begun within this, or never.

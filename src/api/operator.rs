@@ -112,6 +112,7 @@ const LIMITS: Limits = Limits {
     keep_alive: false,
     reserved: 4,
     each: 16,
+    unknown: 16,
 };
 
 /// The core answers within this, or it hangs.

@@ -175,10 +175,10 @@ fn a_provisioner_knows_each_director_by_a_name_in_its_certificate() {
 #[test]
 fn a_director_names_all_provisioners_of_a_fleet() {
     let with = |section: &str| {
-        let text = format!("{GOOD}\n[provisioner]\naddress = \"10.0.0.100\"\n{section}");
-        super::director::parse(Path::new("d.toml"), &text)
+        let text = GOOD.replace("[provisioner]\n", &format!("[provisioner]\n{section}\n"));
+        director::parse(Path::new("d.toml"), &text)
     };
-    let tls = "[provisioner.tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n";
+    let tls = "tls = { certificate = \"c\", key = \"k\", ca = \"a\" }\n";
     let urls = "urls = [\"https://prov1.example:9712\", \"https://[2001:db8::1]:9712/\"]\n";
     let link = with(&format!("{urls}{tls}")).unwrap().provisioner.unwrap();
     let places: Vec<_> = link.at.iter().map(ToString::to_string).collect();

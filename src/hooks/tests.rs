@@ -64,6 +64,7 @@ fn open(listener: TcpListener, answers: &[u16]) -> Open {
         connections: 8,
         reserved: 0,
         each: 8,
+        unknown: 8,
         header: LIMIT,
         lasting: LIMIT,
         keep_alive: true,

@@ -95,6 +95,7 @@ const LIMITS: Limits = Limits {
     keep_alive: true,
     reserved: 16,
     each: 32,
+    unknown: 64,
 };
 
 /// Answers at `doors` until `stop`.

@@ -29,6 +29,7 @@ const LIMITS: Limits = Limits {
     keep_alive: false,
     reserved: 0,
     each: 16,
+    unknown: 16,
 };
 
 /// `/healthz` calls a core dead whose heart has not beaten for this long.

@@ -92,6 +92,7 @@ impl Receiver {
                 connections: 8,
                 reserved: 0,
                 each: 8,
+                unknown: 8,
                 header: SOON,
                 lasting: SOON,
                 keep_alive: true,
