@@ -9,9 +9,11 @@
 mod check;
 mod cli;
 mod documents;
+mod fleet;
 mod inventory;
 mod logs;
 mod metrics;
+mod pki;
 mod rooms;
 mod rtnl;
 mod ssh;
