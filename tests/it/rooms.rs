@@ -29,7 +29,7 @@ const ORDERS: &[&str] = &[
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 23] = [
+const PURE: [Room; 24] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -128,6 +128,10 @@ const PURE: [Room; 23] = [
     Room {
         place: "provisioner/order.rs",
         knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/pace.rs",
+        knows: &["model"],
     },
 ];
 
