@@ -376,11 +376,16 @@ impl Courier {
 mod tests {
     use std::path::Path;
 
-    use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
+    use axum::{
+        Json, Router,
+        extract::State,
+        http::{HeaderMap, StatusCode},
+        routing::post,
+    };
     use tokio::{net::UnixListener, time::timeout};
 
     use super::*;
-    use crate::model::wire::ReplacementState;
+    use crate::model::wire::{Problem, ReplacementState};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -462,6 +467,49 @@ address = "10.77.0.1"
             }
         };
         let drained = async { while answers.recv().await.is_some() {} };
+        tokio::select! {
+            () = play => {}
+            () = drained => panic!("nobody delivers"),
+            () = deliver(Arc::new(config), to, told, events, stop) => panic!("nobody stopped it"),
+            _ = axum::serve(listener, router) => panic!("nobody answers"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_provisioner_that_wants_to_be_left_alone_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (asked, mut requests) = mpsc::channel(64);
+        let refuse = async move |headers: HeaderMap| {
+            let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+            asked.send((time::Instant::now(), key)).await.unwrap();
+            let problem = Problem::new(429, "Too Many Requests", "too_many_requests", "later");
+            (StatusCode::TOO_MANY_REQUESTS, Json(problem.retry_after(3)))
+        };
+        let router = Router::new().route("/v1/replacements", post(refuse));
+        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
+        let to = (config.provisioner.clone().unwrap(), Client::unix(path));
+        let (outbox, told) = watch::channel(Outbox {
+            requests: [1, 2].map(key).into(),
+            ..Outbox::default()
+        });
+        let (events, mut silence) = mpsc::channel(64);
+        let stop = CancellationToken::new();
+        let play = async {
+            let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
+            let (first, one) = next().await;
+            // What is new changes nothing.
+            outbox.send_modify(|o| o.requests.extend([key(3)]));
+            let (second, again) = next().await;
+            assert!(
+                second - first >= Duration::from_secs(3),
+                "{:?}",
+                second - first
+            );
+            assert_eq!(one, again, "nothing else was asked meanwhile");
+        };
+        let drained = async { while silence.recv().await.is_some() {} };
         tokio::select! {
             () = play => {}
             () = drained => panic!("nobody delivers"),

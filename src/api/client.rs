@@ -181,7 +181,8 @@ impl Client {
         limit: Duration,
     ) -> Result<T, Error> {
         let mut at = self.kept.subscribe();
-        let mut index = *at.borrow_and_update();
+        let mut kept = *at.borrow_and_update();
+        let mut index = kept;
         let body = match body {
             None => Bytes::new(),
             Some(b) => serde_json::to_vec(b)
@@ -200,9 +201,10 @@ impl Client {
             let place = self.place(index);
             let asked = tokio::select! {
                 asked = self.ask_at(place, &told, limit) => asked,
-                // Cancel-safe: it is asked again, elsewhere. Somebody has found that this place does not answer.
-                () = moved(&mut at, index), if left > 0 => {
-                    index = *at.borrow_and_update();
+                // Cancel-safe: it is asked again, elsewhere: somebody has had an answer there, and none here.
+                () = moved(&mut at, kept), if left > 0 => {
+                    kept = *at.borrow_and_update();
+                    index = kept;
                     continue;
                 }
             };
@@ -320,9 +322,9 @@ impl Client {
     }
 }
 
-/// Ends when another place than `index` is kept.
-async fn moved(at: &mut watch::Receiver<usize>, index: usize) {
-    if at.wait_for(|now| *now != index).await.is_err() {
+/// Ends when another place than `kept` is kept.
+async fn moved(at: &mut watch::Receiver<usize>, kept: usize) {
+    if at.wait_for(|now| *now != kept).await.is_err() {
         std::future::pending().await
     }
 }
@@ -386,5 +388,56 @@ mod tests {
         let ended = timeout(Duration::from_secs(20), ask).await;
         let error = ended.expect("an end within the limit").unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    }
+
+    /// Answers each request with a word, and says that it was asked.
+    async fn answers(listener: UnixListener, word: &'static str) {
+        let router = axum::Router::new().fallback(async move || axum::Json(word));
+        axum::serve(listener, router).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn where_one_gives_no_answer_the_next_is_asked_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let places = ["nobody", "mute", "first", "second"].map(|n| Endpoint::Unix(path(n)));
+        let _mute = UnixListener::bind(path("mute")).unwrap();
+        let mut first = tokio::task::JoinSet::new();
+        first.spawn(answers(UnixListener::bind(path("first")).unwrap(), "first"));
+        let client = Client::of(places, None);
+        let limit = Duration::from_secs(3);
+        let ask = || client.ask::<String>(Method::GET, "/", None, NOTHING, limit);
+        assert_eq!(ask().await.unwrap(), "first");
+        assert_eq!(*client.kept.borrow(), 2, "who answered is asked first");
+        first.shutdown().await;
+        // Nobody: each was asked once, and what is told is told of the last.
+        assert!(matches!(ask().await.unwrap_err(), Error::TimedOut { .. }));
+        let second = tokio::spawn(answers(
+            UnixListener::bind(path("second")).unwrap(),
+            "second",
+        ));
+        assert_eq!(ask().await.unwrap(), "second");
+        second.abort();
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_one_that_hangs_is_told_when_another_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let places = ["mute", "other"].map(|n| Endpoint::Unix(path(n)));
+        let _mute = UnixListener::bind(path("mute")).unwrap();
+        let other = tokio::spawn(answers(UnixListener::bind(path("other")).unwrap(), "other"));
+        let client = Client::of(places, None);
+        let day = Duration::from_hours(24);
+        let poll = client.ask::<String>(Method::GET, "/", None, NOTHING, day);
+        let limit = Duration::from_secs(3);
+        let short = client.ask::<String>(Method::GET, "/", None, NOTHING, limit);
+        let both = timeout(Duration::from_secs(20), async { tokio::join!(poll, short) });
+        let (poll, short) = both.await.expect("both end");
+        assert_eq!(
+            (poll.unwrap(), short.unwrap()),
+            ("other".into(), "other".into())
+        );
+        other.abort();
     }
 }

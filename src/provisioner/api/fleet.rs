@@ -386,6 +386,42 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
     lb2.register("lb2").await.unwrap();
 }
 
+#[tokio::test]
+async fn long_polls_of_one_director_are_bounded() {
+    let fleet = Fleet::new().await;
+    let lb1 = Arc::new(fleet.peer(&["lb1.example"], 11));
+    let lb2 = fleet.peer(&["lb2.example"], 12);
+    lb1.register("lb1").await.unwrap();
+    let members = lb1.get("/v1/directors/lb1/members").await.unwrap();
+    let path = format!(
+        "/v1/directors/lb1/members?after={}&wait=60",
+        members["version"]
+    );
+    let mut polls = JoinSet::new();
+    for _ in 0..20 {
+        let (lb1, path) = (Arc::clone(&lb1), path.clone());
+        polls.spawn(async move { lb1.get(&path).await });
+    }
+    for _ in 0..12 {
+        let ended = timeout(LIMIT / 2, polls.join_next()).await;
+        let ended = ended.expect("refused at once").unwrap().unwrap();
+        problem(ended, 429, "too_many_requests");
+    }
+    let more = timeout(Duration::from_millis(300), polls.join_next()).await;
+    assert!(more.is_err(), "its part is served");
+    lb1.register("lb1").await.unwrap();
+    lb2.register("lb2").await.unwrap();
+    // What ended makes room for others.
+    polls.shutdown().await;
+    let begun = Instant::now();
+    let again = format!("{path}&wait=0").replace("wait=60&", "");
+    while let Err(e) = lb1.get(&again).await {
+        problem(Err(e), 429, "too_many_requests");
+        assert!(begun.elapsed() < LIMIT);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// A connection from another address of this host.
 async fn elsewhere(to: SocketAddr) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
