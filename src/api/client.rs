@@ -412,12 +412,11 @@ mod tests {
         first.shutdown().await;
         // Nobody: each was asked once, and what is told is told of the last.
         assert!(matches!(ask().await.unwrap_err(), Error::TimedOut { .. }));
-        let second = tokio::spawn(answers(
+        first.spawn(answers(
             UnixListener::bind(path("second")).unwrap(),
             "second",
         ));
         assert_eq!(ask().await.unwrap(), "second");
-        second.abort();
     }
 
     #[tokio::test]
@@ -426,18 +425,19 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         let places = ["mute", "other"].map(|n| Endpoint::Unix(path(n)));
         let _mute = UnixListener::bind(path("mute")).unwrap();
-        let other = tokio::spawn(answers(UnixListener::bind(path("other")).unwrap(), "other"));
+        let mut other = tokio::task::JoinSet::new();
+        other.spawn(answers(UnixListener::bind(path("other")).unwrap(), "other"));
         let client = Client::of(places, None);
         let day = Duration::from_hours(24);
         let poll = client.ask::<String>(Method::GET, "/", None, NOTHING, day);
         let limit = Duration::from_secs(3);
         let short = client.ask::<String>(Method::GET, "/", None, NOTHING, limit);
-        let both = timeout(Duration::from_secs(20), async { tokio::join!(poll, short) });
+        let both = async { tokio::join!(poll, short) };
+        let both = Box::pin(timeout(Duration::from_secs(20), both));
         let (poll, short) = both.await.expect("both end");
         assert_eq!(
             (poll.unwrap(), short.unwrap()),
             ("other".into(), "other".into())
         );
-        other.abort();
     }
 }

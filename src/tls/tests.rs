@@ -232,10 +232,11 @@ async fn a_renewed_certificate_is_used_and_a_broken_one_is_not() {
     let first = Server::read(&files(&side)).unwrap();
     let now = watch::Sender::new(Arc::new(first));
     let mut seen = now.subscribe();
-    let (told, mut tellings) = tokio::sync::mpsc::unbounded_channel();
+    let (told, mut tellings) = tokio::sync::mpsc::channel(1024);
     let stop = CancellationToken::new();
-    let tell = move |what| told.send(what).unwrap_or_default();
-    let kept = tokio::spawn(keep(
+    let tell = move |what| told.try_send(what).unwrap_or_default();
+    let mut kept = tokio::task::JoinSet::new();
+    kept.spawn(keep(
         files(&side),
         now,
         Duration::from_millis(5),
@@ -273,5 +274,5 @@ async fn a_renewed_certificate_is_used_and_a_broken_one_is_not() {
     }
     while !matches!(next().await, Told::Renewed(ends) if ends > 4_102_444_800) {}
     stop.cancel();
-    kept.await.unwrap();
+    kept.join_next().await.unwrap().unwrap();
 }

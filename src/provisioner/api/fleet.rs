@@ -342,9 +342,9 @@ async fn a_renewal_under_load_costs_no_request() {
         }
         over.store(true, SeqCst);
     };
-    timeout(LIMIT, async {
+    Box::pin(timeout(LIMIT, async {
         tokio::join!(load, load2(&fleet, &over), renewals)
-    })
+    }))
     .await
     .unwrap();
 }
@@ -499,7 +499,7 @@ async fn a_hostile_client_starves_nobody() {
         .ask::<Value>(Method::GET, path, None, NOTHING, Duration::from_secs(5))
         .await
         .unwrap();
-    println!("the slowest of 50 registrations beside it took {slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     drop(mute);
     polls.shutdown().await;
 }
