@@ -3,7 +3,7 @@
 //! looked at each time.
 //!
 //! The files are read at the start, where a mistake ends the program, and looked at again every few seconds
-//! ([`keep`]): what was renewed is used from the next connection on, and what cannot be used changes nothing.
+//! ([`keep()`]): what was renewed is used from the next connection on, and what cannot be used changes nothing.
 
 mod keep;
 mod look;
