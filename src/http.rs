@@ -1,5 +1,9 @@
-//! Where HTTP requests come in, for both roles: Unix sockets and TCP ports, each connection a task of
-//! its own under limits, so that a mute client holds up nobody.
+//! Where HTTP requests come in, for both roles: Unix sockets and TCP ports, the latter with mutual TLS or not, each
+//! connection a task of its own under limits, so that a client that is mute, slow or many holds up nobody.
+
+mod guests;
+mod patient;
+mod seldom;
 
 use std::{
     convert::Infallible,
@@ -14,17 +18,25 @@ use std::{
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::unistd::Uid;
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
+
+use self::{
+    guests::{Guests, Seat, Who},
+    patient::Patient,
+    seldom::Seldom,
+};
+use crate::{model::CertificateNames, telemetry::Chain, tls};
 
 /// What a client may take up.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +51,18 @@ pub struct Limits {
     pub keep_alive: bool,
     /// So many of the connections are for root and this process's own user: others cannot take up all.
     pub reserved: usize,
+    /// So many connections at once have a user of this host, and those with one certificate. Root and this process's own
+    /// user may have any number.
+    pub each: usize,
+    /// And so many an address from which nobody has shown a certificate, yet or at all.
+    pub unknown: usize,
 }
+
+/// TLS has begun within this, or never.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// A client that takes nothing of its answer for so long is cut off.
+const TAKEN: Duration = Duration::from_secs(20);
 
 /// Answers under way at the end have this long.
 const GRACE: Duration = Duration::from_secs(5);
@@ -86,7 +109,7 @@ pub enum DoorError {
 }
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A process of this host, at the socket.
     Local {
@@ -97,6 +120,13 @@ pub enum Caller {
     },
     /// A process of this host, at the port.
     Loopback(SocketAddr),
+    /// Somebody with a certificate that was verified.
+    Certified {
+        /// What it names.
+        names: CertificateNames,
+        /// Where it asks from.
+        peer: SocketAddr,
+    },
 }
 
 impl fmt::Display for Caller {
@@ -104,6 +134,7 @@ impl fmt::Display for Caller {
         match self {
             Self::Local { uid, .. } => write!(f, "uid {uid}"),
             Self::Loopback(peer) => write!(f, "{peer}"),
+            Self::Certified { names, peer } => write!(f, "{names} at {peer}"),
         }
     }
 }
@@ -113,7 +144,11 @@ impl fmt::Display for Caller {
 pub struct Doors {
     unix: Option<UnixListener>,
     tcp: Option<TcpListener>,
+    tls: Option<Identity>,
 }
+
+/// What is spoken TLS with now.
+pub type Identity = watch::Receiver<Arc<tls::Server>>;
 
 impl Doors {
     /// Opens the Unix socket at `unix` for its owner and group, and the loopback port `tcp`.
@@ -121,19 +156,34 @@ impl Doors {
     /// # Errors
     /// [`DoorError`]; a socket that somebody listens on is left alone.
     pub async fn open(unix: Option<&Path>, tcp: Option<SocketAddr>) -> Result<Self, DoorError> {
-        let mut doors = Self::default();
+        Self::open_with(unix, tcp, None).await
+    }
+
+    /// The same; with `tls` the port is one of whatever interface.
+    ///
+    /// # Errors
+    /// [`DoorError`]; a socket that somebody listens on is left alone.
+    pub async fn open_with(
+        unix: Option<&Path>,
+        tcp: Option<SocketAddr>,
+        tls: Option<Identity>,
+    ) -> Result<Self, DoorError> {
+        let mut doors = Self {
+            tls,
+            ..Self::default()
+        };
         if let Some(path) = unix {
             doors.unix = Some(unix_door(path).await?);
             info!(path = %path.display(), "listening");
         }
         if let Some(address) = tcp {
-            if !address.ip().is_loopback() {
+            if !address.ip().is_loopback() && doors.tls.is_none() {
                 return Err(DoorError::NotLoopback { address });
             }
             let listener = TcpListener::bind(address)
                 .await
                 .map_err(|source| DoorError::Tcp { address, source })?;
-            info!(%address, "listening");
+            info!(%address, tls = doors.tls.is_some(), "listening");
             doors.tcp = Some(listener);
         }
         Ok(doors)
@@ -145,6 +195,7 @@ impl Doors {
         Self {
             unix: None,
             tcp: Some(listener),
+            tls: None,
         }
     }
 
@@ -193,43 +244,44 @@ async fn unix_door(path: &Path) -> Result<UnixListener, DoorError> {
 /// Answers requests until `stop`; then lets answers under way go out.
 pub async fn serve(doors: Doors, router: Router, limits: Limits, stop: CancellationToken) {
     let mut tasks: JoinSet<()> = JoinSet::new();
-    let own = Uid::effective().as_raw();
-    let others = limits.connections.saturating_sub(limits.reserved);
-    let others = Arc::new(Semaphore::new(others));
+    let guests = Guests::new(limits);
+    let host = Host {
+        router,
+        limits,
+        stop: stop.clone(),
+        guests: guests.clone(),
+        tls: doors.tls.clone(),
+        handshakes: Seldom::default(),
+    };
+    let host = Arc::new(host);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             // Cancel-safe: `accept` takes a connection only when it returns it.
-            accepted = accept_unix(doors.unix.as_ref()), if tasks.len() < limits.connections => {
+            accepted = accept_unix(doors.unix.as_ref()), if guests.unix.available_permits() > 0 => {
                 match accepted.and_then(|s| Ok((s.peer_cred()?, s))) {
                     Ok((peer, stream)) => {
-                        let (uid, gid) = (peer.uid(), peer.gid());
-                        let caller = Caller::Local { uid, gid };
-                        let permit = match uid == 0 || uid == own {
-                            true => None,
-                            false => match Arc::clone(&others).try_acquire_owned() {
-                                Ok(permit) => Some(permit),
-                                Err(_) => {
-                                    debug!(%caller, "connection closed: others hold as many as they may");
-                                    continue;
-                                }
-                            },
-                        };
-                        let talk = connection(stream, caller, router.clone(), limits, stop.clone());
-                        tasks.spawn(async move {
-                            talk.await;
-                            drop(permit);
-                        });
+                        let caller = Caller::Local { uid: peer.uid(), gid: peer.gid() };
+                        if let Some(seat) = guests.local(peer.uid()) {
+                            let host = Arc::clone(&host);
+                            tasks.spawn(async move { host.connection(stream, caller, seat).await });
+                        } else {
+                            debug!(%caller, "connection closed: its user, or all others, hold as many as they may");
+                        }
                     }
                     Err(e) => refused(&e, &stop).await,
                 }
             }
             // Cancel-safe: as above.
-            accepted = accept_tcp(doors.tcp.as_ref()), if tasks.len() < limits.connections => {
+            accepted = accept_tcp(doors.tcp.as_ref()), if guests.tcp.available_permits() > 0 => {
                 match accepted {
                     Ok((stream, peer)) => {
-                        let caller = Caller::Loopback(peer);
-                        tasks.spawn(connection(stream, caller, router.clone(), limits, stop.clone()));
+                        if let Some(seat) = guests.distant(Who::Address(peer.ip())) {
+                            let host = Arc::clone(&host);
+                            tasks.spawn(async move { host.welcome(stream, peer, seat).await });
+                        } else {
+                            debug!(%peer, "connection closed: its address holds as many as it may");
+                        }
                     }
                     Err(e) => refused(&e, &stop).await,
                 }
@@ -272,42 +324,100 @@ async fn refused(e: &io::Error, stop: &CancellationToken) {
     }
 }
 
-async fn connection<S>(
-    stream: S,
-    caller: Caller,
+/// What all connections share.
+struct Host {
     router: Router,
     limits: Limits,
     stop: CancellationToken,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    debug!(%caller, "connection accepted");
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(caller);
-        let router = router.clone();
-        async move {
-            let request: Request = request.map(axum::body::Body::new);
-            let response: Result<_, Infallible> = router.oneshot(request).await;
-            response
-        }
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header)
-        .keep_alive(limits.keep_alive);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let ended = timeout(limits.lasting, async {
+    guests: Guests,
+    tls: Option<Identity>,
+    handshakes: Seldom,
+}
+
+impl Host {
+    /// One TCP connection: TLS first, where that is spoken.
+    async fn welcome(&self, stream: TcpStream, peer: SocketAddr, seat: Seat) {
+        let Some(mut identity) = self.tls.clone() else {
+            return self.connection(stream, Caller::Loopback(peer), seat).await;
+        };
+        let config = identity.borrow_and_update().config();
+        let shaking = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream));
+        let shaken = tokio::select! {
+            () = self.stop.cancelled() => return,
+            // Cancel-safe: only the end comes between.
+            shaken = shaking => shaken.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into())),
+        };
+        let stream = match shaken {
+            Ok(stream) => stream,
+            Err(e) => {
+                if let Some(more) = self.handshakes.now() {
+                    info!(%peer, error = %Chain(&e), more, "connection refused: TLS was not begun as this provisioner wants it");
+                }
+                return;
+            }
+        };
+        let chain = stream.get_ref().1.peer_certificates();
+        let chain: Vec<_> = chain.unwrap_or_default().to_vec();
+        let names = tls::presented(Some(&chain));
+        // Its address is free again for others behind it: from here on its certificate counts.
+        let Some(seat) = self.guests.moved(seat, &names) else {
+            debug!(%names, %peer, "connection closed: its certificate holds as many as it may");
+            return;
+        };
+        let caller = Caller::Certified { names, peer };
         tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+            () = self.connection(stream, caller.clone(), seat) => {}
+            // Cancel-safe: nothing is held.
+            error = no_longer_taken(&mut identity, &chain) => {
+                warn!(%caller, error = %Chain(&error), "connection cut off: its certificate is not taken any more");
             }
         }
-    });
-    match ended.await {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => debug!(%caller, error = %e, "connection ended early"),
-        Err(_elapsed) => debug!(%caller, "connection took too long"),
     }
+
+    async fn connection<S>(&self, stream: S, caller: Caller, _seat: Seat)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        debug!(%caller, "connection accepted");
+        let (limits, stop) = (self.limits, &self.stop);
+        let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(caller.clone());
+            let router = self.router.clone();
+            async move {
+                let request: Request = request.map(axum::body::Body::new);
+                let response: Result<_, Infallible> = router.oneshot(request).await;
+                response
+            }
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.header)
+            .keep_alive(limits.keep_alive);
+        let stream = TokioIo::new(Patient::new(stream, TAKEN));
+        let mut connection = std::pin::pin!(http.serve_connection(stream, service));
+        let ended = timeout(limits.lasting, async {
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        });
+        match ended.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => debug!(%caller, error = %e, "connection ended early"),
+            Err(_elapsed) => debug!(%caller, "connection took too long"),
+        }
+    }
+}
+
+/// Ends when a new identity does not take this certificate: it was revoked, or its authority is gone.
+async fn no_longer_taken(identity: &mut Identity, chain: &[CertificateDer<'_>]) -> rustls::Error {
+    while identity.changed().await.is_ok() {
+        if let Err(e) = identity.borrow_and_update().takes(chain) {
+            return e;
+        }
+    }
+    std::future::pending().await
 }

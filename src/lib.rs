@@ -23,6 +23,7 @@ pub mod supervise;
 pub mod sysctl;
 pub mod systemd;
 pub mod telemetry;
+pub mod tls;
 
 use telemetry::metrics::Build;
 

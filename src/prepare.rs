@@ -174,7 +174,7 @@ impl ServerCertVerifier for Named {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unprepared> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unprepared> {
     let text = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match found {
@@ -186,7 +186,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unprepared>
     }
 }
 
-fn key_of(path: &Path) -> Result<PrivateKeyDer<'static>, Unprepared> {
+pub(crate) fn key_of(path: &Path) -> Result<PrivateKeyDer<'static>, Unprepared> {
     let text = read(path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_bad| Unprepared::Content {
         path: path.to_owned(),

@@ -23,13 +23,17 @@ use super::{
     witnesses,
 };
 use crate::{
-    api::operator::{self, Admission, Desk},
+    api::{
+        client::Client,
+        operator::{self, Admission, Desk},
+    },
     check, clock,
     director::{Core, Recall, Start},
     hooks::{self, Told},
     http::{DoorError, Doors},
     ipvs::{self, Ipvs},
     model::ServiceKey,
+    prepare::Unprepared,
     reconcile::{
         plan::Applied,
         task::{self, Fact, PassEnd},
@@ -40,6 +44,7 @@ use crate::{
         self,
         metrics::{DeliveryResult, DirectorMetrics, HookMetrics, PassResult, StepResult, Untold},
     },
+    tls::{self, Identity as _},
 };
 
 /// Reports of checks that wait for the core: most of a second's worth at ten thousand a second.
@@ -72,6 +77,9 @@ pub enum Error {
     /// The kernel.
     #[error("IPVS could not be read at the start; nothing was changed")]
     Kernel(#[source] ipvs::Error),
+    /// What the provisioner is to know it by.
+    #[error("certificate, key or authorities of [provisioner.tls] cannot be used")]
+    Identity(#[source] Unprepared),
     /// The operator socket.
     #[error("the operator socket cannot listen")]
     Door(#[source] DoorError),
@@ -235,14 +243,31 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     tasks.start("checks", |stop| {
         check::run(ways, targets_rx, nudges_rx, reports_tx, observer, stop)
     });
-    if let Some(to) = config.provisioner.clone() {
-        let (c, l, e) = (out.in_force.subscribe(), to.clone(), events_tx.clone());
+    let identity = match config.provisioner.as_ref().and_then(|p| p.tls.clone()) {
+        None => None,
+        Some(files) => {
+            let read = tls::Client::read(&files).map_err(Error::Identity)?;
+            metrics.certificate.told(tls::Told::Renewed(read.ends()));
+            let now = watch::Sender::new(Arc::new(read));
+            let (identity, told) = (now.subscribe(), metrics.certificate.clone());
+            tasks.start("identity", |stop| {
+                let tell = move |what| told.told(what);
+                tls::keep(files, now, tls::EVERY, tell, stop)
+            });
+            Some(identity)
+        }
+    };
+    let provisioner = config.provisioner.clone().map(|to| {
+        let client = Client::of(to.at.clone(), identity);
+        let (c, l, e) = (out.in_force.subscribe(), client.clone(), events_tx.clone());
         tasks.start("stand-ins", |stop| link::follow(c, l, e, stop));
         let (c, outbox) = (Arc::clone(&config), out.outbox.subscribe());
+        let to = (to, client.clone());
         tasks.start("requests", |stop| {
             link::deliver(c, to, outbox, events_tx, stop)
         });
-    }
+        client
+    });
     let registry = Arc::new(registry);
     if let Some(listener) = metrics_listener {
         let beat = heartbeat.clone();
@@ -266,6 +291,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
         admission: admission_rx,
         directory: Arc::new(access::Directory::default()),
         kernel: Arc::new(KernelCounts::default()),
+        provisioner: provisioner.clone(),
     };
     tasks.start("operator", |stop| operator::serve(operator, desk, stop));
     let mut first_pass = applied.clone();

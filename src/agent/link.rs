@@ -37,11 +37,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Registers, then follows the list of stand-ins, until `stop`.
 pub async fn follow(
     mut in_force: watch::Receiver<Arc<Director>>,
-    link: ProvisionerLink,
+    client: Client,
     events: mpsc::Sender<Event>,
     stop: CancellationToken,
 ) {
-    let client = Client::new(link.at.clone());
     let work = async {
         loop {
             let config = Arc::clone(&in_force.borrow_and_update());
@@ -54,12 +53,14 @@ pub async fn follow(
                     Err(_) => return,
                 },
             };
-            if let Err(e) = followed
-                && events.send(silent(&e)).await.is_err()
-            {
-                return;
+            let mut pause = PAUSE;
+            if let Err(e) = followed {
+                pause = e.retry_after().unwrap_or_default().max(PAUSE);
+                if events.send(silent(&e)).await.is_err() {
+                    return;
+                }
             }
-            time::sleep(PAUSE).await;
+            time::sleep(pause).await;
         }
     };
     tokio::select! {
@@ -112,6 +113,12 @@ async fn follow_once(
     }
 }
 
+/// Whether it says that it will never do this; what it cannot do now it may do later.
+fn refused(e: &Error) -> bool {
+    e.problem()
+        .is_some_and(|p| p.status < 500 && p.status != 429)
+}
+
 fn silent(e: &Error) -> Event {
     Event::ProvisionerSilent(Chain(e).to_string())
 }
@@ -162,13 +169,14 @@ fn registration(config: &Director) -> Registration {
 /// Tells what the outbox holds, again and again while it holds it, until `stop`.
 pub async fn deliver(
     config: Arc<Director>,
-    link: ProvisionerLink,
+    (link, client): (ProvisionerLink, Client),
     mut outbox: watch::Receiver<Outbox>,
     events: mpsc::Sender<Event>,
     stop: CancellationToken,
 ) {
-    let courier = Courier {
-        client: Client::new(link.at.clone()),
+    let mut courier = Courier {
+        client,
+        later: Duration::ZERO,
         config,
         link,
         events,
@@ -181,6 +189,12 @@ pub async fn deliver(
             let newer = || outbox.has_changed().unwrap_or(false);
             if courier.round(now, &mut asked, newer).await.is_err() {
                 return;
+            }
+            let later = mem::take(&mut courier.later);
+            if later > PAUSE {
+                // It asked for this, whatever is new.
+                time::sleep(later).await;
+                continue;
             }
             let pause = async {
                 if empty {
@@ -208,6 +222,8 @@ struct Courier {
     config: Arc<Director>,
     link: ProvisionerLink,
     events: mpsc::Sender<Event>,
+    /// The provisioner gives no answer that counts: all that is left of the round waits so long.
+    later: Duration,
 }
 
 /// The core is gone.
@@ -215,28 +231,44 @@ struct Gone;
 
 impl Courier {
     /// Tells all that is in the outbox. What it is for the first time goes first: a failed server waits for it. What
-    /// was asked before is asked again for news alone, and where something newer is to be told not to its end.
+    /// was asked before is asked again for news alone, and where something newer is to be told not to its end. Where
+    /// there is no answer the rest waits: one that does not answer this does not answer the next.
     async fn round(
-        &self,
+        &mut self,
         outbox: Outbox,
         asked: &mut BTreeSet<IncidentKey>,
         newer: impl Fn() -> bool,
     ) -> Result<(), Gone> {
-        let before = mem::replace(asked, outbox.requests.clone());
+        asked.retain(|key| outbox.requests.contains(key));
         let (again, first): (Vec<_>, Vec<_>) = outbox
             .requests
             .into_iter()
-            .partition(|key| before.contains(key));
+            .partition(|key| asked.contains(key));
         for key in first {
-            self.request(key).await?;
+            if self.waits() {
+                return Ok(());
+            }
+            self.request(key.clone()).await?;
+            if !self.waits() {
+                asked.insert(key);
+            }
         }
         for (id, is) in outbox.confirms {
+            if self.waits() {
+                return Ok(());
+            }
             self.confirm(id, is).await?;
         }
         for id in outbox.releases {
+            if self.waits() {
+                return Ok(());
+            }
             self.release(id).await?;
         }
         for (key, id) in outbox.cancels {
+            if self.waits() {
+                return Ok(());
+            }
             let path = format!("/v1/replacements/{id}/cancel");
             let answer = self
                 .client
@@ -245,7 +277,7 @@ impl Courier {
             self.tell(key, answer).await?;
         }
         for key in again {
-            if newer() {
+            if self.waits() || newer() {
                 break;
             }
             self.request(key).await?;
@@ -253,7 +285,7 @@ impl Courier {
         Ok(())
     }
 
-    async fn request(&self, key: IncidentKey) -> Result<(), Gone> {
+    async fn request(&mut self, key: IncidentKey) -> Result<(), Gone> {
         let body = ReplacementRequest {
             failed: key.failed,
             director: self.config.address,
@@ -268,7 +300,12 @@ impl Courier {
         self.tell(key, answer).await
     }
 
-    async fn confirm(&self, id: ReplacementId, is: Want) -> Result<(), Gone> {
+    /// Whether the rest of this round waits.
+    fn waits(&self) -> bool {
+        !self.later.is_zero()
+    }
+
+    async fn confirm(&mut self, id: ReplacementId, is: Want) -> Result<(), Gone> {
         let path = format!("/v1/directors/{}/members/{id}", self.config.name);
         let body = Confirmation { is };
         match self
@@ -277,44 +314,57 @@ impl Courier {
             .await
         {
             Ok(()) => self.send(Event::Confirmed(id, is)).await,
-            Err(e) if e.problem().is_some() => {
+            Err(e) if refused(&e) => {
                 warn!(replacement = %id, error = %Chain(&e), "provisioner refused a confirmation");
                 Ok(())
             }
-            Err(e) => self.send(silent(&e)).await,
+            Err(e) => self.silent(&e).await,
         }
     }
 
     /// Gives a stand-in back. That it is wanted no longer comes with the list of stand-ins.
-    async fn release(&self, id: ReplacementId) -> Result<(), Gone> {
+    async fn release(&mut self, id: ReplacementId) -> Result<(), Gone> {
         let path = format!("/v1/directors/{}/members/{id}/release", self.config.name);
         let asked = self
             .client
             .ask::<()>(Method::POST, &path, None, NOTHING, LIMIT);
         match asked.await {
             Ok(()) => Ok(()),
-            Err(e) if e.problem().is_some() => {
+            Err(e) if refused(&e) => {
                 warn!(replacement = %id, error = %Chain(&e), "provisioner does not take a stand-in back");
                 Ok(())
             }
-            Err(e) => self.send(silent(&e)).await,
+            Err(e) => self.silent(&e).await,
         }
     }
 
-    async fn tell(&self, key: IncidentKey, answer: Result<Replacement, Error>) -> Result<(), Gone> {
+    async fn tell(
+        &mut self,
+        key: IncidentKey,
+        answer: Result<Replacement, Error>,
+    ) -> Result<(), Gone> {
         match answer {
             Ok(answer) => self.send(Event::Replacement(key, Box::new(answer))).await,
             Err(e) => match e.problem() {
                 // It will know this director again as soon as that has registered.
                 // And what cannot be cancelled any more, the list of stand-ins closes.
                 Some(p) if p.code == "not_registered" || p.code == "too_late" => Ok(()),
-                Some(p) if p.status < 500 && p.status != 429 => {
+                Some(p) if refused(&e) => {
                     let why = format!("{}: {}", p.code, p.detail);
                     self.send(Event::Refused(key, why)).await
                 }
-                Some(_) | None => self.send(silent(&e)).await,
+                Some(_) | None => self.silent(&e).await,
             },
         }
+    }
+
+    /// No answer that counts: it is asked again, later where it says so.
+    async fn silent(&mut self, e: &Error) -> Result<(), Gone> {
+        // What goes wrong there with this one holds up no other.
+        if e.problem().is_none_or(|p| [429, 503].contains(&p.status)) {
+            self.later = e.retry_after().unwrap_or_default().max(PAUSE);
+        }
+        self.send(silent(e)).await
     }
 
     async fn send(&self, event: Event) -> Result<(), Gone> {
@@ -326,11 +376,16 @@ impl Courier {
 mod tests {
     use std::path::Path;
 
-    use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
+    use axum::{
+        Json, Router,
+        extract::State,
+        http::{HeaderMap, StatusCode},
+        routing::post,
+    };
     use tokio::{net::UnixListener, time::timeout};
 
     use super::*;
-    use crate::{config::Endpoint, model::wire::ReplacementState};
+    use crate::model::wire::{Problem, ReplacementState};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -384,8 +439,8 @@ address = "10.77.0.1"
             .route("/v1/replacements", post(answer))
             .with_state(state);
         let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
-        let mut link = config.provisioner.clone().unwrap();
-        link.at = Endpoint::Unix(path);
+        let link = config.provisioner.clone().unwrap();
+        let to = (link, Client::unix(path));
         let old = Outbox {
             requests: [2, 3, 4].map(key).into(),
             ..Outbox::default()
@@ -415,7 +470,50 @@ address = "10.77.0.1"
         tokio::select! {
             () = play => {}
             () = drained => panic!("nobody delivers"),
-            () = deliver(Arc::new(config), link, told, events, stop) => panic!("nobody stopped it"),
+            () = deliver(Arc::new(config), to, told, events, stop) => panic!("nobody stopped it"),
+            _ = axum::serve(listener, router) => panic!("nobody answers"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_provisioner_that_wants_to_be_left_alone_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (asked, mut requests) = mpsc::channel(64);
+        let refuse = async move |headers: HeaderMap| {
+            let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+            asked.send((time::Instant::now(), key)).await.unwrap();
+            let problem = Problem::new(429, "Too Many Requests", "too_many_requests", "later");
+            (StatusCode::TOO_MANY_REQUESTS, Json(problem.retry_after(3)))
+        };
+        let router = Router::new().route("/v1/replacements", post(refuse));
+        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
+        let to = (config.provisioner.clone().unwrap(), Client::unix(path));
+        let (outbox, told) = watch::channel(Outbox {
+            requests: [1, 2].map(key).into(),
+            ..Outbox::default()
+        });
+        let (events, mut silence) = mpsc::channel(64);
+        let stop = CancellationToken::new();
+        let play = async {
+            let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
+            let (first, one) = next().await;
+            // What is new changes nothing.
+            outbox.send_modify(|o| o.requests.extend([key(3)]));
+            let (second, again) = next().await;
+            assert!(
+                second - first >= Duration::from_secs(3),
+                "{:?}",
+                second - first
+            );
+            assert_eq!(one, again, "nothing else was asked meanwhile");
+        };
+        let drained = async { while silence.recv().await.is_some() {} };
+        tokio::select! {
+            () = play => {}
+            () = drained => panic!("nobody delivers"),
+            () = deliver(Arc::new(config), to, told, events, stop) => panic!("nobody stopped it"),
             _ = axum::serve(listener, router) => panic!("nobody answers"),
         }
     }

@@ -9,15 +9,25 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch, time};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        self,
+        unix::{Signal, SignalKind},
+    },
+    sync::watch,
+    task::spawn_blocking,
+    time,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::shutdown_signal;
+use super::{reload, shutdown_signal};
 use crate::{
     check, clock, config,
     http::{DoorError, Doors},
-    model::{CheckKind, MonoTime, Outcome},
+    model::{CheckKind, Grant, MonoTime, Outcome},
+    prepare::Unprepared,
     provisioner::{
         api::{self, App},
         driver::{Installer, Pace},
@@ -30,6 +40,7 @@ use crate::{
     supervise::{Exit, Supervisor},
     systemd,
     telemetry::{self, Chain, Health, metrics::ProvisionerMetrics},
+    tls::{self, Identity as _},
 };
 
 /// Tasks end within this after the stop; running scripts go on without us and are found again.
@@ -73,6 +84,9 @@ pub enum Error {
     /// The store.
     #[error("the store cannot be used")]
     Store(#[source] StoreError),
+    /// What directors are to know it by.
+    #[error("certificate, key or authorities of [provisioner.tls] cannot be used")]
+    Identity(#[source] Unprepared),
     /// The API.
     #[error("the API cannot listen")]
     Door(#[source] DoorError),
@@ -103,13 +117,16 @@ impl step::Prober for Checks {
     }
 }
 
-/// Runs a provisioner until it is told to stop.
+/// Runs a provisioner until it is told to stop. `file` is where its configuration came from, and is read again on SIGHUP
+/// for the directors that may ask over TLS.
 ///
 /// # Errors
 ///
 /// What kept it from starting, or the task that ended.
-pub async fn run(config: config::Provisioner) -> Result<(), Error> {
+pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error> {
     let signal = shutdown_signal().map_err(Error::Signals)?;
+    // Before it says that it is ready: a reload by signal would end it.
+    let hangup = signal::unix::signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let key = config
         .ssh
         .key
@@ -127,9 +144,31 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     let metrics = ProvisionerMetrics::register(&mut registry, &crate::BUILD);
     let counted = metrics.clone();
     let observer = Observer::new(move |fact| count(&counted, &fact));
-    let doors = Doors::open(Some(&config.socket), config.listen)
+    let mut tasks = Supervisor::default();
+    let listen = config.listen.as_ref();
+    let identity = match listen.and_then(|l| l.tls.clone()) {
+        None => None,
+        Some(files) => {
+            let read = tls::Server::read(&files).map_err(Error::Identity)?;
+            metrics.certificate.told(tls::Told::Renewed(read.ends()));
+            let now = watch::Sender::new(Arc::new(read));
+            let (identity, told) = (now.subscribe(), metrics.certificate.clone());
+            tasks.start("identity", |stop| {
+                let tell = move |what| told.told(what);
+                tls::keep(files, now, tls::EVERY, tell, stop)
+            });
+            Some(identity)
+        }
+    };
+    let doors = Doors::open_with(Some(&config.socket), listen.map(|l| l.at), identity)
         .await
         .map_err(Error::Door)?;
+    let grants = watch::Sender::new(Arc::new(config.directors.clone()));
+    let granted = grants.subscribe();
+    let in_force = config.clone();
+    tasks.start("directors", |stop| {
+        directors(file, in_force, hangup, grants, stop)
+    });
     let metrics_listener = match config.metrics {
         None => None,
         Some(at) => {
@@ -152,7 +191,6 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
         pace: Pace::STANDARD,
     });
 
-    let mut tasks = Supervisor::default();
     let (s, h, o, name) = (
         store.clone(),
         Arc::clone(&hands),
@@ -172,8 +210,9 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     tasks.start("keeper", |stop| keeper::run(s, hands, keeping, o, stop));
     let app = App {
         store: store.clone(),
-        addresses: vec![config.address],
+        addresses: config.addresses(),
         observer,
+        grants: granted,
     };
     tasks.start("api", |stop| api::serve(doors, app, stop));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
@@ -198,6 +237,59 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     systemd::stopping();
     info!("provisioner stopped; running scripts go on and are found again");
     ended.map_err(Error::Ended)
+}
+
+/// Reads on SIGHUP which directors may ask over TLS, until `stop`. What else is new waits for a restart.
+async fn directors(
+    file: PathBuf,
+    in_force: config::Provisioner,
+    mut hangup: Signal,
+    grants: watch::Sender<Arc<Vec<Grant>>>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // Cancel-safe: a signal is taken where it is returned.
+            came = hangup.recv() => if came.is_none() {
+                return stop.cancelled().await;
+            },
+        }
+        let path = file.clone();
+        // Off this thread: a file system may hang.
+        let read = spawn_blocking(move || {
+            let text = reload::read(&path)?;
+            config::provisioner::parse(&path, &text).map_err(|e| e.to_string())
+        });
+        let read = tokio::select! {
+            () = stop.cancelled() => return,
+            read = read => read,
+        };
+        match read.unwrap_or_else(|e| Err(e.to_string())) {
+            Ok(config) => {
+                let (directors, rest) = (Arc::new(config.directors.clone()), config);
+                let rest = config::Provisioner {
+                    directors: in_force.directors.clone(),
+                    ..rest
+                };
+                if rest != in_force {
+                    warn!(
+                        "the configuration was read again for [[director]] alone: what else is new in it waits for a restart"
+                    );
+                }
+                info!(
+                    directors = directors.len(),
+                    "who may ask over TLS was read anew"
+                );
+                grants.send_replace(directors);
+            }
+            Err(wrong) => {
+                error!(
+                    "who may ask over TLS is as before, the new configuration is wrong: {wrong}"
+                );
+            }
+        }
+    }
 }
 
 /// Where the store is, as configured.

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::events;
+use super::{client::Client, events};
 use crate::{
     clock,
     director::status::Status,
@@ -111,6 +111,8 @@ const LIMITS: Limits = Limits {
     lasting: Duration::from_secs(30),
     keep_alive: false,
     reserved: 4,
+    each: 16,
+    unknown: 16,
 };
 
 /// The core answers within this, or it hangs.
@@ -146,6 +148,8 @@ pub struct Desk {
     pub directory: Arc<dyn Directory>,
     /// What the kernel counts.
     pub kernel: Arc<dyn Kernel>,
+    /// Who tells of replacements.
+    pub provisioner: Option<Client>,
 }
 
 type Core = State<Desk>;

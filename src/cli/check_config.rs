@@ -72,7 +72,9 @@ fn check(path: &Path) -> Result<Good, Failure> {
     let text = read(path)?;
     let whole = text.parse::<toml::Table>();
     // Whichever reads it says where it is no TOML.
-    let has = |section| !matches!(&whole, Ok(table) if !table.contains_key(section));
+    // What a provisioner knows of directors is a list.
+    let section = |table: &toml::Table, name| table.get(name).is_some_and(|v| !v.is_array());
+    let has = |name| !matches!(&whole, Ok(table) if !section(table, name));
     // A director's file may name a provisioner too.
     match (has("director"), has("provisioner")) {
         (true, _) => {

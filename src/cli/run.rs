@@ -44,7 +44,7 @@ pub(super) fn director(a: &DirectorArguments) -> Result<(), Failure> {
 pub(super) fn provisioner(a: &Arguments) -> Result<(), Failure> {
     let config = config::provisioner::parse(&a.config, &read(&a.config)?)?;
     daemon(a, Builder::new_multi_thread(), async {
-        agent::provisioner::run(config)
+        agent::provisioner::run(a.config.clone(), config)
             .await
             .map_err(|e| Failure::failed(&e))
     })

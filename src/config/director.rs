@@ -12,7 +12,7 @@ mod stop;
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,7 +31,7 @@ use self::{
     operators::RawOperators,
     service::RawTunnel,
 };
-use super::{Diagnostics, duration, kernel};
+use super::{Diagnostics, TlsFiles, duration, kernel, tls::RawTls};
 use crate::model::{
     CheckSpec, Checks, Damping, DestAttrs, DestKey, DirectorName, DriftPolicy, Family,
     ForwardMethod, Hooks, Initial, Keeping, ManagedAddress, Marks, OnFailure, OnStop, Operators,
@@ -145,8 +145,10 @@ impl Director {
 pub struct ProvisionerLink {
     /// Its identity: the destination address of configuration requests.
     pub address: IpAddr,
-    /// Where it listens.
-    pub at: Endpoint,
+    /// Where it listens: one, or those of all provisioners of a fleet. Never empty.
+    pub at: Vec<Endpoint>,
+    /// What is spoken TLS with, where any of them wants it.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Where an HTTP API listens.
@@ -156,6 +158,13 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// A TCP port on loopback.
     Tcp(SocketAddr),
+    /// A TCP port where mutual TLS is spoken.
+    Tls {
+        /// Its host by name or address, as its certificate names it.
+        host: String,
+        /// The port.
+        port: u16,
+    },
 }
 
 /// When a failed server is replaced.
@@ -323,6 +332,8 @@ struct RawProvisioner {
     address: Spanned<String>,
     socket: Option<Spanned<PathBuf>>,
     tcp: Option<Spanned<String>>,
+    urls: Option<Spanned<Vec<Spanned<String>>>>,
+    tls: Option<Spanned<RawTls>>,
 }
 
 #[derive(Deserialize)]
@@ -536,6 +547,36 @@ fn address(text: &str) -> Result<IpAddr, String> {
         .map_err(|_e| format!("{text:?} is no IP address"))
 }
 
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let at = socket_address(text)?;
+    match at.ip().is_loopback() {
+        true => Ok(at),
+        false => Err("tcp must be a loopback address: a provisioner on another host is named by urls = [\"https://HOST:PORT\"], with [provisioner.tls]".to_owned()),
+    }
+}
+
+/// `https://HOST:PORT`, and nothing behind it.
+fn url(text: &str) -> Result<Endpoint, String> {
+    let bad = || format!("{text:?} names no provisioner: write \"https://HOST:PORT\"");
+    let rest = text.strip_prefix("https://").ok_or_else(bad)?;
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = authority.rsplit_once(':').ok_or_else(bad)?;
+    let port = port.parse().ok().filter(|p| *p != 0).ok_or_else(bad)?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let good = match bare {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.len() <= 253 && host.chars().all(plain),
+    };
+    match good {
+        true => Ok(Endpoint::Tls {
+            host: bare.unwrap_or(host).to_owned(),
+            port,
+        }),
+        false => Err(bad()),
+    }
+}
+
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     match text.parse() {
         Ok(SocketAddr::V6(a)) if a.scope_id() != 0 => {
@@ -638,28 +679,47 @@ impl Reader {
     }
 
     fn provisioner(&mut self, raw: &RawProvisioner) -> ProvisionerLink {
-        let at = match (&raw.socket, &raw.tcp) {
-            (Some(s), None) => Endpoint::Unix(s.get_ref().clone()),
-            (None, Some(t)) => {
-                let at = self
-                    .value(t, socket_address)
-                    .unwrap_or(([127, 0, 0, 1], 0).into());
-                if !at.ip().is_loopback() {
-                    self.bad.push(t.span(), "tcp must be a loopback address: a provisioner on another host needs mutual TLS, which this version does not have");
-                }
-                Endpoint::Tcp(at)
-            }
-            (None, None) => Endpoint::Unix(PathBuf::from("/run/understudy/provisioner.sock")),
-            (Some(_), Some(t)) => {
-                self.bad
-                    .push(t.span(), "[provisioner] has both socket and tcp: keep one");
-                Endpoint::Unix(PathBuf::new())
-            }
-        };
         let address = self
             .value(&raw.address, address)
             .unwrap_or(IpAddr::from([0, 0, 0, 0]));
-        ProvisionerLink { address, at }
+        let urls = raw.urls.iter().flat_map(Spanned::get_ref);
+        let mut at: Vec<Endpoint> = urls.filter_map(|u| self.value(u, url)).collect();
+        let over_tls = raw.urls.is_some();
+        if let Some(none) = raw.urls.as_ref().filter(|urls| urls.get_ref().is_empty()) {
+            let message = "urls is empty: name at least one, \"https://HOST:PORT\"";
+            self.bad.push(none.span(), message);
+        }
+        if let Some(s) = &raw.socket {
+            at.push(Endpoint::Unix(s.get_ref().clone()));
+        }
+        if let Some(t) = &raw.tcp {
+            at.extend(self.value(t, loopback).map(Endpoint::Tcp));
+        }
+        let ways = [over_tls, raw.socket.is_some(), raw.tcp.is_some()];
+        if ways.into_iter().filter(|way| *way).count() > 1 {
+            let second = raw.tcp.as_ref().map(Spanned::span);
+            let second = second.or(raw.socket.as_ref().map(Spanned::span));
+            let message = "[provisioner] has more than one of socket, tcp and urls: keep one";
+            self.bad.push(second.unwrap_or_default(), message);
+        }
+        if at.is_empty() {
+            let default = "/run/understudy/provisioner.sock";
+            at.push(Endpoint::Unix(PathBuf::from(default)));
+        }
+        let tls = raw.tls.as_ref();
+        match (over_tls, tls) {
+            (false, Some(tls)) => self.bad.push(
+                tls.span(),
+                "[provisioner.tls] goes with [provisioner] urls = [\"https://HOST:PORT\"]",
+            ),
+            (true, None) => self.bad.push(
+                raw.address.span(),
+                "a provisioner at one of urls knows its directors by certificates: name certificate, key and ca in [provisioner.tls]",
+            ),
+            (false, None) | (true, Some(_)) => {}
+        }
+        let tls = tls.map(|tls| RawTls::files(tls, &mut self.bad));
+        ProvisionerLink { address, at, tls }
     }
 
     fn service(

@@ -6,6 +6,7 @@ pub mod director;
 pub mod duration;
 mod kernel;
 pub mod provisioner;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -16,4 +17,5 @@ pub use director::{
     ReplacementPolicy, VirtualService, Witness,
 };
 pub use duration::DurationError;
-pub use provisioner::{Provisioner, Ssh};
+pub use provisioner::{Listen, Provisioner, Ssh};
+pub use tls::TlsFiles;

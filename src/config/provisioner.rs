@@ -1,7 +1,7 @@
 //! `provisioner.toml`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -10,7 +10,8 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Diagnostics, duration};
+use super::{Diagnostics, TlsFiles, duration, tls::RawTls};
+use crate::model::{Grant, ServiceKey};
 
 /// No server does key exchange and log-in in less: every spare would be quarantined.
 const SHORTEST_CONNECT: Duration = Duration::from_millis(100);
@@ -34,8 +35,12 @@ pub struct Provisioner {
     pub fleet: bool,
     /// API socket.
     pub socket: PathBuf,
-    /// API port on loopback, if any.
-    pub listen: Option<SocketAddr>,
+    /// The address that all provisioners of a fleet share: a request for it is taken too.
+    pub fleet_address: Option<IpAddr>,
+    /// API port, if any.
+    pub listen: Option<Listen>,
+    /// Who may ask at a port with TLS, and for what.
+    pub directors: Vec<Grant>,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
     /// Each spare is looked at so often before it is needed; never where there is none.
@@ -54,6 +59,26 @@ pub struct StoreServer {
     pub url: String,
     /// File with the password; the systemd credential `store_password` where there is none.
     pub password: Option<PathBuf>,
+}
+
+impl Provisioner {
+    /// All addresses that requests may name as their destination.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        [Some(self.address), self.fleet_address]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}
+
+/// A port of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where.
+    pub at: SocketAddr,
+    /// Mutual TLS is spoken there; without it the port is one of loopback, and everybody there may ask.
+    pub tls: Option<TlsFiles>,
 }
 
 /// How servers are logged in to.
@@ -76,6 +101,8 @@ struct Raw {
     pool: Option<RawPool>,
     #[serde(default)]
     credentials: BTreeMap<String, PathBuf>,
+    #[serde(default)]
+    director: Vec<Spanned<RawGrant>>,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +122,16 @@ struct RawProvisioner {
     fleet: Option<Spanned<bool>>,
     socket: Option<PathBuf>,
     listen: Option<Spanned<String>>,
+    fleet_address: Option<Spanned<String>>,
+    tls: Option<Spanned<RawTls>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGrant {
+    name: Spanned<String>,
+    certificate: Option<Spanned<String>>,
+    services: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -131,18 +168,28 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
     let port = raw.provisioner.listen.as_ref().and_then(|l| listen(l).ok());
     let metrics = raw.metrics.as_ref().and_then(|m| listen(&m.listen).ok());
     if let (Some(at), Some(text)) = (port, &raw.provisioner.listen)
+        && raw.provisioner.tls.is_none()
         && !at.ip().is_loopback()
     {
-        bad.push(text.span(), "listen must be a loopback address: directors on other hosts need mutual TLS, which this version does not have");
+        bad.push(text.span(), "directors on other hosts need mutual TLS: name certificate, key and ca in [provisioner.tls], or listen on a loopback address");
     }
-    let text = &raw.provisioner.address;
-    let address = text.get_ref().parse().unwrap_or_else(|_e| {
+    let tls = raw.provisioner.tls.as_ref();
+    if let (None, Some(tls)) = (&raw.provisioner.listen, tls) {
         bad.push(
-            text.span(),
-            format!("{:?} is no IP address", text.get_ref()),
+            tls.span(),
+            "[provisioner.tls] goes with [provisioner] listen = \"ADDRESS:PORT\"",
         );
-        IpAddr::from([0, 0, 0, 0])
-    });
+    }
+    if let (None, Some(first)) = (tls, raw.director.first()) {
+        bad.push(first.span(), "[[director]] says who may ask at a port with TLS: name certificate, key and ca in [provisioner.tls]");
+    }
+    let tls = tls.map(|tls| RawTls::files(tls, &mut bad));
+    let listen = port.map(|at| Listen { at, tls });
+    let directors = grants(&raw.director, &mut bad);
+    let text = &raw.provisioner.address;
+    let address = ip(text, &mut bad).unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let fleet_address = raw.provisioner.fleet_address.as_ref();
+    let fleet_address = fleet_address.and_then(|text| ip(text, &mut bad));
     let name = match &raw.provisioner.name {
         None => address.to_string(),
         Some(name) => {
@@ -226,7 +273,9 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
         fleet: fleet.is_some_and(|fleet| *fleet.get_ref()),
         state_dir: or(raw.provisioner.state_dir, "/var/lib/understudy/provisioner"),
         socket: or(raw.provisioner.socket, "/run/understudy/provisioner.sock"),
-        listen: port,
+        fleet_address,
+        listen,
+        directors,
         metrics,
         rehearse,
         ssh: Ssh {
@@ -236,6 +285,68 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
         },
         credentials: raw.credentials,
     })
+}
+
+fn ip(text: &Spanned<String>, bad: &mut Diagnostics) -> Option<IpAddr> {
+    let parsed = text.get_ref().parse();
+    if parsed.is_err() {
+        let message = format!("{:?} is no IP address", text.get_ref());
+        bad.push(text.span(), message);
+    }
+    parsed.ok()
+}
+
+fn grants(raw: &[Spanned<RawGrant>], bad: &mut Diagnostics) -> Vec<Grant> {
+    let mut names = BTreeSet::new();
+    let mut certificates = BTreeMap::new();
+    let mut grants = Vec::new();
+    for one in raw.iter().map(Spanned::get_ref) {
+        let text = one.name.get_ref();
+        let name = match text.parse() {
+            Ok(name) => name,
+            Err(e) => {
+                let e: crate::model::IdError = e;
+                bad.push(one.name.span(), e.to_string());
+                continue;
+            }
+        };
+        if !names.insert(text) {
+            bad.push(
+                one.name.span(),
+                format!("a director {text} is above already"),
+            );
+        }
+        // By default its certificate names it as it is called here.
+        let certificate = one.certificate.as_ref().unwrap_or(&one.name);
+        if certificate.get_ref().is_empty() || certificate.get_ref().contains('*') {
+            let message =
+                "certificate is one whole name in the director's certificate: a DNS name, or a URI";
+            bad.push(certificate.span(), message);
+        }
+        if let Some(other) = certificates.insert(Grant::canonical(certificate.get_ref()), text) {
+            let message = format!(
+                "the certificate of {other} would be this one too: each director has its own"
+            );
+            bad.push(certificate.span(), message);
+        }
+        let services = one.services.as_ref().map(|all| {
+            let parsed = all.iter().filter_map(|s| service(s, bad));
+            parsed.collect()
+        });
+        grants.push(Grant {
+            name,
+            certificate: Grant::canonical(certificate.get_ref()),
+            services,
+        });
+    }
+    grants
+}
+
+fn service(text: &Spanned<String>, bad: &mut Diagnostics) -> Option<ServiceKey> {
+    let parsed: Result<ServiceKey, _> = text.get_ref().parse();
+    parsed
+        .map_err(|e| bad.push(text.span(), e.to_string()))
+        .ok()
 }
 
 /// Parts of a connection that may be named behind a URL's `?`.

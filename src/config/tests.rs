@@ -95,15 +95,132 @@ fn ports_that_only_nat_can_translate() {
 }
 
 #[test]
-fn a_provisioner_listens_on_loopback_only() {
+fn a_provisioner_listens_elsewhere_than_on_loopback_only_with_tls() {
     let text = "[provisioner]\naddress = \"10.0.0.1\"\nlisten = \"10.0.0.1:9712\"\n";
     let found = provisioner::parse(Path::new("p.toml"), text)
         .unwrap_err()
         .to_string();
     assert!(
-        found.starts_with("p.toml:3:10: listen must be a loopback address"),
+        found.starts_with("p.toml:3:10: directors on other hosts need mutual TLS"),
         "{found}"
     );
+}
+
+const FLEET: &str = r#"
+[provisioner]
+address = "10.0.0.1"
+fleet_address = "10.0.0.100"
+listen = "0.0.0.0:9712"
+[provisioner.tls]
+certificate = "/etc/understudy/tls/cert.pem"
+key = "tls_key"
+ca = "/etc/understudy/tls/ca.pem"
+crl = "/etc/understudy/tls/crl.pem"
+[[director]]
+name = "lb1"
+[[director]]
+name = "lb2"
+certificate = "LB2.example"
+services = ["tcp/192.0.2.1:80", "fwmark/7"]
+"#;
+
+#[test]
+fn a_provisioner_knows_each_director_by_a_name_in_its_certificate() {
+    let good = provisioner::parse(Path::new("p.toml"), FLEET).unwrap();
+    let texts = |a: Vec<std::net::IpAddr>| a.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(good.addresses()), ["10.0.0.1", "10.0.0.100"]);
+    let certificates: Vec<_> = good.directors.iter().map(|g| &*g.certificate).collect();
+    assert_eq!(certificates, ["lb1", "lb2.example"]);
+    assert_eq!(good.directors[0].services, None);
+    assert_eq!(good.directors[1].services.as_ref().unwrap().len(), 2);
+    let wrong = |from: &str, to: &str| {
+        let text = FLEET.replace(from, to);
+        let found = provisioner::parse(Path::new("p.toml"), &text).unwrap_err();
+        found.to_string()
+    };
+    for (from, to, says) in [
+        (
+            "\"lb2\"",
+            "\"lb1\"",
+            "p.toml:14:8: a director lb1 is above already",
+        ),
+        (
+            "\"LB2.example\"",
+            "\"LB1\"",
+            "p.toml:15:15: the certificate of lb1 would be this one too",
+        ),
+        (
+            "\"LB2.example\"",
+            "\"*.example\"",
+            "p.toml:15:15: certificate is one whole name",
+        ),
+        ("fwmark/7", "fwmark/0", "p.toml:16:"),
+        ("/etc/understudy/tls/ca.pem", "", "p.toml:6:1: ca is empty"),
+        (
+            "listen = \"0.0.0.0:9712\"",
+            "",
+            "[provisioner.tls] goes with",
+        ),
+        (
+            "10.0.0.100",
+            "fleet",
+            "p.toml:4:17: \"fleet\" is no IP address",
+        ),
+    ] {
+        let found = wrong(from, to);
+        assert!(found.contains(says), "{from}: {found}");
+    }
+}
+
+#[test]
+fn a_director_names_all_provisioners_of_a_fleet() {
+    let with = |section: &str| {
+        let text = GOOD.replace("[provisioner]\n", &format!("[provisioner]\n{section}\n"));
+        director::parse(Path::new("d.toml"), &text)
+    };
+    let tls = "tls = { certificate = \"c\", key = \"k\", ca = \"a\" }\n";
+    let urls = "urls = [\"https://prov1.example:9712\", \"https://[2001:db8::1]:9712/\"]\n";
+    let link = with(&format!("{urls}{tls}")).unwrap().provisioner.unwrap();
+    let places: Vec<_> = link.at.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        places,
+        ["https://prov1.example:9712", "https://[2001:db8::1]:9712"]
+    );
+    assert!(link.tls.unwrap().crl.is_none());
+    for (section, says) in [
+        (
+            urls.to_owned(),
+            "name certificate, key and ca in [provisioner.tls]",
+        ),
+        (
+            tls.to_owned(),
+            "[provisioner.tls] goes with [provisioner] urls",
+        ),
+        (format!("urls = []\n{tls}"), "urls is empty"),
+        (
+            format!("urls = [\"http://p:1\"]\n{tls}"),
+            "names no provisioner: write \"https://HOST:PORT\"",
+        ),
+        (
+            format!("urls = [\"https://p\"]\n{tls}"),
+            "names no provisioner",
+        ),
+        (
+            format!("urls = [\"https://u@p:1\"]\n{tls}"),
+            "names no provisioner",
+        ),
+        (
+            format!("socket = \"/x\"\n{urls}{tls}"),
+            "more than one of socket, tcp and urls",
+        ),
+        (
+            "tcp = \"10.0.0.1:9712\"\n".to_owned(),
+            "tcp must be a loopback address",
+        ),
+    ] {
+        let found = with(&section).unwrap_err().to_string();
+        assert!(found.contains(says), "{section}: {found}");
+    }
 }
 
 #[test]

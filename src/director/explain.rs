@@ -184,11 +184,10 @@ impl Core {
         };
         explanation.why = self.why(key, config, dest, seat, &explanation, now);
         let replacement = self.replacement_of(dest.addr);
-        let provisioner = self.config.provisioner.as_ref();
         Explained {
             explanation,
             server: dest,
-            ask: provisioner.map(|p| p.at.clone()).zip(replacement),
+            ask: replacement,
         }
     }
 

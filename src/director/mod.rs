@@ -213,6 +213,14 @@ pub struct Outbox {
     pub releases: BTreeSet<ReplacementId>,
 }
 
+impl Outbox {
+    /// How many messages it holds: at most one for each failed server and each stand-in.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.requests.len() + self.cancels.len() + self.confirms.len() + self.releases.len()
+    }
+}
+
 /// What the director knows at its start.
 #[derive(Clone, Debug)]
 pub struct Start {

@@ -430,7 +430,11 @@ impl Core {
         }
         match (&self.link, &self.config.provisioner) {
             (Link::Silent(why) | Link::Unheard(Some(why)), Some(_)) => {
-                all.push(format!("the provisioner does not answer ({why}): failed servers are taken out, but not replaced"));
+                let waits = match self.outbox().messages() {
+                    0 => String::new(),
+                    n => format!("; so many messages to it wait: {n}"),
+                };
+                all.push(format!("the provisioner does not answer ({why}): failed servers are taken out, but not replaced{waits}"));
             }
             (Link::Unheard(None), Some(_)) => {
                 all.push("the provisioner has not been heard yet".to_owned());

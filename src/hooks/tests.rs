@@ -63,6 +63,8 @@ fn open(listener: TcpListener, answers: &[u16]) -> Open {
     let limits = Limits {
         connections: 8,
         reserved: 0,
+        each: 8,
+        unknown: 8,
         header: LIMIT,
         lasting: LIMIT,
         keep_alive: true,

@@ -7,6 +7,7 @@ mod address;
 mod check;
 mod drift;
 mod event;
+mod grant;
 mod hook;
 mod host;
 mod ids;
@@ -40,6 +41,7 @@ pub use event::{
     Event, EventDraft, EventFilter, EventKind, EventPage, EventRing, EventServer, EventsAsked,
     NotAWord, Role, Severity, Wanted,
 };
+pub use grant::{CertificateNames, Grant};
 pub use hook::{Hook, Hooks, Mail, Relay, RelayTls, Webhook};
 pub use host::HostAddress;
 pub use ids::{DirectorName, IdError, IncidentKey, ReplacementId};

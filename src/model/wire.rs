@@ -402,6 +402,9 @@ pub struct Problem {
     pub detail: String,
     /// Machine word.
     pub code: String,
+    /// After so many seconds it may be asked again, as the header `Retry-After` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u64>,
 }
 
 impl Problem {
@@ -414,7 +417,15 @@ impl Problem {
             status,
             detail: detail.into(),
             code: code.to_owned(),
+            retry_after_s: None,
         }
+    }
+
+    /// The same, to be asked again after so many seconds.
+    #[must_use]
+    pub const fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
     }
 }
 

@@ -1,9 +1,10 @@
 //! The provisioner's HTTP API: the table in [`crate::model::wire`]. Answers from the store; what
 //! takes long is the engine's work, watched by long polls.
 
+mod gate;
 mod problem;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -22,6 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use gate::{Allowed, Gate};
 use problem::{Body, Path, Query, Refusal};
 
 use super::{
@@ -34,7 +36,7 @@ use crate::{
     clock,
     http::{self, Caller, Doors, Limits},
     model::{
-        DirectorName, EventPage, EventsAsked, ReplacementId, WallMillis,
+        DirectorName, EventPage, EventsAsked, Grant, ReplacementId, WallMillis,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
             Confirmation, MaintenanceOrder, Members, QuarantineOrder, Registration,
@@ -45,7 +47,13 @@ use crate::{
 };
 
 /// An inventory of some thousand servers with their scripts fits in here.
-const BODY: usize = 16 * 1024 * 1024;
+const INVENTORY: usize = 16 * 1024 * 1024;
+
+/// The services of one director, some thousand servers in them.
+const REGISTRATION: usize = 4 * 1024 * 1024;
+
+/// All other bodies: names and addresses.
+const BODY: usize = 64 * 1024;
 
 /// Longest long poll.
 const LONGEST_WAIT: u64 = 60;
@@ -68,6 +76,8 @@ pub struct App {
     pub addresses: Vec<IpAddr>,
     /// Told of replacements that end here.
     pub observer: Observer,
+    /// Which directors may ask over TLS, and for what.
+    pub grants: watch::Receiver<Arc<Vec<Grant>>>,
 }
 
 #[derive(Clone)]
@@ -76,13 +86,16 @@ struct Shared {
     stop: CancellationToken,
 }
 
-/// Connections at once; a long poll holds one. A connection may ask more than once, for a day.
+/// Connections at once at each door; a long poll holds one. A connection may ask more than once, but not for ever: a
+/// certificate that has ended meanwhile is looked at again.
 const LIMITS: Limits = Limits {
     connections: 256,
     header: Duration::from_secs(20),
-    lasting: Duration::from_secs(24 * 3600),
+    lasting: Duration::from_secs(3600),
     keep_alive: true,
-    reserved: 0,
+    reserved: 16,
+    each: 32,
+    unknown: 64,
 };
 
 /// Answers at `doors` until `stop`.
@@ -92,8 +105,13 @@ pub async fn serve(doors: Doors, app: App, stop: CancellationToken) {
 
 /// The routes. `stop` ends long polls with what is then the case.
 pub fn router(app: App, stop: CancellationToken) -> Router {
+    let gate = Gate::new(app.grants.clone());
+    let up_to = DefaultBodyLimit::max;
     Router::new()
-        .route("/v1/directors/{name}", put(register))
+        .route(
+            "/v1/directors/{name}",
+            put(register).layer(up_to(REGISTRATION)),
+        )
         .route("/v1/directors/{name}/members", get(members))
         .route("/v1/directors/{name}/members/{replacement}", post(confirm))
         .route(
@@ -103,7 +121,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         .route("/v1/replacements", get(list).post(ask))
         .route("/v1/replacements/{id}", get(show))
         .route("/v1/replacements/{id}/cancel", post(cancel))
-        .route("/v1/inventory", put(apply))
+        .route("/v1/inventory", put(apply).layer(up_to(INVENTORY)))
         .route("/v1/inventory/servers", get(servers))
         .route("/v1/servers/{name}/release", post(release))
         .route("/v1/events", get(events))
@@ -126,8 +144,9 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
                 "this route takes another method",
             )
         })
-        .layer(DefaultBodyLimit::max(BODY))
+        .layer(up_to(BODY))
         .layer(middleware::from_fn(deadline))
+        .layer(middleware::from_fn_with_state(gate, gate::pass))
         .layer(middleware::from_fn_with_state(
             app.observer.clone(),
             counted,
@@ -243,7 +262,7 @@ fn replacement_id(id: &str) -> Result<ReplacementId, Refusal> {
 fn operator(caller: &Caller) -> Result<(), Refusal> {
     match caller {
         Caller::Local { uid, .. } if *uid == 0 || *uid == Uid::effective().as_raw() => Ok(()),
-        Caller::Local { .. } | Caller::Loopback(_) => Err(Refusal::new(
+        Caller::Local { .. } | Caller::Loopback(_) | Caller::Certified { .. } => Err(Refusal::new(
             StatusCode::FORBIDDEN,
             "not_an_operator",
             format!("{caller} may not: ask as root or as the provisioner's user, at the socket"),
@@ -262,6 +281,10 @@ fn actor(caller: &Caller) -> Actor {
             who: "anybody".to_owned(),
             from: Some(peer.to_string()),
         },
+        Caller::Certified { names, peer } => Actor {
+            who: names.to_string(),
+            from: Some(peer.to_string()),
+        },
     }
 }
 
@@ -278,10 +301,12 @@ fn not_registered(name: &DirectorName) -> Refusal {
 async fn register(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
+    Extension(allowed): Extension<Allowed>,
     Path(name): Path<String>,
     Body(body): Body<Registration>,
 ) -> Result<Json<RegistrationAnswer>, Refusal> {
     let name = director(&name)?;
+    allowed.serves(body.services.iter().map(|s| &s.key))?;
     let store = &shared.app.store;
     store.register(&name, &body).await?;
     let world = store.world().await?;
@@ -383,10 +408,12 @@ async fn confirm(
 async fn ask(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
+    Extension(allowed): Extension<Allowed>,
     headers: HeaderMap,
     Body(body): Body<ReplacementRequest>,
 ) -> Result<Response, Refusal> {
     let key = key(&headers)?;
+    may_ask(&shared, &allowed, &body.name).await?;
     if !shared.app.addresses.contains(&body.centre) {
         return Err(Refusal::new(
             StatusCode::MISDIRECTED_REQUEST,
@@ -469,16 +496,68 @@ async fn give_back(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn list(State(shared): State<Shared>) -> Result<Json<Vec<Replacement>>, Refusal> {
-    Ok(Json(shared.app.store.replacements().await?))
+async fn list(
+    State(shared): State<Shared>,
+    Extension(allowed): Extension<Allowed>,
+) -> Result<Json<Vec<Replacement>>, Refusal> {
+    let mut all = shared.app.store.replacements().await?;
+    if let Some(name) = allowed.director() {
+        let world = shared.app.store.world().await?;
+        all.retain(|r| concerns(&world, name, r));
+    }
+    Ok(Json(all))
+}
+
+/// Whether a replacement is one of a director: it asked for it, or has the server in a service, as the other one of a
+/// pair has.
+fn concerns(world: &plan::World, name: &DirectorName, replacement: &Replacement) -> bool {
+    let places = [replacement.failed, replacement.origin];
+    replacement.director == *name || world.directors_with(&places).any(|d| d == name)
+}
+
+/// Lets a director with a certificate ask about a replacement of its own, and nobody else of them.
+async fn may_see(
+    shared: &Shared,
+    allowed: &Allowed,
+    replacement: &Replacement,
+) -> Result<(), Refusal> {
+    let Some(name) = allowed.director() else {
+        return Ok(());
+    };
+    let world = shared.app.store.world().await?;
+    match concerns(&world, name, replacement) {
+        true => Ok(()),
+        false => Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "not_your_replacement",
+            format!(
+                "{} is of {}, a server of the director {}, and none of {name}",
+                replacement.id, replacement.failed, replacement.director
+            ),
+        )),
+    }
+}
+
+/// Lets a director with a certificate ask for itself, as long as all that it has registered is allowed: the list may
+/// have become shorter since, and somebody of that host may have registered more.
+async fn may_ask(shared: &Shared, allowed: &Allowed, name: &DirectorName) -> Result<(), Refusal> {
+    allowed.speaks_for(name)?;
+    if !allowed.is_limited() {
+        return Ok(());
+    }
+    let world = shared.app.store.world().await?;
+    let registered = world.directors.get(name);
+    allowed.serves(registered.iter().flat_map(|r| &r.services).map(|s| &s.key))
 }
 
 async fn show(
     State(shared): State<Shared>,
+    Extension(allowed): Extension<Allowed>,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
 ) -> Result<Json<Replacement>, Refusal> {
     let id = replacement_id(&id)?;
+    may_see(&shared, &allowed, &shared.app.store.replacement(&id).await?).await?;
     let mut poll = Poll::new(&shared, &wait);
     loop {
         let replacement = shared.app.store.replacement(&id).await?;
@@ -498,9 +577,11 @@ async fn show(
 async fn cancel(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
+    Extension(allowed): Extension<Allowed>,
     Path(id): Path<String>,
 ) -> Result<Json<Replacement>, Refusal> {
     let id = replacement_id(&id)?;
+    may_see(&shared, &allowed, &shared.app.store.replacement(&id).await?).await?;
     match shared.app.store.cancel(&id, actor(&caller)).await? {
         CancelOutcome::Cancelled { replacement, ended } => {
             info!(replacement = %id, %caller, state = replacement.state.as_str(), "cancel asked for");
@@ -698,5 +779,7 @@ async fn spares(
         .map_err(|miss| Refusal::new(StatusCode::CONFLICT, miss.code(), miss.to_string()))
 }
 
+#[cfg(test)]
+mod fleet;
 #[cfg(test)]
 mod tests;

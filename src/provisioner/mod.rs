@@ -13,6 +13,7 @@ pub mod engine;
 pub mod folder;
 pub mod keeper;
 pub mod order;
+pub mod pace;
 pub mod plan;
 pub mod quarantine;
 pub mod readiness;

@@ -28,6 +28,8 @@ const LIMITS: Limits = Limits {
     lasting: Duration::from_secs(10),
     keep_alive: false,
     reserved: 0,
+    each: 16,
+    unknown: 16,
 };
 
 /// `/healthz` calls a core dead whose heart has not beaten for this long.

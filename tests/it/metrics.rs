@@ -111,6 +111,9 @@ fn a_directors_families_are_as_documented() {
     m.provisioner_up.set(1);
     m.set_kernel_setting_wrong("net.ipv4.ip_forward", false);
     m.set_kernel_setting_wrong("net.ipv4.vs.conntrack", true);
+    m.certificate
+        .told(understudy::tls::Told::Renewed(4_102_444_800));
+    m.certificate.told(understudy::tls::Told::Refused);
     m.hooks.event(EventKind::ServerDown);
     m.hooks.delivery("pager", DeliveryResult::Ok);
     m.hooks.delivery("pager", DeliveryResult::Failed);

@@ -29,7 +29,7 @@ const ORDERS: &[&str] = &[
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 26] = [
+const PURE: [Room; 27] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -144,6 +144,10 @@ const PURE: [Room; 26] = [
             "provisioner::driver::Progress",
             "provisioner::order",
         ],
+    },
+    Room {
+        place: "provisioner/pace.rs",
+        knows: &["model"],
     },
 ];
 

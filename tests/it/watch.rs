@@ -57,6 +57,7 @@ async fn status(args: &str, env: &[(&str, &str)], terminal: bool) -> (Option<i32
         admission: watch::channel(settled).1,
         directory: Arc::new(Nothing),
         kernel: Arc::new(Nothing),
+        provisioner: None,
     };
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();

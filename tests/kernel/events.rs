@@ -91,6 +91,8 @@ impl Receiver {
             let limits = Limits {
                 connections: 8,
                 reserved: 0,
+                each: 8,
+                unknown: 8,
                 header: SOON,
                 lasting: SOON,
                 keep_alive: true,

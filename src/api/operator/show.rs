@@ -143,20 +143,21 @@ pub(super) async fn explain(
             Err(why) => explanation.kernel_unread = Some(why.clone()),
         }
     }
-    tell_of_replacements(&mut found).await;
+    if let Some(provisioner) = &desk.provisioner {
+        tell_of_replacements(provisioner, &mut found).await;
+    }
     let all: Vec<Explanation> = found.into_iter().map(|e| e.explanation).collect();
     Json(all).into_response()
 }
 
 /// Asks the provisioner once for each replacement.
-async fn tell_of_replacements(found: &mut [Explained]) {
+async fn tell_of_replacements(client: &Client, found: &mut [Explained]) {
     let mut told: BTreeMap<_, Result<Replacement, String>> = BTreeMap::new();
     for one in found {
-        let Some((at, id)) = one.ask.take() else {
+        let Some(id) = one.ask.take() else {
             continue;
         };
         if !told.contains_key(&id) {
-            let client = Client::new(at);
             let path = format!("/v1/replacements/{id}");
             let answer = client
                 .ask(Method::GET, &path, None, NOTHING, PATIENCE)

@@ -48,6 +48,7 @@ fn desk(access: Access, groups: Result<Vec<u32>, String>) -> (Desk, mpsc::Receiv
         admission: watch::channel(admission).1,
         directory: Arc::new(Everybody(groups)),
         kernel: Arc::new(Nothing),
+        provisioner: None,
     };
     (desk, asked)
 }

@@ -5,7 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::Endpoint,
     director::{
         standby::StandbyStatus,
         status::{DriftStatus, QuorumStatus, StandInStatus},
@@ -178,6 +177,6 @@ pub struct Explained {
     pub explanation: Explanation,
     /// The same as a key.
     pub server: DestKey,
-    /// Who tells of its replacement.
-    pub ask: Option<(Endpoint, ReplacementId)>,
+    /// Its replacement, of which the provisioner tells.
+    pub ask: Option<ReplacementId>,
 }

@@ -216,7 +216,7 @@ fn a_stand_in_and_whom_it_replaces_name_each_other() {
     let key = w.requests()[0].clone();
     w.event(answer(&key, "r1", ReplacementState::Configuring, None));
     let asked = w.core.explain(ip(1), Some(80), None, at(w.now)).remove(0);
-    assert_eq!(asked.ask.unwrap().1.to_string(), "r1");
+    assert_eq!(asked.ask.unwrap().to_string(), "r1");
     assert_eq!(asked.explanation.incident.unwrap().detail, "configuring");
     w.members(vec![member("r1", 1, 9, Want::Attach)]);
     w.held(9, "awaited", Place::Out, "");

@@ -1,29 +1,37 @@
 //! Errors as problem documents (RFC 9457), axum's own included.
 
+use std::time::Duration;
+
 use axum::{
     extract::{FromRequest, FromRequestParts, Json, Request, rejection::JsonRejection},
-    http::{StatusCode, header, request::Parts},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use tracing::{debug, error};
 
 use crate::{model::wire::Problem, provisioner::store::StoreError, telemetry::Chain};
+
+/// A body arrives within this: whoever sends slowly holds up itself.
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// A problem as an answer.
 #[derive(Debug)]
 pub(super) struct Refusal(Problem);
 
-/// The code of an answer that only the store keeps from being another one.
-const STORE_AWAY: &str = "store_away";
-
 /// A store that is away is asked for again after so many seconds.
-const RETRY_AFTER: &str = "2";
+const RETRY_AFTER: u64 = 2;
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
         Self(Problem::new(status.as_u16(), title, code, detail))
+    }
+
+    /// The same, to be asked again after so many seconds.
+    pub(super) fn retry_after(self, seconds: u64) -> Self {
+        Self(self.0.retry_after(seconds))
     }
 }
 
@@ -34,11 +42,12 @@ impl IntoResponse for Refusal {
         // A problem is three texts and a number: it always has a JSON form.
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        if self.0.code == STORE_AWAY {
-            let later = [(header::RETRY_AFTER, RETRY_AFTER)];
-            return (status, kind, later, body).into_response();
+        let mut answer = (status, kind, body).into_response();
+        if let Some(seconds) = self.0.retry_after_s {
+            let headers = answer.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        (status, kind, body).into_response()
+        answer
     }
 }
 
@@ -55,9 +64,10 @@ impl From<StoreError> for Refusal {
                 debug!(error = %Chain(&e), "request while the store is away");
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    STORE_AWAY,
+                    "store_away",
                     "the provisioner's store is away: ask again",
                 )
+                .retry_after(RETRY_AFTER)
             }
             _ => {
                 error!(error = %Chain(&e), "request failed in the store");
@@ -78,10 +88,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        match Json::<T>::from_request(request, state).await {
+        let read = timeout(ARRIVAL, Json::<T>::from_request(request, state)).await;
+        let read = read.map_err(|_elapsed| {
+            let detail = format!("the body did not arrive within {} s", ARRIVAL.as_secs());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "slow_body", detail)
+        })?;
+        match read {
             Ok(Json(body)) => Ok(Self(body)),
             Err(e) => {
                 let code = match &e {
+                    _ if e.status() == StatusCode::PAYLOAD_TOO_LARGE => "body_too_big",
                     JsonRejection::JsonDataError(_) => "wrong_body",
                     JsonRejection::JsonSyntaxError(_) => "no_json",
                     JsonRejection::MissingJsonContentType(_) => "wrong_content_type",

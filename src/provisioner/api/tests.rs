@@ -125,6 +125,7 @@ impl Rig {
             store: store.clone(),
             addresses: vec![ip(CENTRE)],
             observer: Observer::nobody(),
+            grants: watch::channel(Arc::default()).1,
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -321,6 +322,7 @@ async fn every_answer_is_counted_under_its_route() {
         store,
         addresses: Vec::new(),
         observer: Observer::new(move |fact| told.lock().unwrap().push(fact)),
+        grants: watch::channel(Arc::default()).1,
     };
     let socket = dir.path().join("api.sock");
     let doors = Doors::open(Some(&socket), None).await.unwrap();

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Build, SECONDS, begin, hooks::HookMetrics, words};
+use super::{Build, SECONDS, begin, certificate::CertificateMetrics, hooks::HookMetrics, words};
 use crate::{
     check::Observer,
     model::{DestKey, Outcome, ServiceKey},
@@ -207,6 +207,8 @@ pub struct DirectorMetrics {
     drift: Family<DriftLabels, Counter>,
     /// Events, and who is told of them.
     pub hooks: HookMetrics,
+    /// What it shows to the provisioner.
+    pub certificate: CertificateMetrics,
     /// Differences that others made and that stand: left by policy, or refused by the kernel.
     pub drift_standing: Gauge,
     /// Virtual services in the kernel that this director does not own.
@@ -254,6 +256,7 @@ impl DirectorMetrics {
             config_reload_ok: Gauge::default(),
             drift: Family::default(),
             hooks: HookMetrics::default(),
+            certificate: CertificateMetrics::default(),
             drift_standing: Gauge::default(),
             foreign_services: Gauge::default(),
             replacements_requested: Counter::default(),
@@ -414,6 +417,7 @@ impl DirectorMetrics {
         );
         m.config_reload_ok.set(1);
         m.hooks.register(r);
+        m.certificate.register(r);
         m.set_stand_ins(&BTreeMap::new());
         m.set_standbys(&BTreeMap::new());
         m

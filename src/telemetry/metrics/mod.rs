@@ -2,6 +2,7 @@
 //! values from closed sets (enums, and words of this program's own: `&'static str`), except names
 //! of services, servers and kernel settings, which are as many as the configuration has.
 
+mod certificate;
 mod director;
 mod hooks;
 mod provisioner;

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Build, begin};
+use super::{Build, begin, certificate::CertificateMetrics};
 use crate::model::{
     inventory::ServerState,
     wire::{ReplacementState, RoleView},
@@ -65,6 +65,8 @@ pub struct ProvisionerMetrics {
     api_requests: Family<RouteLabels, Counter>,
     store_up: Gauge,
     leases_lost: Counter,
+    /// What it shows to directors.
+    pub certificate: CertificateMetrics,
 }
 
 impl ProvisionerMetrics {
@@ -82,6 +84,7 @@ impl ProvisionerMetrics {
             api_requests: Family::default(),
             store_up: Gauge::default(),
             leases_lost: Counter::default(),
+            certificate: CertificateMetrics::default(),
         };
         let r = begin(registry, build);
         r.register(
@@ -139,6 +142,7 @@ impl ProvisionerMetrics {
             "Replacements that another provisioner took over from this one",
             m.leases_lost.clone(),
         );
+        m.certificate.register(r);
         m.set_replacements(&BTreeMap::new());
         m.set_pool(&BTreeMap::new());
         m

@@ -1,0 +1,525 @@
+//! The API over TLS: who is let in, for what, and that nobody takes it from the others.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+};
+
+use hyper::Method;
+use rustls::pki_types::ServerName;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::sleep,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::*;
+use crate::{
+    api::client::{Client, Error, NOTHING},
+    config::{Endpoint, TlsFiles},
+    provisioner::testing::{self, CENTRE, inventory, ip, registration},
+    tls::{
+        self, Identity as _,
+        pki::{Authority, Leaf, Side},
+    },
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+const HOST: &str = "127.0.0.1";
+
+struct Fleet {
+    ca: Authority,
+    side: Side,
+    at: SocketAddr,
+    socket: PathBuf,
+    identity: watch::Sender<Arc<tls::Server>>,
+    grants: watch::Sender<Arc<Vec<Grant>>>,
+    store: Store,
+    _tasks: JoinSet<()>,
+    _dir: TempDir,
+}
+
+fn leaf<'a>(names: &'a [&'a str], serial: u64) -> Leaf<'a> {
+    Leaf {
+        names,
+        serial,
+        ..Leaf::GOOD
+    }
+}
+
+fn files(side: &Side) -> TlsFiles {
+    let crl = side.path("crl.pem");
+    TlsFiles {
+        certificate: side.path("cert.pem"),
+        key: side.path("key.pem"),
+        ca: side.path("ca.pem"),
+        crl: crl.is_file().then_some(crl),
+    }
+}
+
+fn grant(name: &str, services: Option<&[&str]>) -> Grant {
+    let key = |s: &&str| s.parse().unwrap();
+    Grant {
+        name: name.parse().unwrap(),
+        certificate: format!("{name}.example"),
+        services: services.map(|all| all.iter().map(key).collect()),
+    }
+}
+
+/// A director, as a client.
+struct Peer {
+    client: Client,
+    side: Side,
+}
+
+impl Fleet {
+    async fn new() -> Self {
+        let ca = Authority::new("ca");
+        let side = Side::new(&ca, &leaf(&[HOST, "p.example"], 1), &ca);
+        let dir = TempDir::new().unwrap();
+        let store = Store::open(&dir.path().join("store")).await.unwrap();
+        let identity = tls::Server::read(&files(&side)).unwrap();
+        let identity = watch::Sender::new(Arc::new(identity));
+        let grants = vec![grant("lb1", None), grant("lb2", None)];
+        let grants = watch::Sender::new(Arc::new(grants));
+        let socket = dir.path().join("api.sock");
+        let at = Some("127.0.0.1:0".parse().unwrap());
+        let doors = Doors::open_with(Some(&socket), at, Some(identity.subscribe()));
+        let doors = doors.await.unwrap();
+        let at = doors.tcp_address().unwrap();
+        let app = App {
+            store: store.clone(),
+            addresses: vec![ip(CENTRE)],
+            observer: Observer::nobody(),
+            grants: grants.subscribe(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(doors, app, CancellationToken::new()));
+        Self {
+            ca,
+            side,
+            at,
+            socket,
+            identity,
+            grants,
+            store,
+            _tasks: tasks,
+            _dir: dir,
+        }
+    }
+
+    fn reread(&self) {
+        let read = tls::Server::read(&files(&self.side)).unwrap();
+        self.identity.send_replace(Arc::new(read));
+    }
+
+    fn peer(&self, names: &[&str], serial: u64) -> Peer {
+        let side = Side::new(&self.ca, &leaf(names, serial), &self.ca);
+        let identity = tls::Client::read(&files(&side)).unwrap();
+        let identity = watch::Sender::new(Arc::new(identity)).subscribe();
+        let place = Endpoint::Tls {
+            host: HOST.to_owned(),
+            port: self.at.port(),
+        };
+        Peer {
+            client: Client::of([place], Some(identity)),
+            side,
+        }
+    }
+
+    /// A connection with TLS that is begun, for who does not keep to HTTP.
+    async fn raw(&self, peer: &Peer) -> TlsStream<TcpStream> {
+        let identity = tls::Client::read(&files(&peer.side)).unwrap();
+        let stream = TcpStream::connect(self.at).await.unwrap();
+        let name = ServerName::try_from(HOST).unwrap();
+        let connector = TlsConnector::from(identity.config());
+        connector.connect(name, stream).await.unwrap()
+    }
+}
+
+impl Peer {
+    async fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, Error> {
+        let body = (!body.is_null()).then_some(body);
+        let key = Some("k1");
+        self.client.ask(method, path, key, body, LIMIT).await
+    }
+
+    async fn get(&self, path: &str) -> Result<Value, Error> {
+        self.send(Method::GET, path, &Value::Null).await
+    }
+
+    async fn register(&self, name: &str) -> Result<Value, Error> {
+        let path = format!("/v1/directors/{name}");
+        self.send(Method::PUT, &path, &json!(registration(name)))
+            .await
+    }
+}
+
+/// Checks that an answer is a problem of this code, and says what of it.
+fn problem(answer: Result<Value, Error>, status: u16, code: &str) -> String {
+    let error = answer.unwrap_err();
+    let problem = error.problem().unwrap_or_else(|| panic!("{error:?}"));
+    assert_eq!((problem.status, &*problem.code), (status, code), "{error}");
+    problem.detail.clone()
+}
+
+#[tokio::test]
+async fn a_director_speaks_for_itself_alone() {
+    let fleet = Fleet::new().await;
+    fleet
+        .store
+        .apply(&inventory(), false, "test")
+        .await
+        .unwrap();
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    let lb2 = fleet.peer(&["LB2.example"], 12);
+    lb1.register("lb1").await.unwrap();
+    let detail = problem(lb2.register("lb1").await, 403, "not_your_name");
+    assert!(
+        detail.contains("lb2.example") && detail.contains("director lb1"),
+        "{detail}"
+    );
+    for path in ["/v1/directors/lb1/members", "/v1/directors/lb%31/members"] {
+        problem(lb2.get(path).await, 403, "not_your_name");
+    }
+    let ask = |p: &'static str, name: &str| (p, json!(testing::request(name, "10.0.0.1")));
+    let (path, body) = ask("/v1/replacements", "lb1");
+    problem(
+        lb2.send(Method::POST, path, &body).await,
+        403,
+        "not_your_name",
+    );
+    let asked = lb1.send(Method::POST, path, &body).await.unwrap();
+    let id = asked["id"].as_str().unwrap().to_owned();
+
+    // Who has none of its servers sees and stops nothing.
+    let of = |what: &str| format!("/v1/replacements/{id}{what}");
+    problem(lb2.get(&of("")).await, 403, "not_your_replacement");
+    let cancel = lb2.send(Method::POST, &of("/cancel"), &Value::Null).await;
+    problem(cancel, 403, "not_your_replacement");
+    assert_eq!(lb2.get("/v1/replacements").await.unwrap(), json!([]));
+    for what in ["", "/release"] {
+        let path = format!("/v1/directors/lb1/members/{id}{what}");
+        let body = json!({"is": "attach"});
+        problem(
+            lb2.send(Method::POST, &path, &body).await,
+            403,
+            "not_your_name",
+        );
+    }
+    // The other one of a pair does.
+    lb2.register("lb2").await.unwrap();
+    assert_eq!(lb2.get(&of("")).await.unwrap()["id"], json!(id));
+    assert_eq!(
+        lb2.get("/v1/replacements").await.unwrap()[0]["id"],
+        json!(id)
+    );
+    lb1.send(Method::POST, &of("/cancel"), &Value::Null)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn operators_do_not_come_over_the_network() {
+    let fleet = Fleet::new().await;
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    for (method, path, body) in [
+        (Method::PUT, "/v1/inventory", json!(inventory())),
+        (Method::GET, "/v1/inventory/servers", Value::Null),
+        (Method::POST, "/v1/servers/spare1/release", Value::Null),
+    ] {
+        problem(lb1.send(method, path, &body).await, 403, "not_an_operator");
+    }
+    problem(lb1.get("/v1/nothing").await, 404, "no_such_route");
+    let local = Client::unix(fleet.socket.clone());
+    let servers = local.ask::<Value>(Method::GET, "/v1/inventory/servers", None, NOTHING, LIMIT);
+    assert_eq!(servers.await.unwrap(), json!([]));
+}
+
+#[tokio::test]
+async fn a_director_asks_only_for_the_services_it_is_allowed() {
+    let fleet = Fleet::new().await;
+    fleet
+        .store
+        .apply(&inventory(), false, "test")
+        .await
+        .unwrap();
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    let keys: Vec<String> = registration("lb1")
+        .services
+        .iter()
+        .map(|s| s.key.to_string())
+        .collect();
+    let all: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let allow = |services: &[&str]| {
+        fleet
+            .grants
+            .send_replace(Arc::new(vec![grant("lb1", Some(services))]));
+    };
+    allow(&["tcp/203.0.113.9:80"]);
+    let detail = problem(lb1.register("lb1").await, 403, "service_not_allowed");
+    assert!(
+        detail.contains(all[0]) && detail.contains("[tcp/203.0.113.9:80]"),
+        "{detail}"
+    );
+    allow(&all);
+    lb1.register("lb1").await.unwrap();
+    // Registered, and the list has become shorter since.
+    allow(&["tcp/203.0.113.9:80"]);
+    let body = json!(testing::request("lb1", "10.0.0.1"));
+    let ask = || lb1.send(Method::POST, "/v1/replacements", &body);
+    problem(ask().await, 403, "service_not_allowed");
+    allow(&all);
+    ask().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_is_listed_no_more_or_was_revoked_gets_no_further() {
+    let fleet = Fleet::new().await;
+    let [lb1, lb2] = [("lb1.example", 11), ("lb2.example", 12)].map(|(n, s)| fleet.peer(&[n], s));
+    let stranger = fleet.peer(&["lb9.example"], 19);
+    lb1.register("lb1").await.unwrap();
+    lb2.register("lb2").await.unwrap();
+    let detail = problem(stranger.register("lb1").await, 403, "unknown_certificate");
+    assert!(detail.contains("lb9.example"), "{detail}");
+
+    fleet
+        .grants
+        .send_replace(Arc::new(vec![grant("lb2", None)]));
+    problem(lb1.register("lb1").await, 403, "unknown_certificate");
+    lb2.register("lb2").await.unwrap();
+
+    // A long poll of lb2 is under way when its certificate is revoked.
+    let members = lb2.get("/v1/directors/lb2/members").await.unwrap();
+    let path = format!(
+        "/v1/directors/lb2/members?after={}&wait=60",
+        members["version"]
+    );
+    let mut poll = std::pin::pin!(lb2.get(&path));
+    let early = timeout(Duration::from_millis(300), poll.as_mut()).await;
+    assert!(early.is_err(), "it waits");
+    fleet.side.write("crl.pem", &fleet.ca.revoke(&[12]));
+    fleet.reread();
+    let cut = timeout(LIMIT / 2, poll).await.expect("cut off at once");
+    assert!(matches!(cut, Err(Error::Broken { .. })), "{cut:?}");
+    let refused = lb2.register("lb2").await.unwrap_err();
+    assert!(
+        crate::telemetry::Chain(&refused)
+            .to_string()
+            .contains("Revoked"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_renewal_under_load_costs_no_request() {
+    let fleet = Fleet::new().await;
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    lb1.register("lb1").await.unwrap();
+    let (asked, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let load = async {
+        while !over.load(SeqCst) {
+            lb1.get("/v1/replacements").await.unwrap();
+            asked.fetch_add(1, SeqCst);
+            // Within its rate.
+            sleep(BETWEEN_ASKS).await;
+        }
+    };
+    let renewals = async {
+        for n in 0..20 {
+            let before = asked.load(SeqCst);
+            fleet.side.renew(&fleet.ca, &leaf(&[HOST], 100 + n));
+            fleet.reread();
+            while asked.load(SeqCst) < before + 2 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        over.store(true, SeqCst);
+    };
+    Box::pin(timeout(LIMIT, async {
+        tokio::join!(load, load2(&fleet, &over), renewals)
+    }))
+    .await
+    .unwrap();
+}
+
+const BETWEEN_ASKS: Duration = Duration::from_millis(25);
+
+/// A second director beside the first.
+async fn load2(fleet: &Fleet, over: &AtomicBool) {
+    let lb2 = fleet.peer(&["lb2.example"], 12);
+    while !over.load(SeqCst) {
+        lb2.register("lb2").await.unwrap();
+        sleep(BETWEEN_ASKS).await;
+    }
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_again() {
+    let fleet = Fleet::new().await;
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    let lb2 = fleet.peer(&["lb2.example"], 12);
+    lb1.register("lb1").await.unwrap();
+    let mut all = JoinSet::new();
+    let lb1 = Arc::new(lb1);
+    for _ in 0..8 {
+        let lb1 = Arc::clone(&lb1);
+        all.spawn(async move {
+            for _ in 0..2000 {
+                if let Err(e) = lb1.get("/v1/replacements").await {
+                    return Some(e);
+                }
+            }
+            None
+        });
+    }
+    let refused = timeout(LIMIT, all.join_next()).await.unwrap().unwrap();
+    let refused = refused.unwrap().expect("a limit");
+    assert!(refused.retry_after().unwrap() >= Duration::from_secs(1));
+    problem(Err(refused), 429, "too_many_requests");
+    lb2.register("lb2").await.unwrap();
+}
+
+#[tokio::test]
+async fn long_polls_of_one_director_are_bounded() {
+    let fleet = Fleet::new().await;
+    let lb1 = Arc::new(fleet.peer(&["lb1.example"], 11));
+    let lb2 = fleet.peer(&["lb2.example"], 12);
+    lb1.register("lb1").await.unwrap();
+    let members = lb1.get("/v1/directors/lb1/members").await.unwrap();
+    let path = format!(
+        "/v1/directors/lb1/members?after={}&wait=60",
+        members["version"]
+    );
+    let mut polls = JoinSet::new();
+    for _ in 0..20 {
+        let (lb1, path) = (Arc::clone(&lb1), path.clone());
+        polls.spawn(async move { lb1.get(&path).await });
+    }
+    for _ in 0..12 {
+        let ended = timeout(LIMIT / 2, polls.join_next()).await;
+        let ended = ended.expect("refused at once").unwrap().unwrap();
+        problem(ended, 429, "too_many_requests");
+    }
+    let more = timeout(Duration::from_millis(300), polls.join_next()).await;
+    assert!(more.is_err(), "its part is served");
+    lb1.register("lb1").await.unwrap();
+    lb2.register("lb2").await.unwrap();
+    // What ended makes room for others.
+    polls.shutdown().await;
+    let begun = Instant::now();
+    let again = format!("{path}&wait=0").replace("wait=60&", "");
+    while let Err(e) = lb1.get(&again).await {
+        problem(Err(e), 429, "too_many_requests");
+        assert!(begun.elapsed() < LIMIT);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A connection from another address of this host.
+async fn elsewhere(to: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// What a hostile director, or who pretends to be one, can do to the API.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_client_starves_nobody() {
+    let fleet = Fleet::new().await;
+    let bad = fleet.peer(&["lb1.example"], 11);
+    let good = fleet.peer(&["lb2.example"], 12);
+    bad.register("lb1").await.unwrap();
+    good.register("lb2").await.unwrap();
+    let mut mess = Vec::new();
+    // Says nothing, or half a greeting.
+    let mut mute = Vec::new();
+    for n in 0..100 {
+        let mut stream = elsewhere(fleet.at).await;
+        if n % 2 == 0 {
+            // The provisioner may have closed it at once.
+            drop(stream.write_all(&[22, 3, 1]).await);
+        }
+        mute.push(stream);
+    }
+    let head = |length: usize| {
+        format!(
+            "PUT /v1/directors/lb1 HTTP/1.1\r\nHost: p\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    for n in 0..8 {
+        let mut stream = fleet.raw(&bad).await;
+        let text = match n % 3 {
+            0 => "GET /v1/repl".to_owned(),
+            1 => head(4000),
+            _ => head(1 << 40),
+        };
+        drop(stream.write_all(text.as_bytes()).await);
+        mess.push(stream);
+    }
+    // Asks again and again on one connection, and reads nothing.
+    for _ in 0..4 {
+        let mut stream = fleet.raw(&bad).await;
+        let many = "GET /v1/directors/lb1/members HTTP/1.1\r\nHost: p\r\n\r\n".repeat(1000);
+        let written = timeout(Duration::from_secs(1), stream.write_all(many.as_bytes())).await;
+        drop(written);
+        mess.push(stream);
+    }
+    // Thousands of long polls.
+    let bad = Arc::new(bad);
+    let mut polls = JoinSet::new();
+    for _ in 0..40 {
+        let bad = Arc::clone(&bad);
+        polls.spawn(async move {
+            for _ in 0..50 {
+                let path = "/v1/directors/lb1/members?after=1&wait=60";
+                let answer = bad
+                    .client
+                    .ask::<Value>(Method::GET, path, None, NOTHING, LIMIT);
+                drop(answer.await);
+            }
+        });
+    }
+    let mut slowest = Duration::ZERO;
+    for _ in 0..50 {
+        let begun = Instant::now();
+        let served = timeout(Duration::from_secs(5), good.register("lb2")).await;
+        served.expect("served in time").unwrap();
+        slowest = slowest.max(begun.elapsed());
+    }
+    let local = Client::unix(fleet.socket.clone());
+    let path = "/v1/replacements";
+    local
+        .ask::<Value>(Method::GET, path, None, NOTHING, Duration::from_secs(5))
+        .await
+        .unwrap();
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    drop(mute);
+    polls.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_body_is_as_big_as_its_route_takes() {
+    let fleet = Fleet::new().await;
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    lb1.register("lb1").await.unwrap();
+    let mut stream = fleet.raw(&lb1).await;
+    let head = format!(
+        "POST /v1/replacements HTTP/1.1\r\nHost: p\r\nIdempotency-Key: k\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        BODY + 1
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; BODY + 1]).await.unwrap();
+    let mut answer = vec![0; 12];
+    timeout(LIMIT, stream.read_exact(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(answer, b"HTTP/1.1 413");
+}

@@ -1,0 +1,294 @@
+//! Who gets through to the routes: how often, how much at a time, and for what.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::StatusCode,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use nix::unistd::Uid;
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::problem::Refusal;
+use crate::{
+    clock,
+    http::Caller,
+    model::{CertificateNames, DirectorName, Grant, ServiceKey},
+    provisioner::pace::Pace,
+};
+
+/// A director asks a few times a second; after a mass failure for hundreds of servers at once.
+const BETWEEN: Duration = Duration::from_millis(20);
+
+/// What a caller may ask at once before it is held to the rate.
+const BURST: u32 = 200;
+
+/// Requests of one caller under way, long polls left out.
+const ASKS: usize = 8;
+
+/// Long polls of one caller: a director has one, and an operator beside it some.
+const POLLS: usize = 8;
+
+/// Whoever has too much under way may ask again after so many seconds.
+const LATER: u64 = 1;
+
+/// Who is counted together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Who {
+    User(u32),
+    Loopback,
+    Director(DirectorName),
+    /// Certificates of nobody who is listed, all of them.
+    Unknown,
+}
+
+/// The gate of one API.
+#[derive(Clone, Debug)]
+pub(super) struct Gate(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    grants: watch::Receiver<Arc<Vec<Grant>>>,
+    pace: Mutex<Pace<Who>>,
+    busy: Mutex<HashMap<(Who, Kind), usize>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Ask,
+    Poll,
+}
+
+/// One request that is under way.
+struct Turn {
+    gate: Gate,
+    of: (Who, Kind),
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut busy = lock(&self.gate.0.busy);
+        if let Some(n) = busy.get_mut(&self.of) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                busy.remove(&self.of);
+            }
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a director with a certificate may do: what its grant says. Without one whoever asks is of this host, and may
+/// ask for every director.
+#[derive(Clone, Debug)]
+pub(super) struct Allowed(Option<Grant>);
+
+impl Allowed {
+    /// Whose part of the API this is; none: everybody's.
+    pub(super) const fn director(&self) -> Option<&DirectorName> {
+        match &self.0 {
+            Some(grant) => Some(&grant.name),
+            None => None,
+        }
+    }
+
+    /// Whether only some services are allowed.
+    pub(super) fn is_limited(&self) -> bool {
+        self.0.as_ref().is_some_and(|g| g.services.is_some())
+    }
+
+    /// Lets `name` speak, and nobody else for it.
+    pub(super) fn speaks_for(&self, name: &DirectorName) -> Result<(), Refusal> {
+        match &self.0 {
+            Some(grant) if grant.name != *name => Err(not_yours(
+                &format!("your certificate is that of the director {}", grant.name),
+                &format!("the director {name}"),
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Lets it ask for these services.
+    pub(super) fn serves<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a ServiceKey>,
+    ) -> Result<(), Refusal> {
+        let Some(grant) = &self.0 else { return Ok(()) };
+        let Some(key) = grant.refuses(services) else {
+            return Ok(());
+        };
+        let allowed = grant.services.iter().flatten();
+        let allowed: Vec<_> = allowed.map(ToString::to_string).collect();
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "service_not_allowed",
+            format!(
+                "the director {} may not ask for {key}, only for [{}]: add it under [[director]] in provisioner.toml, or take it out of director.toml",
+                grant.name,
+                allowed.join(", ")
+            ),
+        ))
+    }
+}
+
+fn not_yours(presented: &str, wanted: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::FORBIDDEN,
+        "not_your_name",
+        format!("{presented}, and this is for {wanted} alone"),
+    )
+}
+
+/// What a director may ask for over TCP; all else is for operators, at the socket.
+fn is_for_directors(route: &str) -> bool {
+    route.starts_with("/v1/directors/{name}")
+        || [
+            "/v1/replacements",
+            "/v1/replacements/{id}",
+            "/v1/replacements/{id}/cancel",
+        ]
+        .contains(&route)
+}
+
+impl Gate {
+    pub(super) fn new(grants: watch::Receiver<Arc<Vec<Grant>>>) -> Self {
+        Self(Arc::new(Inner {
+            grants,
+            pace: Mutex::new(Pace::new(BETWEEN, BURST)),
+            busy: Mutex::default(),
+        }))
+    }
+
+    /// Who it is, and under which grant where it has a certificate; `route` and `name` are what it asks for.
+    fn identify(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+    ) -> (Option<Who>, Result<Allowed, Refusal>) {
+        let names = match caller {
+            // They could stop the program as well.
+            Caller::Local { uid, .. } if *uid == 0 || *uid == Uid::effective().as_raw() => {
+                return (None, Ok(Allowed(None)));
+            }
+            Caller::Local { uid, .. } => return (Some(Who::User(*uid)), Ok(Allowed(None))),
+            Caller::Loopback(_) => return (Some(Who::Loopback), Ok(Allowed(None))),
+            Caller::Certified { names, .. } => names,
+        };
+        let all = Arc::clone(&self.0.grants.borrow());
+        let mut mine = names.grants(&all).peekable();
+        let Some(first) = mine.peek().map(|g| (*g).clone()) else {
+            return (Some(Who::Unknown), Err(unknown(names)));
+        };
+        let named = mine.find(|g| name.is_none_or(|n| g.name.as_str() == n));
+        let who = Who::Director(named.unwrap_or(&first).name.clone());
+        let allowed = named.cloned().ok_or_else(|| {
+            not_yours(
+                &format!(
+                    "your certificate names {names}, the director {}",
+                    first.name
+                ),
+                &format!("the director {}", name.unwrap_or_default()),
+            )
+        });
+        (Some(who), allowed.map(|grant| Allowed(Some(grant))))
+    }
+
+    fn begin(&self, who: Who, kind: Kind) -> Result<Turn, Refusal> {
+        let (most, what) = match kind {
+            Kind::Ask => (ASKS, "requests"),
+            Kind::Poll => (POLLS, "long polls"),
+        };
+        lock(&self.0.pace)
+            .take(who.clone(), clock::now())
+            .map_err(|wait| {
+                let seconds = wait.as_secs() + 1;
+                too_many(
+                    format!("asked too often: ask again in {seconds} s"),
+                    seconds,
+                )
+            })?;
+        let of = (who, kind);
+        let mut busy = lock(&self.0.busy);
+        let n = busy.entry(of.clone()).or_default();
+        if *n >= most {
+            return Err(too_many(
+                format!("{most} {what} of yours are under way: wait for one of them"),
+                LATER,
+            ));
+        }
+        *n += 1;
+        Ok(Turn {
+            gate: self.clone(),
+            of,
+        })
+    }
+}
+
+fn unknown(names: &CertificateNames) -> Refusal {
+    Refusal::new(
+        StatusCode::FORBIDDEN,
+        "unknown_certificate",
+        format!(
+            "your certificate names {names}, and that is none of the directors under [[director]] in provisioner.toml"
+        ),
+    )
+}
+
+fn too_many(detail: String, seconds: u64) -> Refusal {
+    Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail).retry_after(seconds)
+}
+
+/// Lets a request through to its route, or answers it.
+pub(super) async fn pass(
+    State(gate): State<Gate>,
+    route: Option<MatchedPath>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    // Every door tells who asks.
+    let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+        return Refusal::new(StatusCode::FORBIDDEN, "no_caller", "nobody asks").into_response();
+    };
+    let route = route.as_ref().map_or("", MatchedPath::as_str);
+    // As it was sent: one that hides its letters is nobody's.
+    let path = request.uri().path();
+    let name = path.strip_prefix("/v1/directors/");
+    let name = name.and_then(|rest| rest.split('/').next());
+    let (who, allowed) = gate.identify(&caller, name);
+    let poll = request.uri().query().is_some_and(|q| q.contains("wait="));
+    let kind = if poll { Kind::Poll } else { Kind::Ask };
+    let turn = match who.map(|who| gate.begin(who, kind)).transpose() {
+        Ok(turn) => turn,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let allowed = allowed.and_then(|allowed| match allowed.director() {
+        Some(name) if !route.is_empty() && !is_for_directors(route) => Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "not_an_operator",
+            format!("the director {name} may not: operators ask at the provisioner's socket"),
+        )),
+        Some(_) | None => Ok(allowed),
+    });
+    match allowed {
+        Ok(allowed) => {
+            request.extensions_mut().insert(allowed);
+            let answer = next.run(request).await;
+            drop(turn);
+            answer
+        }
+        Err(refusal) => {
+            debug!(%caller, route, "request refused");
+            refusal.into_response()
+        }
+    }
+}
