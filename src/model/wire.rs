@@ -9,7 +9,9 @@
 //! | `POST /v1/replacements`, header `Idempotency-Key` | [`ReplacementRequest`] | 202 [`Replacement`], `Location` |
 //! | `GET /v1/replacements` | | 200 list of [`Replacement`] |
 //! | `GET /v1/replacements/{id}?after=V&wait=S` | | 200 [`Replacement`] |
+//! | `GET /v1/replacements/{id}/log?step=NAME&run=R&after=OFFSET&wait=S` | | 200 [`LogPart`] |
 //! | `POST /v1/replacements/{id}/cancel` | | 200 [`Replacement`] |
+//! | `POST /v1/replacements/{id}/retry` | | 200 [`Replacement`] |
 //! | `PUT /v1/inventory?dry_run=true` | [`super::inventory::Inventory`] | 200 [`super::inventory::InventoryAnswer`] |
 //! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
 //! | `POST /v1/servers/{name}/release` | | 204 |
@@ -169,6 +171,34 @@ pub struct StepView {
     pub ended_ms: Option<i64>,
     /// What it found, or why it failed.
     pub detail: String,
+    /// SHA-256, in hex, of what it was told to do.
+    pub digest: String,
+    /// It is over after this many milliseconds.
+    pub limit_ms: u64,
+    /// How often it was ordered on this server, after crashes too.
+    pub tries: u64,
+    /// What makes it safe to order it again.
+    pub repeatable: String,
+}
+
+/// What a step printed, from an offset on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPart {
+    /// Name of the server it runs on.
+    pub server: String,
+    /// Which step.
+    pub step: String,
+    /// Names the step among all of the replacement; where it is another than before, offsets begin
+    /// anew.
+    pub run: String,
+    /// The text from `after` on. A line in it says where something was left out.
+    pub text: String,
+    /// Ask for what comes after this.
+    pub next: u64,
+    /// Whether the step has ended: no more text will come.
+    pub ended: bool,
+    /// Whether no further step can follow.
+    pub over: bool,
 }
 
 /// A replacement as the API shows it.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{sleep, sleep_until, timeout},
 };
@@ -127,8 +128,8 @@ enum Rest {
 /// The journal moved between reading and writing: a cancellation. More often in a row is a fault.
 const REREADS: u32 = 5;
 
-/// Output of a step kept in the store.
-const OUTPUT: usize = 256 * 1024;
+/// Output of a step kept in the store: what a job's wrapper keeps, and a command's after it.
+const OUTPUT: usize = 384 * 1024;
 
 struct Context<H> {
     store: Store,
@@ -339,12 +340,15 @@ impl<H: Hands> Context<H> {
         };
         self.advance(&work.id, Event::Started { position }, Note::default())
             .await?;
-        let limit = limit(&order.step);
+        let limit = order.step.limit();
         let begun = Instant::now();
+        let (say, said) = watch::channel(String::new());
+        let tell = |text| drop(say.send_replace(text));
         let result = tokio::select! {
             // The journal says it runs: the next run orders it again, and the hands find its job.
             () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
-            result = timeout(limit, self.hands.perform(&order)) => {
+            e = self.keep_said(&work.id, position, said) => return Err(e),
+            result = timeout(limit, self.hands.perform(&order, &tell)) => {
                 result.unwrap_or_else(|_elapsed| Err(overran(limit)))
             }
         };
@@ -385,6 +389,25 @@ impl<H: Hands> Context<H> {
             }
         }
         Ok(None)
+    }
+
+    /// Writes down what a running script has printed so far, for whoever follows it. Ends only where
+    /// the store fails.
+    async fn keep_said(
+        &self,
+        id: &ReplacementId,
+        position: usize,
+        mut said: watch::Receiver<String>,
+    ) -> StoreError {
+        loop {
+            if said.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let text = clean(said.borrow_and_update().clone());
+            if let Err(e) = self.store.said(self.run, id, position, &text).await {
+                return e;
+            }
+        }
     }
 
     async fn failed(
@@ -464,21 +487,6 @@ impl<H: Hands> Context<H> {
             outcome: ReplacementState::Cancelled,
         });
         Ok(Some(Rest::Over))
-    }
-}
-
-/// Whatever the hands' own limits, a step is over after this.
-fn limit(step: &Step) -> Duration {
-    /// Connecting, uploading, asking: what any step needs around its own work.
-    const AROUND: Duration = Duration::from_secs(120);
-    match step {
-        Step::Fence | Step::Os { .. } => AROUND,
-        Step::Install { timeout, .. } => AROUND.saturating_add(*timeout),
-        // Three commands and the files.
-        Step::Configure { .. } => AROUND.saturating_mul(3),
-        Step::Test { answers, .. } => answers
-            .iter()
-            .fold(AROUND, |sum, a| sum.saturating_add(a.limit)),
     }
 }
 

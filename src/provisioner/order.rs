@@ -89,6 +89,35 @@ impl Step {
             Self::Test { .. } => "test".to_owned(),
         }
     }
+
+    /// Whatever the hands' own limits, the step is over after this.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        /// Connecting, uploading, asking: what any step needs around its own work.
+        const AROUND: Duration = Duration::from_secs(120);
+        match self {
+            Self::Fence | Self::Os { .. } => AROUND,
+            Self::Install { timeout, .. } => AROUND.saturating_add(*timeout),
+            // Three commands and the files.
+            Self::Configure { .. } => AROUND.saturating_mul(3),
+            Self::Test { answers, .. } => answers
+                .iter()
+                .fold(AROUND, |sum, a| sum.saturating_add(a.limit)),
+        }
+    }
+}
+
+/// What makes it safe to order a step of this name again after a crash, for people.
+#[must_use]
+pub fn repeatable(name: &str) -> &'static str {
+    match name.split(':').next().unwrap_or_default() {
+        "fence" => "raises the fence, never lowers it",
+        "os" => "only reads",
+        "install" => "found again by its job directory, never started twice",
+        "configure" => "places only what differs; a mark says that the service is to be told",
+        "test" => "only reads and asks",
+        _ => "",
+    }
 }
 
 /// A probe of step 4; repeated until it passes or `limit` is over.
@@ -163,8 +192,15 @@ pub struct StepError {
     pub output: String,
 }
 
+/// Told, while a script runs, what it has printed so far.
+pub type Said<'a> = &'a (dyn Fn(String) + Send + Sync);
+
 /// Whoever carries out orders.
 pub trait Hands: Send + Sync + 'static {
     /// Carries out one order.
-    fn perform(&self, order: &Order) -> impl Future<Output = Result<Done, StepError>> + Send;
+    fn perform(
+        &self,
+        order: &Order,
+        said: Said<'_>,
+    ) -> impl Future<Output = Result<Done, StepError>> + Send;
 }

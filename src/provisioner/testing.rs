@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::order::{Class, Done, Hands, Order, Step, StepError};
+use super::order::{Class, Done, Hands, Order, Said, Step, StepError};
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
     inventory::{Inventory, Role, Server, ServiceFile, Software},
@@ -263,7 +263,7 @@ fn error(class: Class, code: &'static str, detail: &str, output: &str) -> StepEr
 }
 
 impl Hands for FakeHands {
-    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+    async fn perform(&self, order: &Order, _said: Said<'_>) -> Result<Done, StepError> {
         // A script goes on on the spare when the link to it is dropped: it is started before the wait.
         self.begin(order)?;
         if let Some((step, gate)) = &self.gate

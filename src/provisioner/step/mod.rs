@@ -6,7 +6,8 @@
 //!
 //! - `fence`, `fence.lock`: the highest fence seen
 //! - `staging/`: uploads that are no job yet
-//! - `jobs/<job>/`: `script`, `env`, `run`, `out`, `err`, `rc`, and `lock`, held while it runs
+//! - `jobs/<job>/`: `script`, `env`, `run`, `keep`, `out` with its parts, `rc`, and `lock`, held while
+//!   it runs
 //! - `pending/<software>`: files were placed, the software does not know yet
 //! - `output/`: what start and reload commands print, also later
 
@@ -22,7 +23,7 @@ use std::{net::SocketAddr, time::Duration};
 use crate::{
     model::{CheckKind, Outcome},
     provisioner::{
-        order::{Class, Done, Hands, Order, Step, StepError},
+        order::{Class, Done, Hands, Order, Said, Step, StepError},
         ssh::{ClientKey, HostKey, Ssh, SshError, Target},
     },
 };
@@ -59,7 +60,7 @@ pub struct SshHands<P> {
 }
 
 impl<P: Prober> Hands for SshHands<P> {
-    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+    async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         match &order.step {
             Step::Fence => {
                 let remote = self.remote(order).await?;
@@ -89,7 +90,7 @@ impl<P: Prober> Hands for SshHands<P> {
                     variables,
                     check: check.as_deref(),
                 };
-                install::install(|| self.remote(order), &job).await
+                install::install(|| self.remote(order), &job, said).await
             }
             Step::Configure {
                 software,

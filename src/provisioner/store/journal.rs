@@ -1,7 +1,13 @@
 //! The journal: every event of a replacement is taken in by the workflow and written down in one
 //! transaction, together with what it does to the spare.
 
-use std::net::IpAddr;
+use std::{
+    io::{Read, Write},
+    net::IpAddr,
+};
+
+use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
+use sha2::{Digest, Sha256};
 
 use super::{
     News, Store, StoreError, Tx, audit, failed, next_fence, now_ms,
@@ -203,15 +209,21 @@ impl Store {
         let journal = apply(&mut tx, id, "engine", &event, note, &Retry::STANDARD).await?;
         let attempt = i64::from(journal.attempts);
         for (position, step) in claim.steps.iter().enumerate() {
+            let payload = json("step", step)?;
             sqlx::query(
-                "INSERT INTO step (replacement, attempt, position, name, payload, state, failures, \
-                 fence, detail, output) VALUES ($1, $2, $3, $4, $5, 'planned', 0, 0, '', '')",
+                "INSERT INTO step (replacement, attempt, position, name, payload, digest, limit_ms, \
+                 state, tries, failures, fence, detail) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, 'planned', 0, 0, 0, '')",
             )
             .bind(id.as_str())
             .bind(attempt)
             .bind(index(position))
             .bind(step.name())
-            .bind(json("step", step)?)
+            .bind(payload.as_str())
+            .bind(hex(&Sha256::digest(&payload)))
+            .bind(stored(
+                u64::try_from(step.limit().as_millis()).unwrap_or(u64::MAX),
+            ))
             .execute(&mut *tx)
             .await
             .map_err(failed("plan a step"))?;
@@ -241,6 +253,119 @@ impl Store {
             .await?;
         Ok(journal)
     }
+}
+
+impl Store {
+    /// Keeps what a running step has printed so far.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] where a newer run has taken over, and others.
+    pub async fn said(
+        &self,
+        run: Run,
+        id: &ReplacementId,
+        position: usize,
+        text: &str,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        guard(&mut tx, run).await?;
+        sqlx::query(
+            "UPDATE step SET output = $3 WHERE replacement = $1 AND position = $2 \
+             AND state = 'running' AND attempt = (SELECT number FROM attempt \
+             WHERE replacement = $1 AND state = 'open')",
+        )
+        .bind(id.as_str())
+        .bind(index(position))
+        .bind(pack(text)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("keep a script's output"))?;
+        self.commit(tx, News::State).await
+    }
+
+    /// What the last step of this name has printed, or the last step that was begun.
+    ///
+    /// # Errors
+    /// [`StoreError::NoReplacement`] and others.
+    pub async fn log(
+        &self,
+        id: &ReplacementId,
+        step: Option<&str>,
+    ) -> Result<Option<StepLog>, StoreError> {
+        let mut tx = self.begin().await?;
+        let state = load(&mut tx, id).await?.journal.state;
+        let row = sqlx::query(
+            "SELECT s.name, s.state, s.attempt, s.position, s.output, a.server FROM step s \
+             JOIN attempt a ON a.replacement = s.replacement AND a.number = s.attempt \
+             WHERE s.replacement = $1 AND s.state <> 'planned' AND (s.name = $2 OR $2 = '') \
+             ORDER BY s.attempt DESC, s.position DESC LIMIT 1",
+        )
+        .bind(id.as_str())
+        .bind(step.unwrap_or_default())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("read a script's output"))?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(StepLog {
+            server: row.text("server")?,
+            step: row.text("name")?,
+            run: format!("{}.{}", row.number("attempt")?, row.number("position")?),
+            ended: row.text("state")? != MarkState::Running.as_str(),
+            over: !matches!(
+                state,
+                ReplacementState::Pending
+                    | ReplacementState::Claiming
+                    | ReplacementState::Configuring
+                    | ReplacementState::Testing
+            ),
+            text: unpack(row.bytes("output")?)?,
+        }))
+    }
+}
+
+/// What a step has printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepLog {
+    /// Where.
+    pub server: String,
+    /// Which.
+    pub step: String,
+    /// Names the step among all of the replacement: another spare, another word.
+    pub run: String,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Whether no further step can follow.
+    pub over: bool,
+    /// The text; a line in it says where something was left out.
+    pub text: String,
+}
+
+/// No output is longer when it is unpacked.
+const UNPACKED: u64 = 4 * 1024 * 1024;
+
+fn pack(text: &str) -> Result<Vec<u8>, StoreError> {
+    let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
+    // Into memory: it cannot fail.
+    packed
+        .write_all(text.as_bytes())
+        .and_then(|()| packed.finish())
+        .map_err(|e| corrupt("output to compress", e.to_string()))
+}
+
+fn unpack(packed: Option<Vec<u8>>) -> Result<String, StoreError> {
+    let mut text = String::new();
+    if let Some(packed) = packed {
+        ZlibDecoder::new(packed.as_slice())
+            .take(UNPACKED)
+            .read_to_string(&mut text)
+            .map_err(|e| corrupt("compressed output", e.to_string()))?;
+    }
+    Ok(text)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Refuses a run that is not the newest.
@@ -468,8 +593,8 @@ async fn mark(
         "UPDATE step SET state = $4, failures = failures + $5, \
          fence = CASE WHEN $6 = 1 THEN $7 ELSE fence END, \
          started_ms = CASE WHEN $6 = 1 THEN $8 ELSE started_ms END, \
-         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, output = $10 \
-         WHERE replacement = $1 AND attempt = $2 AND position = $3",
+         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, output = $10, \
+         tries = tries + $6 WHERE replacement = $1 AND attempt = $2 AND position = $3",
     )
     .bind(work.id.as_str())
     .bind(i64::from(work.journal.attempts))
@@ -480,7 +605,7 @@ async fn mark(
     .bind(stored(work.fence))
     .bind(now_ms().0)
     .bind(note.detail.as_str())
-    .bind(note.output.as_str())
+    .bind(pack(&note.output)?)
     .execute(&mut **tx)
     .await
     .map_err(failed("journal a step"))?;

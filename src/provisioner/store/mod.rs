@@ -30,7 +30,7 @@ use tokio::sync::watch;
 pub use diff::{Problems, problems};
 pub use inventory::{ApplyError, ReleaseOutcome};
 pub(in crate::provisioner) use journal::Claim;
-pub use journal::{Note, Run, Work};
+pub use journal::{Note, Run, StepLog, Work};
 pub use members::ConfirmOutcome;
 pub use replacements::{Asked, CancelOutcome};
 

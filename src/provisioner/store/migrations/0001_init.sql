@@ -141,20 +141,24 @@ CREATE TABLE attempt (
 CREATE UNIQUE INDEX attempt_of_server ON attempt (server) WHERE state IN ('open', 'serving');
 CREATE UNIQUE INDEX attempt_of_replacement ON attempt (replacement) WHERE state IN ('open', 'serving');
 
--- The journal: the steps as planned (payload) and how far each has come.
+-- The journal: the steps as planned (payload, and its SHA-256) and how far each has come. output is
+-- text, compressed as zlib does.
 CREATE TABLE step (
   replacement TEXT   NOT NULL,
   attempt     BIGINT NOT NULL,
   position    BIGINT NOT NULL,
   name        TEXT   NOT NULL,
   payload     TEXT   NOT NULL,
+  digest      TEXT   NOT NULL,
+  limit_ms    BIGINT NOT NULL,
   state       TEXT   NOT NULL CHECK (state IN ('planned', 'running', 'done', 'failed')),
+  tries       BIGINT NOT NULL,
   failures    BIGINT NOT NULL,
   fence       BIGINT NOT NULL,
   started_ms  BIGINT,
   ended_ms    BIGINT,
   detail      TEXT   NOT NULL,
-  output      TEXT   NOT NULL,
+  output      BYTEA,
   PRIMARY KEY (replacement, attempt, position),
   FOREIGN KEY (replacement, attempt) REFERENCES attempt (replacement, number)
 );
