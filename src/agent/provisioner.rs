@@ -192,6 +192,8 @@ async fn read_gauges(store: &Store, metrics: &ProvisionerMetrics) -> Result<(), 
         .map(|(s, n)| (s, narrow(n)))
         .collect();
     metrics.set_replacements(&replacements);
+    let stopped = store.stopped_roles().await?.len();
+    metrics.set_stopped(u32::try_from(stopped).unwrap_or(u32::MAX));
     Ok(())
 }
 

@@ -12,6 +12,8 @@ mod live;
 mod members;
 mod order;
 mod reload;
+mod replacement;
+mod role;
 mod run;
 mod screen;
 mod status;
@@ -85,6 +87,12 @@ enum Command {
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
+    /// Replacements: what they do, what their scripts print; tries one again, or ends it
+    #[command(subcommand)]
+    Replacement(replacement::Verb),
+    /// Roles: sets one going again that was stopped
+    #[command(subcommand)]
+    Role(role::Verb),
     /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it
     #[command(subcommand)]
     Ipvs(ipvs::Verb),
@@ -223,6 +231,8 @@ pub fn main() -> ExitCode {
         Command::Weight(a) => order::set_weight(&a),
         Command::Members(verb) => members::run(&verb),
         Command::Inventory(verb) => inventory::run(&verb),
+        Command::Replacement(verb) => replacement::run(&verb),
+        Command::Role(verb) => role::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),
         Command::Completions(a) => documents::completions(&a),
         Command::Man(a) => documents::man(&a),

@@ -15,6 +15,7 @@
 //! | `PUT /v1/inventory?dry_run=true` | [`super::inventory::Inventory`] | 200 [`super::inventory::InventoryAnswer`] |
 //! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
 //! | `POST /v1/servers/{name}/release` | | 204 |
+//! | `POST /v1/roles/{code}/release` | | 204 |
 //!
 //! Errors are problem documents (RFC 9457): [`Problem`].
 
@@ -172,12 +173,16 @@ pub struct StepView {
     /// What it found, or why it failed.
     pub detail: String,
     /// SHA-256, in hex, of what it was told to do.
+    #[serde(default)]
     pub digest: String,
     /// It is over after this many milliseconds.
+    #[serde(default)]
     pub limit_ms: u64,
     /// How often it was ordered on this server, after crashes too.
+    #[serde(default)]
     pub tries: u64,
     /// What makes it safe to order it again.
+    #[serde(default)]
     pub repeatable: String,
 }
 
@@ -215,6 +220,9 @@ pub struct Replacement {
     /// The server whose place in the configuration is to be taken: `failed`, or, where `failed` was
     /// itself a stand-in, the configured server at the chain's start.
     pub origin: IpAddr,
+    /// The role that its last spare was claimed for.
+    #[serde(default)]
+    pub role: Option<String>,
     /// Where it stands.
     pub state: ReplacementState,
     /// Why it stands there, where that needs a word: `no_spare: …`.

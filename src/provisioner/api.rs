@@ -26,9 +26,10 @@ use problem::{Body, Path, Query, Refusal};
 
 use super::{
     engine::{Fact, Observer},
+    log::since,
     plan,
     select::Candidate,
-    store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, Store},
+    store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, RetryOutcome, Store},
 };
 use crate::{
     http::{self, Caller, Doors, Limits},
@@ -36,7 +37,7 @@ use crate::{
         DirectorName, ReplacementId,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
-            Confirmation, Members, Registration, RegistrationAnswer, Replacement,
+            Confirmation, LogPart, Members, Registration, RegistrationAnswer, Replacement,
             ReplacementRequest, ReplacementState, ServerWarning,
         },
     },
@@ -100,10 +101,13 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         )
         .route("/v1/replacements", get(list).post(ask))
         .route("/v1/replacements/{id}", get(show))
+        .route("/v1/replacements/{id}/log", get(log))
         .route("/v1/replacements/{id}/cancel", post(cancel))
+        .route("/v1/replacements/{id}/retry", post(retry))
         .route("/v1/inventory", put(apply))
         .route("/v1/inventory/servers", get(servers))
         .route("/v1/servers/{name}/release", post(release))
+        .route("/v1/roles/{code}/release", post(release_role))
         .fallback(async || {
             Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -128,7 +132,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 14] = [
     "other",
     "/v1/directors/{name}",
     "/v1/directors/{name}/members",
@@ -136,10 +140,13 @@ const ROUTES: [&str; 11] = [
     "/v1/directors/{name}/members/{replacement}/release",
     "/v1/replacements",
     "/v1/replacements/{id}",
+    "/v1/replacements/{id}/log",
     "/v1/replacements/{id}/cancel",
+    "/v1/replacements/{id}/retry",
     "/v1/inventory",
     "/v1/inventory/servers",
     "/v1/servers/{name}/release",
+    "/v1/roles/{code}/release",
 ];
 
 async fn counted(
@@ -497,6 +504,106 @@ async fn cancel(
             format!("there is no replacement {id}"),
         )),
     }
+}
+
+#[derive(Debug, Deserialize)]
+struct Follow {
+    step: Option<String>,
+    run: Option<String>,
+    after: Option<u64>,
+    wait: Option<u64>,
+}
+
+/// Outputs of scripts run as root may hold what is nobody else's business.
+async fn log(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    Query(follow): Query<Follow>,
+) -> Result<Json<LogPart>, Refusal> {
+    operator(&caller)?;
+    let id = replacement_id(&id)?;
+    let wait = Wait {
+        after: None,
+        wait: follow.wait,
+    };
+    let mut poll = Poll::new(&shared, &wait);
+    loop {
+        let found = shared.app.store.log(&id, follow.step.as_deref()).await?;
+        let none = match (&found, &follow.step) {
+            (Some(_), _) => None,
+            (None, Some(step)) => Some(format!("{id} has not begun a step {step}")),
+            (None, None) => Some(format!("{id} has not begun a step")),
+        };
+        let part = found.map(|log| {
+            // Of another step the reader has seen nothing.
+            let same = follow.run.as_ref().is_none_or(|r| *r == log.run);
+            let after = follow.after.filter(|_| same).unwrap_or(0);
+            let (text, next) = since(&log.text, after);
+            LogPart {
+                server: log.server,
+                step: log.step,
+                run: log.run,
+                text,
+                next,
+                ended: log.ended,
+                over: log.over,
+            }
+        });
+        let enough = part.as_ref().is_some_and(|p| {
+            let ended = p.over || (p.ended && follow.step.is_some());
+            !p.text.is_empty() || ended || follow.run.as_ref() != Some(&p.run)
+        });
+        if enough || !poll.moved().await {
+            return part.map(Json).ok_or_else(|| {
+                let detail = none.unwrap_or_default();
+                Refusal::new(StatusCode::NOT_FOUND, "no_such_step", detail)
+            });
+        }
+    }
+}
+
+async fn retry(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Replacement>, Refusal> {
+    operator(&caller)?;
+    let id = replacement_id(&id)?;
+    match shared.app.store.retry(&id, &caller.to_string()).await? {
+        RetryOutcome::Retried(replacement) => {
+            info!(replacement = %id, %caller, "replacement is tried again");
+            Ok(Json(*replacement))
+        }
+        RetryOutcome::NotWaiting(replacement) => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "not_waiting",
+            format!(
+                "{id} is {}: only one that waits can be tried again",
+                replacement.state.as_str()
+            ),
+        )),
+        RetryOutcome::NoSuchReplacement => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no_such_replacement",
+            format!("there is no replacement {id}"),
+        )),
+    }
+}
+
+async fn release_role(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(code): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    operator(&caller)?;
+    let store = &shared.app.store;
+    if !store.release_role(&code, &caller.to_string()).await? {
+        let detail = format!("the inventory has no role {code}");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_role", detail));
+    }
+    info!(role = code, %caller, "role released");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Debug, Deserialize)]

@@ -274,6 +274,11 @@ impl<H: Hands> Context<H> {
                 return self.wait(work, reason, Vec::new()).await;
             }
         };
+        if let Some(cause) = self.store.stopped(&brief.role.code).await? {
+            return self
+                .wait(work, cause.reason(&brief.role.code), Vec::new())
+                .await;
+        }
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
         let choice = match world.choose(world.pool(), &brief, &job) {
             Ok(choice) => choice,

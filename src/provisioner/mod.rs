@@ -10,9 +10,11 @@
 pub mod api;
 pub mod engine;
 pub mod folder;
+pub mod log;
 pub mod order;
 pub mod plan;
 pub mod render;
+pub mod same_cause;
 pub mod select;
 pub mod ssh;
 pub mod step;

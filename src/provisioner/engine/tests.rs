@@ -10,7 +10,7 @@ use crate::{
         wire::{Confirmation, RegisteredServer, Replacement, Want},
     },
     provisioner::{
-        store::{Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome},
+        store::{Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, RetryOutcome},
         testing::*,
     },
 };
@@ -248,9 +248,13 @@ async fn another_operating_system_is_passed_over_once_and_remembered() {
 #[tokio::test]
 async fn with_no_spare_left_it_waits_says_so_and_goes_on_after_a_release() {
     let mut rig = Rig::new().await;
-    for spare in ["spare1", "spare2", "spare3"] {
-        rig.hands
-            .temper(spare, |t| t.broken.extend(["test".into()]));
+    // Each in another place: the role is not at fault.
+    for (spare, step) in [
+        ("spare1", "test"),
+        ("spare2", "install:nginx"),
+        ("spare3", "test"),
+    ] {
+        rig.hands.temper(spare, |t| t.broken.extend([step.into()]));
     }
     rig.start();
     let id = rig.ask("k1", "10.0.0.1").await;
@@ -534,4 +538,93 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
         crashes > 20,
         "only {crashes} crashes: the moments are chosen badly"
     );
+}
+
+/// Another word in the script, as an operator's correction has it.
+fn mended() -> crate::model::inventory::Inventory {
+    let mut inventory = inventory();
+    inventory.software[1].script.push_str("# mended\n");
+    inventory
+}
+
+#[tokio::test]
+async fn two_spares_that_fail_in_the_same_script_stop_the_role() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2", "spare3"] {
+        rig.hands.temper(spare, |t| {
+            t.broken.insert("install:nginx".into());
+        });
+    }
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let stopped = |r: &Replacement| r.reason.as_ref().is_some_and(|r| r.contains("role_stopped"));
+    let r = rig.until(&id, stopped).await;
+    let reason = r.reason.unwrap();
+    assert!(
+        reason.contains("spare2 and spare1 both failed in install:nginx (script_failed)"),
+        "{reason}"
+    );
+    assert_eq!(rig.hands.remote("spare3").fence, 0, "it was not touched");
+    assert_eq!(
+        rig.store.stopped_roles().await.unwrap(),
+        ["web.shop.example"]
+    );
+
+    // The same files change nothing; a script that was mended does.
+    rig.store.apply(&inventory(), false, "test").await.unwrap();
+    assert_eq!(rig.store.stopped_roles().await.unwrap().len(), 1);
+    rig.hands.temper("spare3", |t| t.broken.clear());
+    rig.store.apply(&mended(), false, "test").await.unwrap();
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let r = rig.until(&id, attached).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+    assert!(rig.store.stopped_roles().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn connections_that_fail_stop_no_role() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2"] {
+        rig.hands.temper(spare, |t| {
+            t.shaky.insert("install:nginx".into(), 99);
+        });
+    }
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let r = rig.until(&id, attached).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+}
+
+#[tokio::test]
+async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
+    for by_role in [true, false] {
+        let mut rig = Rig::new().await;
+        for spare in ["spare1", "spare2"] {
+            rig.hands.temper(spare, |t| {
+                t.broken.insert("test".into());
+            });
+        }
+        rig.start();
+        let id = rig.ask("k", "10.0.0.1").await;
+        let waits = |r: &Replacement| r.reason.as_ref().is_some_and(|r| r.contains("role_stopped"));
+        rig.until(&id, waits).await;
+        if by_role {
+            assert!(
+                rig.store
+                    .release_role("web.shop.example", "test")
+                    .await
+                    .unwrap()
+            );
+            assert!(!rig.store.release_role("nobody", "test").await.unwrap());
+        } else {
+            let outcome = rig.store.retry(&id, "test").await.unwrap();
+            assert!(matches!(outcome, RetryOutcome::Retried(_)), "{outcome:?}");
+        }
+        let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+        let r = rig.until(&id, attached).await;
+        assert_eq!(r.spare.unwrap().name, "spare3");
+        let outcome = rig.store.retry(&id, "test").await.unwrap();
+        assert!(matches!(outcome, RetryOutcome::NotWaiting(_)), "{outcome:?}");
+    }
 }

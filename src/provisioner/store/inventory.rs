@@ -4,6 +4,7 @@ use super::{
     News, Problems, Store, StoreError, Tx, audit,
     diff::{Attached, Catalogue, ServerOp, diff, problems},
     failed,
+    roles::forget_changed,
     rows::{Columns, json, stored},
     world::world,
 };
@@ -45,12 +46,14 @@ impl Store {
         problems(wanted)?;
         let mut tx = self.begin().await?;
         let attached = attached(&mut tx).await?;
-        let diff = diff(&world(&mut tx).await?, &attached, wanted)?;
+        let world = world(&mut tx).await?;
+        let diff = diff(&world, &attached, wanted)?;
         let differs = diff.catalogue.is_some() || !diff.servers.is_empty();
         let applied = differs && !dry_run;
         if applied {
             if let Some(catalogue) = &diff.catalogue {
                 write_catalogue(&mut tx, catalogue).await?;
+                forget_changed(&mut tx, &world, catalogue).await?;
             }
             write_servers(&mut tx, &diff.servers).await?;
             for change in &diff.changes {

@@ -511,8 +511,9 @@ pub(super) async fn apply(
     match event {
         Event::Claimed { server, .. } => {
             sqlx::query(
-                "INSERT INTO attempt (replacement, number, server, state, started_ms) \
-                 VALUES ($1, $2, $3, 'open', $4)",
+                "INSERT INTO attempt (replacement, number, server, state, role, started_ms) \
+                 VALUES ($1, $2, $3, 'open', (SELECT COALESCE(role, '') FROM replacement \
+                 WHERE id = $1), $4)",
             )
             .bind(id.as_str())
             .bind(i64::from(journal.attempts))
@@ -529,10 +530,13 @@ pub(super) async fn apply(
             mark(tx, &work, *position, MarkState::Done, false, &note).await?
         }
         Event::Failed {
-            position, class, ..
+            position,
+            class,
+            reason,
         } => {
             let counts = *class != Class::Local;
             mark(tx, &work, *position, MarkState::Failed, counts, &note).await?;
+            note_failure(tx, &work, *position, reason).await?;
         }
         Event::Offered => offer(tx, &work).await?,
         Event::Attached => end_attempt(tx, id, "serving", None).await?,
@@ -614,6 +618,28 @@ async fn mark(
     } else {
         Err(corrupt("journal without step", position.to_string()))
     }
+}
+
+/// Notes at the spare in hand where it failed.
+async fn note_failure(
+    tx: &mut Tx,
+    work: &Work,
+    position: usize,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let hand = work.journal.hand.as_ref();
+    let step = hand.and_then(|h| h.steps.get(position)).map(|m| &m.name);
+    sqlx::query(
+        "UPDATE attempt SET failed_step = $2, failed_code = $3 \
+         WHERE replacement = $1 AND state = 'open'",
+    )
+    .bind(work.id.as_str())
+    .bind(step.map(String::as_str))
+    .bind(reason.split(':').next())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("note a failure"))?;
+    Ok(())
 }
 
 async fn move_spare(

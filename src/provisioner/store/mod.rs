@@ -10,6 +10,7 @@ mod journal;
 mod members;
 mod offer;
 mod replacements;
+mod roles;
 mod rows;
 mod world;
 
@@ -33,6 +34,7 @@ pub(in crate::provisioner) use journal::Claim;
 pub use journal::{Note, Run, StepLog, Work};
 pub use members::ConfirmOutcome;
 pub use replacements::{Asked, CancelOutcome};
+pub use roles::RetryOutcome;
 
 use crate::{
     model::{ReplacementId, WallMillis},

@@ -303,9 +303,9 @@ async fn create(
 }
 
 /// A replacement as the API shows it.
-async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
+pub(super) async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
     let row = sqlx::query(
-        "SELECT first_key, director, failed, origin, state, reason, rejected, version \
+        "SELECT first_key, director, failed, origin, role, state, reason, rejected, version \
          FROM replacement WHERE id = $1",
     )
     .bind(id.as_str())
@@ -351,6 +351,7 @@ async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError
         director: row.parsed("director")?,
         failed: row.parsed("failed")?,
         origin: row.parsed("origin")?,
+        role: row.text_opt("role")?,
         state,
         reason,
         spare,

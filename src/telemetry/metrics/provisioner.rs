@@ -51,6 +51,7 @@ pub struct ProvisionerMetrics {
     steps: Family<StepLabels, Counter>,
     step_duration: Family<StepLabel, Histogram, fn() -> Histogram>,
     pool: Family<StateLabel, Gauge>,
+    stopped: Gauge,
     api_requests: Family<RouteLabels, Counter>,
 }
 
@@ -63,6 +64,7 @@ impl ProvisionerMetrics {
             steps: Family::default(),
             step_duration: Family::new_with_constructor(|| Histogram::new(STEP_SECONDS)),
             pool: Family::default(),
+            stopped: Gauge::default(),
             api_requests: Family::default(),
         };
         let r = begin(registry, build);
@@ -90,6 +92,11 @@ impl ProvisionerMetrics {
             "pool_servers",
             "Servers of the pool, by state",
             m.pool.clone(),
+        );
+        r.register(
+            "roles_stopped",
+            "Roles whose last two spares failed in the same place: no spare is tried until they are released",
+            m.stopped.clone(),
         );
         r.register(
             "api_requests",
@@ -143,6 +150,11 @@ impl ProvisionerMetrics {
             };
             self.pool.get_or_create(&label).set(i64::from(count));
         }
+    }
+
+    /// How many roles are stopped.
+    pub fn set_stopped(&self, roles: u32) {
+        self.stopped.set(i64::from(roles));
     }
 
     /// A request was answered. `route` is the route's pattern, never the path that was asked.

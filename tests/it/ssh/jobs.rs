@@ -168,7 +168,7 @@ async fn failures_say_the_status_and_the_last_lines() {
     assert_eq!(
         e.detail,
         "the script of thing ended on spare1 with status 100: \
-         one | --- stderr --- | E: Unable to locate package nginx"
+         one | E: Unable to locate package nginx"
     );
     let script = "kill -SEGV $$";
     let e = lab

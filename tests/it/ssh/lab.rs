@@ -173,7 +173,7 @@ impl Lab {
             fence,
             step,
         };
-        self.hands().perform(&order).await
+        self.hands().perform(&order, &drop).await
     }
 
     /// An order to run `script` as the job `job`.

@@ -125,13 +125,17 @@ CREATE TABLE request (
   at_ms       BIGINT NOT NULL
 );
 
--- A spare in the hand of a replacement.
+-- A spare in the hand of a replacement. failed_step and failed_code say what its last failure was: two
+-- spares that fail in the same place stop the role.
 CREATE TABLE attempt (
   replacement TEXT   NOT NULL REFERENCES replacement (id),
   number      BIGINT NOT NULL,
   server      TEXT   NOT NULL,
   state       TEXT   NOT NULL CHECK (state IN ('open', 'serving', 'failed', 'passed_over', 'abandoned', 'superseded')),
   reason      TEXT,
+  role        TEXT   NOT NULL,
+  failed_step TEXT,
+  failed_code TEXT,
   started_ms  BIGINT NOT NULL,
   ended_ms    BIGINT,
   PRIMARY KEY (replacement, number)
@@ -140,6 +144,14 @@ CREATE TABLE attempt (
 -- No spare in two hands, no two spares in one.
 CREATE UNIQUE INDEX attempt_of_server ON attempt (server) WHERE state IN ('open', 'serving');
 CREATE UNIQUE INDEX attempt_of_replacement ON attempt (replacement) WHERE state IN ('open', 'serving');
+
+CREATE INDEX attempt_of_role ON attempt (role, ended_ms);
+
+-- What spares of a role came to before this does not count any more.
+CREATE TABLE role_trial (
+  role     TEXT   NOT NULL PRIMARY KEY,
+  since_ms BIGINT NOT NULL
+);
 
 -- The journal: the steps as planned (payload, and its SHA-256) and how far each has come. output is
 -- text, compressed as zlib does.
