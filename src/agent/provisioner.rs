@@ -15,6 +15,7 @@ use crate::{
     provisioner::{
         api::{self, App},
         engine::{self, Fact, Observer, Settings},
+        secrets::Secrets,
         ssh::{ClientKey, ClientKeyError},
         step::{self, SshHands},
         store::{Store, StoreError},
@@ -128,9 +129,12 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     });
 
     let mut tasks = Supervisor::default();
+    let secrets = Secrets {
+        dir: config.secrets_dir.clone(),
+    };
     let (s, o) = (store.clone(), observer.clone());
     tasks.start("engine", |stop| async move {
-        if let Err(e) = engine::run(s, hands, Settings::STANDARD, o, stop).await {
+        if let Err(e) = engine::run(s, hands, Settings::STANDARD, secrets, o, stop).await {
             error!(error = %Chain(&e), "engine stopped");
         }
     });

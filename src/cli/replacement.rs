@@ -151,7 +151,11 @@ fn text(r: &Replacement) -> String {
     );
     if let Some(spare) = &r.spare {
         let addresses: Vec<_> = spare.addresses.iter().map(ToString::to_string).collect();
-        text.push_str(&format!("spare {} at {}\n", spare.name, addresses.join(", ")));
+        text.push_str(&format!(
+            "spare {} at {}\n",
+            spare.name,
+            addresses.join(", ")
+        ));
     }
     if !r.passed_over.is_empty() {
         let rows = r
@@ -162,7 +166,9 @@ fn text(r: &Replacement) -> String {
         text.push_str(&table(&rows.collect::<Vec<_>>()));
     }
     if !r.steps.is_empty() {
-        let head = ["SERVER", "STEP", "STATE", "TRIES", "TOOK", "LIMIT", "INPUT", "DETAIL"];
+        let head = [
+            "SERVER", "STEP", "STATE", "TRIES", "TOOK", "LIMIT", "INPUT", "DETAIL",
+        ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(r.steps.iter().map(step));
         text.push('\n');

@@ -21,6 +21,9 @@ pub struct Provisioner {
     pub address: IpAddr,
     /// Folder of its store.
     pub state_dir: PathBuf,
+    /// Folder with secrets of scripts and files, one a file; the unit's credentials alone where there
+    /// is none.
+    pub secrets_dir: Option<PathBuf>,
     /// API socket.
     pub socket: PathBuf,
     /// API port on loopback, if any.
@@ -36,7 +39,7 @@ pub struct Provisioner {
 pub struct Ssh {
     /// Private key file; the systemd credential `ssh_key` where there is none.
     pub key: Option<PathBuf>,
-    /// User.
+    /// User; another than root becomes root by `sudo -n`.
     pub user: String,
     /// Connection, key exchange and log-in end within this.
     pub connect_timeout: Duration,
@@ -55,6 +58,7 @@ struct Raw {
 struct RawProvisioner {
     address: Spanned<String>,
     state_dir: Option<PathBuf>,
+    secrets_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
     listen: Option<Spanned<String>>,
 }
@@ -129,6 +133,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
     bad.or(Provisioner {
         address,
         state_dir: or(raw.provisioner.state_dir, "/var/lib/understudy/provisioner"),
+        secrets_dir: raw.provisioner.secrets_dir,
         socket: or(raw.provisioner.socket, "/run/understudy/provisioner.sock"),
         listen: port,
         metrics,

@@ -29,7 +29,9 @@ use super::{
     log::since,
     plan,
     select::Candidate,
-    store::{ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, RetryOutcome, Store},
+    store::{
+        ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, RetryOutcome, Store,
+    },
 };
 use crate::{
     http::{self, Caller, Doors, Limits},

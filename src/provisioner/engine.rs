@@ -24,6 +24,8 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
     order::{Class, Done, Hands, Order, Step, StepError},
+    sealed::{Masks, digest},
+    secrets::Secrets,
     store::{Claim, Note, Run, Store, StoreError, Work},
     workflow::{Action, Event, Hand, Journal, Retry},
 };
@@ -135,6 +137,7 @@ struct Context<H> {
     store: Store,
     hands: Arc<H>,
     settings: Settings,
+    secrets: Secrets,
     observer: Observer,
     run: Run,
     stop: CancellationToken,
@@ -148,6 +151,7 @@ pub async fn run<H: Hands>(
     store: Store,
     hands: Arc<H>,
     settings: Settings,
+    secrets: Secrets,
     observer: Observer,
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
@@ -157,6 +161,7 @@ pub async fn run<H: Hands>(
         store: store.clone(),
         hands,
         settings,
+        secrets,
         observer,
         run,
         stop: stop.clone(),
@@ -280,10 +285,18 @@ impl<H: Hands> Context<H> {
                 .await;
         }
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
-        let choice = match world.choose(world.pool(), &brief, &job) {
+        let mut choice = match world.choose(world.pool(), &brief, &job) {
             Ok(choice) => choice,
             Err(none) => return self.wait(work, none.reason, none.not).await,
         };
+        let sealed = choice.steps.iter().flat_map(Step::secrets);
+        match self.secrets.read(sealed.map(|s| s.name.as_str())) {
+            Ok(values) => choice.steps.iter_mut().for_each(|s| s.seal(&values)),
+            Err(e) => {
+                let reason = format!("secret_missing: {}", Chain(&e));
+                return self.wait(work, reason, Vec::new()).await;
+            }
+        }
         let claim = Claim {
             server: &choice.spare.name,
             role: &brief.role.code,
@@ -338,22 +351,29 @@ impl<H: Hands> Context<H> {
             }
         }
         let (server, step) = self.store.planned(&work.id, position).await?;
-        let order = Order {
+        let mut order = Order {
             server,
             fence: work.fence,
             step,
+            masks: Masks::default(),
         };
         self.advance(&work.id, Event::Started { position }, Note::default())
             .await?;
         let limit = order.step.limit();
         let begun = Instant::now();
+        // From here on the order holds secrets: it is shown nowhere.
+        let unsealed = self.unseal(work, &mut order).await?;
         let (say, said) = watch::channel(String::new());
         let tell = |text| drop(say.send_replace(text));
+        let perform = async {
+            unsealed?;
+            self.hands.perform(&order, &tell).await
+        };
         let result = tokio::select! {
             // The journal says it runs: the next run orders it again, and the hands find its job.
             () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
             e = self.keep_said(&work.id, position, said) => return Err(e),
-            result = timeout(limit, self.hands.perform(&order, &tell)) => {
+            result = timeout(limit, perform) => {
                 result.unwrap_or_else(|_elapsed| Err(overran(limit)))
             }
         };
@@ -394,6 +414,38 @@ impl<H: Hands> Context<H> {
             }
         }
         Ok(None)
+    }
+
+    /// Puts the values of secrets in the places of their names.
+    async fn unseal(
+        &self,
+        work: &Work,
+        order: &mut Order,
+    ) -> Result<Result<(), StepError>, StoreError> {
+        let plan = self.store.plan(&work.id).await?;
+        let sealed: Vec<_> = plan.iter().flat_map(Step::secrets).collect();
+        if sealed.is_empty() {
+            return Ok(Ok(()));
+        }
+        let names = sealed.iter().map(|s| s.name.as_str());
+        let values = match self.secrets.read(names) {
+            Ok(values) => values,
+            Err(e) => return Ok(Err(secret_error(Class::Local, &Chain(&e).to_string()))),
+        };
+        for secret in sealed {
+            let now = values.get(&secret.name).map(|v| digest(&secret.name, v));
+            if now.as_ref() != Some(&secret.digest) {
+                let detail = format!(
+                    "the secret {} was changed while {} was configured with the old one: release it, \
+                     it is configured anew",
+                    secret.name, order.server.name
+                );
+                return Ok(Err(secret_error(Class::Permanent, &detail)));
+            }
+        }
+        order.masks = Masks::of(&values);
+        order.step = order.step.clone().reveal(&plan, &values);
+        Ok(Ok(()))
     }
 
     /// Writes down what a running script has printed so far, for whoever follows it. Ends only where
@@ -492,6 +544,18 @@ impl<H: Hands> Context<H> {
             outcome: ReplacementState::Cancelled,
         });
         Ok(Some(Rest::Over))
+    }
+}
+
+fn secret_error(class: Class, detail: &str) -> StepError {
+    StepError {
+        class,
+        code: match class {
+            Class::Permanent => "secret_changed",
+            _ => "local_fault",
+        },
+        detail: detail.to_owned(),
+        output: String::new(),
     }
 }
 

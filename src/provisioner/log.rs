@@ -38,7 +38,8 @@ fn length(text: &str) -> u64 {
 
 fn rest(text: &str, from: u64) -> &str {
     let from = usize::try_from(from).unwrap_or(usize::MAX).min(text.len());
-    text.get(text.ceil_char_boundary(from)..).unwrap_or_default()
+    text.get(text.ceil_char_boundary(from)..)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub mod order;
 pub mod plan;
 pub mod render;
 pub mod same_cause;
+pub mod sealed;
+pub mod secrets;
 pub mod select;
 pub mod ssh;
 pub mod step;

@@ -1,11 +1,12 @@
 //! What the workflow orders done on a spare, and what comes back: plain data, PURE. The workflow
 //! (store, journal, decisions) and the hands (SSH) meet here and nowhere else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::sealed::{Masks, Sealed};
 use crate::model::{
     CheckKind,
     inventory::{Server, Variables},
@@ -20,6 +21,8 @@ pub struct Order {
     pub fence: u64,
     /// What to do.
     pub step: Step,
+    /// What must not be seen in what comes back.
+    pub masks: Masks,
 }
 
 /// One step. Each may be ordered again after a crash and must then neither harm nor repeat itself:
@@ -50,6 +53,9 @@ pub enum Step {
         variables: Variables,
         /// Exit status 0 afterwards: it is installed.
         check: Option<String>,
+        /// More environment, by name.
+        #[serde(default)]
+        secrets: Vec<Sealed>,
     },
     /// Step 3: place files, then start the software or make it read them again.
     Configure {
@@ -74,6 +80,9 @@ pub enum Step {
         digests: Vec<(String, String)>,
         /// Where the service must answer, and how it is asked.
         answers: Vec<ServiceTest>,
+        /// What must be so for clients to get answers.
+        #[serde(default)]
+        paths: Vec<PathTest>,
     },
 }
 
@@ -133,6 +142,27 @@ pub struct ServiceTest {
     pub limit: Duration,
 }
 
+/// Whether a client gets its answer from the spare; read there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathTest {
+    /// NAT: what goes to a client must pass the director, or it comes from the wrong address.
+    Back {
+        /// A client's address.
+        client: IpAddr,
+        /// The directors' addresses in the spare's network.
+        gateways: Vec<IpAddr>,
+    },
+    /// Direct routing and tunnels: the spare takes what is sent to the virtual address.
+    Holds {
+        /// The virtual address.
+        vip: IpAddr,
+        /// Of direct routing in IPv4 the spare's own address: on the link that has it nobody may
+        /// learn by ARP that the virtual address is here.
+        quiet_at: Option<IpAddr>,
+    },
+}
+
 /// A file ready to be placed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenderedFile {
@@ -148,6 +178,12 @@ pub struct RenderedFile {
     pub owner: String,
     /// Group's name.
     pub group: String,
+    /// Command that says whether the content is sound, `{file}` being where it lies.
+    #[serde(default)]
+    pub validate: Option<String>,
+    /// Secrets whose names stand in `body`.
+    #[serde(default)]
+    pub secrets: Vec<Sealed>,
 }
 
 /// A step that succeeded.

@@ -3,19 +3,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use crate::{
     model::{
-        DirectorName, Family, ReplacementId,
+        DirectorName, Family, ForwardMethod, ReplacementId,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
         wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
     provisioner::{
-        order::{ServiceTest, Step},
+        order::{PathTest, ServiceTest, Step},
         render::{self, RenderError},
+        sealed::Sealed,
         select::{Candidate, Need, select},
     },
 };
@@ -109,6 +110,18 @@ pub enum Miss {
         /// Operating system.
         os: String,
     },
+    /// R8.
+    #[error(
+        "the role {role} cannot have {software}: it needs {needs}, which the role lacks or which needs {software} itself; mend the inventory folder and apply"
+    )]
+    NeedUnmet {
+        /// Role code.
+        role: String,
+        /// Software.
+        software: String,
+        /// What it needs.
+        needs: String,
+    },
 }
 
 impl Miss {
@@ -120,6 +133,7 @@ impl Miss {
             Self::RoleUndefined { .. } => "role_undefined",
             Self::CatalogueEmpty(_) => "catalogue_empty",
             Self::ScriptMissing { .. } => "script_missing",
+            Self::NeedUnmet { .. } => "need_unmet",
         }
     }
 }
@@ -261,19 +275,7 @@ impl World {
         if role.software.is_empty() {
             return Err(Miss::CatalogueEmpty(role.code.clone()));
         }
-        let software = role
-            .software
-            .iter()
-            .map(|name| {
-                script_for(&self.software, name, &role.os)
-                    .cloned()
-                    .ok_or_else(|| Miss::ScriptMissing {
-                        role: role.code.clone(),
-                        software: name.clone(),
-                        os: role.os.clone(),
-                    })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let software = ordered(role, &self.software)?;
         let services = self.services_with(&self.places(origins));
         Ok(Brief {
             failed,
@@ -359,6 +361,47 @@ impl World {
     }
 }
 
+/// A role's software in the order of installation: what is needed first, and else as the catalogue
+/// has it.
+///
+/// # Errors
+/// [`Miss`] names software without a script, or that needs what is not there or needs itself.
+pub fn ordered(role: &Role, all: &[Software]) -> Result<Vec<Software>, Miss> {
+    let mut left = role
+        .software
+        .iter()
+        .map(|name| {
+            script_for(all, name, &role.os)
+                .cloned()
+                .ok_or_else(|| Miss::ScriptMissing {
+                    role: role.code.clone(),
+                    software: name.clone(),
+                    os: role.os.clone(),
+                })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut order: Vec<Software> = Vec::new();
+    while !left.is_empty() {
+        let here = |name: &String| order.iter().any(|s| s.name == *name);
+        let Some(next) = left.iter().position(|s| s.needs.iter().all(here)) else {
+            let (software, needs) = left
+                .iter()
+                .flat_map(|s| s.needs.iter().map(move |n| (s, n)))
+                .find(|(_, n)| !role.software.contains(n))
+                .or_else(|| left.iter().find_map(|s| Some((s, s.needs.first()?))))
+                .map(|(s, n)| (s.name.clone(), n.clone()))
+                .unwrap_or_default();
+            return Err(Miss::NeedUnmet {
+                role: role.code.clone(),
+                software,
+                needs,
+            });
+        };
+        order.push(left.remove(next));
+    }
+    Ok(order)
+}
+
 /// The script of a software for an operating system: one written for it before one for any.
 #[must_use]
 pub fn script_for<'a>(all: &'a [Software], name: &str, os: &str) -> Option<&'a Software> {
@@ -397,6 +440,7 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             timeout: software.timeout,
             variables: render::variables(brief, spare, &software.name),
             check: software.check.clone(),
+            secrets: software.secrets.iter().map(Sealed::named).collect(),
         });
     }
     let mut digests = Vec::new();
@@ -425,6 +469,7 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             .collect(),
         digests,
         answers: answers(brief, spare),
+        paths: paths(brief, spare),
     });
     Ok(steps)
 }
@@ -449,6 +494,53 @@ fn answers(brief: &Brief, spare: &Server) -> Vec<ServiceTest> {
                 timeout: check.timing.timeout,
                 limit: TEST_LIMIT,
             };
+            if !tests.contains(&test) {
+                tests.push(test);
+            }
+        }
+    }
+    tests
+}
+
+/// Clients of no network in particular: addresses for documentation, which no spare is in.
+const SOMEBODY: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)),
+];
+
+/// What must be so on the spare for clients of each service to get its answers.
+fn paths(brief: &Brief, spare: &Server) -> Vec<PathTest> {
+    let mut tests: Vec<PathTest> = Vec::new();
+    for slot in &brief.services {
+        let of = |all: &[IpAddr], family| -> Vec<IpAddr> {
+            let of_it = |a: &&IpAddr| Family::of(**a) == family;
+            all.iter().filter(of_it).copied().collect()
+        };
+        let found: Vec<PathTest> = match slot.service.forward {
+            ForwardMethod::Nat => {
+                let gateways = of(&brief.role.gateways, slot.family);
+                let mut clients = of(&brief.role.clients, slot.family);
+                if clients.is_empty() {
+                    clients = of(&SOMEBODY, slot.family);
+                }
+                clients.retain(|_| !gateways.is_empty());
+                let back = |client| PathTest::Back {
+                    client,
+                    gateways: gateways.clone(),
+                };
+                clients.into_iter().map(back).collect()
+            }
+            ForwardMethod::Dr | ForwardMethod::Tun => {
+                let arp = slot.service.forward == ForwardMethod::Dr && slot.family == Family::V4;
+                let own = address_for(spare, slot.family).filter(|_| arp);
+                let vip = render::local_vip(slot).map(|vip| vip.ip());
+                vip.map(|vip| PathTest::Holds { vip, quiet_at: own })
+                    .into_iter()
+                    .collect()
+            }
+            ForwardMethod::Local | ForwardMethod::Bypass => Vec::new(),
+        };
+        for test in found {
             if !tests.contains(&test) {
                 tests.push(test);
             }

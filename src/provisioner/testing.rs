@@ -39,6 +39,8 @@ fn software(name: &str) -> Software {
         running: None,
         start: Some(format!("start {name}")),
         reload: None,
+        needs: Vec::new(),
+        secrets: Vec::new(),
     }
 }
 
@@ -48,6 +50,8 @@ pub(crate) fn inventory() -> Inventory {
         domain: "shop.example".into(),
         os: "debian-12".into(),
         software: vec!["storage".into(), "nginx".into()],
+        gateways: Vec::new(),
+        clients: Vec::new(),
     };
     let web = Some("web.shop.example");
     Inventory {
@@ -62,6 +66,7 @@ pub(crate) fn inventory() -> Inventory {
             mode: 0o644,
             owner: "root".into(),
             group: "root".into(),
+            validate: None,
         }],
         servers: [
             server("web1", &["10.0.0.1", "fd00::1"], web),

@@ -21,6 +21,7 @@ use crate::{
     },
     provisioner::{
         engine::{self, Settings},
+        secrets::Secrets,
         testing::{self, CENTRE, FakeHands, inventory, ip, registration},
     },
 };
@@ -140,9 +141,16 @@ impl Rig {
         rig.tasks.spawn(async move {
             let hands = Arc::new(FakeHands::default());
             let observer = Observer::nobody();
-            engine::run(store, hands, Settings::STANDARD, observer, stop)
-                .await
-                .unwrap();
+            engine::run(
+                store,
+                hands,
+                Settings::STANDARD,
+                Secrets::default(),
+                observer,
+                stop,
+            )
+            .await
+            .unwrap();
         });
         let answer = rig.send("PUT", "/v1/inventory", &json!(inventory())).await;
         assert_eq!(answer.status, 200, "{}", answer.body);

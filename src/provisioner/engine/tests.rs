@@ -33,6 +33,7 @@ struct Rig {
     dir: TempDir,
     store: Store,
     hands: FakeHands,
+    secrets: Secrets,
     facts: Arc<std::sync::Mutex<Vec<Fact>>>,
     stop: CancellationToken,
     tasks: JoinSet<Result<(), StoreError>>,
@@ -47,6 +48,7 @@ impl Rig {
             dir,
             store,
             hands: FakeHands::default(),
+            secrets: Secrets::default(),
             facts: Arc::default(),
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -83,6 +85,7 @@ impl Rig {
             self.store.clone(),
             Arc::new(self.hands.clone()),
             FAST,
+            self.secrets.clone(),
             observer,
             self.stop.clone(),
         ));
@@ -500,7 +503,14 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
             let life = Duration::from_micros((z >> 33) % 25_000);
             let hands = Arc::new(rig.hands.clone());
             let stop = CancellationToken::new();
-            let engine = run(rig.store.clone(), hands, FAST, Observer::nobody(), stop);
+            let engine = run(
+                rig.store.clone(),
+                hands,
+                FAST,
+                Secrets::default(),
+                Observer::nobody(),
+                stop,
+            );
             let ended = timeout(life, engine).await;
             assert!(ended.is_err(), "the engine ended by itself: {ended:?}");
             // A process that is gone has its file closed.
@@ -557,7 +567,11 @@ async fn two_spares_that_fail_in_the_same_script_stop_the_role() {
     }
     rig.start();
     let id = rig.ask("k", "10.0.0.1").await;
-    let stopped = |r: &Replacement| r.reason.as_ref().is_some_and(|r| r.contains("role_stopped"));
+    let stopped = |r: &Replacement| {
+        r.reason
+            .as_ref()
+            .is_some_and(|r| r.contains("role_stopped"))
+    };
     let r = rig.until(&id, stopped).await;
     let reason = r.reason.unwrap();
     assert!(
@@ -607,7 +621,11 @@ async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
         }
         rig.start();
         let id = rig.ask("k", "10.0.0.1").await;
-        let waits = |r: &Replacement| r.reason.as_ref().is_some_and(|r| r.contains("role_stopped"));
+        let waits = |r: &Replacement| {
+            r.reason
+                .as_ref()
+                .is_some_and(|r| r.contains("role_stopped"))
+        };
         rig.until(&id, waits).await;
         if by_role {
             assert!(
@@ -625,6 +643,9 @@ async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
         let r = rig.until(&id, attached).await;
         assert_eq!(r.spare.unwrap().name, "spare3");
         let outcome = rig.store.retry(&id, "test").await.unwrap();
-        assert!(matches!(outcome, RetryOutcome::NotWaiting(_)), "{outcome:?}");
+        assert!(
+            matches!(outcome, RetryOutcome::NotWaiting(_)),
+            "{outcome:?}"
+        );
     }
 }

@@ -15,7 +15,10 @@ use super::{
     error,
     remote::{Command, QUICK, Remote, checked_name, garbled, one_line, script},
 };
-use crate::provisioner::order::{Class, Done, RenderedFile, StepError};
+use crate::provisioner::{
+    order::{Class, Done, RenderedFile, StepError},
+    ssh::quote,
+};
 
 /// The limit of `start` and `reload`: they return when the service is told, not when it ends.
 const COMMAND: Duration = Duration::from_secs(60);
@@ -116,11 +119,16 @@ async fn place(
         let name = file.path.rsplit('/').next().unwrap_or_default();
         let random = RandomState::new().hash_one(name);
         let upload = format!("{}/.{name}.understudy.{random:016x}", folder(&file.path));
-        if let Err(e) = sftp.create(&upload, &file.body, 0o600).await {
+        let put = sftp.create(&upload, &file.body, 0o600).await;
+        uploads.push(upload.clone());
+        let sound = match put {
+            Ok(()) => validate(remote, file, &upload).await,
+            Err(e) => Err(e.into()),
+        };
+        if let Err(e) = sound {
             sftp.remove(&uploads).await;
-            return Err(e.into());
+            return Err(e);
         }
-        uploads.push(upload);
     }
     let modes: Vec<_> = files.iter().map(|f| format!("{:o}", f.mode)).collect();
     let mut args = vec![marker];
@@ -133,6 +141,30 @@ async fn place(
         sftp.remove(&uploads).await;
     }
     placed.map(drop)
+}
+
+/// Asks the file's own command whether the upload is sound, before it takes the old file's place.
+async fn validate(remote: &Remote<'_>, file: &RenderedFile, upload: &str) -> Result<(), StepError> {
+    let Some(command) = &file.validate else {
+        return Ok(());
+    };
+    let text = command.replace("{file}", &quote(upload));
+    let limit = COMMAND;
+    let answer = remote.ask(Command { text: &text, limit }).await?;
+    if answer.status == 0 {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} on {} stays as it was: `{command}` refuses the new content with status {}: {}",
+        file.path,
+        remote.name,
+        answer.status,
+        one_line(&answer.output)
+    );
+    Err(StepError {
+        output: answer.output,
+        ..error(Class::Permanent, "validate_failed", detail)
+    })
 }
 
 /// What was told to the service.
@@ -272,6 +304,8 @@ mod tests {
             mode: 0o640,
             owner: "root".into(),
             group: "www-data".into(),
+            validate: None,
+            secrets: Vec::new(),
         };
         assert!(stands(&file, "ab 640 root www-data 0 33"));
         for line in [

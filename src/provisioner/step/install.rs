@@ -60,8 +60,13 @@ enum State {
     /// With a word that changes when it has printed more.
     Running(String),
     Lost,
-    Exited { status: u32, seconds: u64 },
-    TimedOut { seconds: u64 },
+    Exited {
+        status: u32,
+        seconds: u64,
+    },
+    TimedOut {
+        seconds: u64,
+    },
 }
 
 /// Runs the job, or goes on with it, over as many connections as it takes.
@@ -131,7 +136,9 @@ async fn drive(
                 if printed != told {
                     let output = collect(remote, job).await?;
                     // A line, or a character, that is not whole yet would change afterwards.
-                    let whole = output.rfind('\n').map_or("", |n| output.get(..=n).unwrap_or(""));
+                    let whole = output
+                        .rfind('\n')
+                        .map_or("", |n| output.get(..=n).unwrap_or(""));
                     said(whole.to_owned());
                     told = printed;
                 }

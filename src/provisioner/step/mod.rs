@@ -15,6 +15,7 @@ mod configure;
 mod fence;
 mod install;
 mod os;
+mod path;
 mod remote;
 mod test;
 
@@ -49,7 +50,7 @@ pub trait Prober: Send + Sync + 'static {
 pub struct SshHands<P> {
     /// Logs in on every spare.
     pub key: ClientKey,
-    /// As this user: root, or one that may do the same.
+    /// As this user: root, or one that becomes root by `sudo -n`.
     pub user: String,
     /// For TCP, key exchange and login together.
     pub connect_timeout: Duration,
@@ -81,6 +82,7 @@ impl<P: Prober> Hands for SshHands<P> {
                 timeout,
                 variables,
                 check,
+                secrets: _,
             } => {
                 let job = install::Job {
                     name: job,
@@ -115,9 +117,10 @@ impl<P: Prober> Hands for SshHands<P> {
                 installed,
                 digests,
                 answers,
+                paths,
             } => {
                 let remote = self.remote(order).await?;
-                let found = test::read_back(&remote, os, installed, digests).await;
+                let found = test::read_back(&remote, os, installed, digests, paths).await;
                 remote.close().await;
                 test::answers(&self.prober, found?, answers).await
             }
@@ -142,9 +145,10 @@ impl<P> SshHands<P> {
             user: self.user.clone(),
             pins,
             connect_timeout: self.connect_timeout,
+            elevate: self.user != "root",
         };
         let ssh = Ssh::connect(&target, &self.key).await?;
-        Ok(Remote::new(ssh, &self.base, order.fence, &server.name))
+        Ok(Remote::new(ssh, &self.base, order))
     }
 }
 

@@ -169,13 +169,17 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
             .map_err(failed("clear the catalogue"))?;
     }
     for role in &catalogue.roles {
-        sqlx::query("INSERT INTO role (code, domain, os) VALUES ($1, $2, $3)")
-            .bind(role.code.as_str())
-            .bind(role.domain.as_str())
-            .bind(role.os.as_str())
-            .execute(&mut **tx)
-            .await
-            .map_err(failed("write a role"))?;
+        sqlx::query(
+            "INSERT INTO role (code, domain, os, gateways, clients) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(role.code.as_str())
+        .bind(role.domain.as_str())
+        .bind(role.os.as_str())
+        .bind(json("gateways", &role.gateways)?)
+        .bind(json("clients", &role.clients)?)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("write a role"))?;
         for (ord, software) in (0_i64..).zip(&role.software) {
             sqlx::query("INSERT INTO role_software (role, ord, software) VALUES ($1, $2, $3)")
                 .bind(role.code.as_str())
@@ -189,8 +193,8 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
     for (ord, s) in (0_i64..).zip(&catalogue.software) {
         sqlx::query(
             "INSERT INTO script (software, os, ord, body, timeout_ms, check_command, \
-             running_command, start_command, reload_command) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             running_command, start_command, reload_command, needs, secrets) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(s.name.as_str())
         .bind(s.os.as_deref().unwrap_or_default())
@@ -203,6 +207,8 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
         .bind(s.running.clone())
         .bind(s.start.clone())
         .bind(s.reload.clone())
+        .bind(json("needs", &s.needs)?)
+        .bind(json("secrets", &s.secrets)?)
         .execute(&mut **tx)
         .await
         .map_err(failed("write a script"))?;
@@ -210,7 +216,7 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
     for (ord, f) in (0_i64..).zip(&catalogue.files) {
         sqlx::query(
             "INSERT INTO service_config (domain, software, path, ord, body, template, mode, owner, \
-             grp) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             grp, validate) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(f.domain.as_str())
         .bind(f.software.as_str())
@@ -221,6 +227,7 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
         .bind(i64::from(f.mode))
         .bind(f.owner.as_str())
         .bind(f.group.as_str())
+        .bind(f.validate.clone())
         .execute(&mut **tx)
         .await
         .map_err(failed("write a service configuration file"))?;

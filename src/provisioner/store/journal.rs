@@ -167,6 +167,25 @@ impl Store {
         Ok((server.server, row.json("payload")?))
     }
 
+    /// All steps planned for the spare in hand.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn plan(&self, id: &ReplacementId) -> Result<Vec<Step>, StoreError> {
+        let mut tx = self.begin().await?;
+        let rows = sqlx::query(
+            "SELECT s.payload FROM step s JOIN attempt a ON a.replacement = s.replacement \
+             AND a.number = s.attempt WHERE s.replacement = $1 AND a.state = 'open' \
+             ORDER BY s.position",
+        )
+        .bind(id.as_str())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("read a plan"))?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        rows.iter().map(|row| row.json("payload")).collect()
+    }
+
     /// Claims a spare for a replacement and writes its plan down. `false` where the spare is no
     /// longer free: choose again.
     pub(in crate::provisioner) async fn claim(

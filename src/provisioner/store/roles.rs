@@ -1,11 +1,8 @@
 //! Roles that are stopped because their spares fail in the same place, and setting them going again.
 
 use super::{
-    News, Store, StoreError, Tx, audit,
-    diff::Catalogue,
-    failed, journal, now_ms,
-    replacements::view,
-    rows::Columns,
+    News, Store, StoreError, Tx, audit, diff::Catalogue, failed, journal, now_ms,
+    replacements::view, rows::Columns,
 };
 use crate::{
     model::{
@@ -90,11 +87,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn retry(
-        &self,
-        id: &ReplacementId,
-        actor: &str,
-    ) -> Result<RetryOutcome, StoreError> {
+    pub async fn retry(&self, id: &ReplacementId, actor: &str) -> Result<RetryOutcome, StoreError> {
         let mut tx = self.begin().await?;
         let work = match journal::load(&mut tx, id).await {
             Ok(work) => work,
@@ -182,7 +175,10 @@ pub(super) async fn forget_changed(
 type Part<'a> = (&'a Role, Vec<Option<&'a Software>>, Vec<&'a ServiceFile>);
 
 fn part<'a>(role: &'a Role, software: &'a [Software], files: &'a [ServiceFile]) -> Part<'a> {
-    let scripts = role.software.iter().map(|s| script_for(software, s, &role.os));
+    let scripts = role
+        .software
+        .iter()
+        .map(|s| script_for(software, s, &role.os));
     let files = files
         .iter()
         .filter(|f| f.domain == role.domain && role.software.contains(&f.software));

@@ -144,7 +144,7 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
 }
 
 async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
-    let rows = sqlx::query("SELECT code, domain, os FROM role")
+    let rows = sqlx::query("SELECT code, domain, os, gateways, clients FROM role")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the roles"))?;
@@ -155,6 +155,8 @@ async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             domain: row.text("domain")?,
             os: row.text("os")?,
             software: Vec::new(),
+            gateways: row.json("gateways")?,
+            clients: row.json("clients")?,
         };
         world.roles.insert(code, role);
     }
@@ -173,7 +175,7 @@ async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
 async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
     let rows = sqlx::query(
         "SELECT software, os, body, timeout_ms, check_command, running_command, start_command, \
-         reload_command FROM script ORDER BY ord",
+         reload_command, needs, secrets FROM script ORDER BY ord",
     )
     .fetch_all(&mut **tx)
     .await
@@ -188,10 +190,12 @@ async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             running: row.text_opt("running_command")?,
             start: row.text_opt("start_command")?,
             reload: row.text_opt("reload_command")?,
+            needs: row.json("needs")?,
+            secrets: row.json("secrets")?,
         });
     }
     let rows = sqlx::query(
-        "SELECT domain, software, path, body, template, mode, owner, grp FROM service_config \
+        "SELECT domain, software, path, body, template, mode, owner, grp, validate FROM service_config \
          ORDER BY ord",
     )
     .fetch_all(&mut **tx)
@@ -208,6 +212,7 @@ async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             mode: u32::try_from(mode).map_err(|_big| corrupt("file mode", mode.to_string()))?,
             owner: row.text("owner")?,
             group: row.text("grp")?,
+            validate: row.text_opt("validate")?,
         });
     }
     Ok(())

@@ -25,6 +25,8 @@ pub(crate) fn file(lab: &Lab, name: &str, body: &str) -> RenderedFile {
         mode: 0o640,
         owner: "nobody".into(),
         group: "nogroup".into(),
+        validate: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -195,6 +197,7 @@ async fn the_test_reads_everything_back() {
             timeout: Duration::from_secs(1),
             limit: Duration::from_millis(300),
         }],
+        paths: Vec::new(),
     };
     let done = lab.perform(1, test("true", "content", lab.port)).await;
     let done = done.unwrap();

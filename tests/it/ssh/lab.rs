@@ -17,6 +17,7 @@ use understudy::{
     model::{CheckKind, FailReason, Outcome, inventory::Server, inventory::Variables},
     provisioner::{
         order::{Done, Hands, Order, Step, StepError},
+        sealed::Masks,
         ssh::{ClientKey, HostKey, Ssh, Target},
         step::{Prober, SshHands},
     },
@@ -147,6 +148,7 @@ impl Lab {
             user: "root".into(),
             pins: pins.iter().map(pin).collect(),
             connect_timeout: Duration::from_secs(20),
+            elevate: false,
         }
     }
 
@@ -172,6 +174,7 @@ impl Lab {
             server,
             fence,
             step,
+            masks: Masks::default(),
         };
         self.hands().perform(&order, &drop).await
     }
@@ -185,6 +188,7 @@ impl Lab {
             timeout: Duration::from_secs(seconds),
             variables: Variables::new(),
             check: None,
+            secrets: Vec::new(),
         }
     }
 

@@ -8,10 +8,13 @@ CREATE TABLE meta (
   value BIGINT NOT NULL
 );
 
+-- gateways and clients are lists of addresses.
 CREATE TABLE role (
-  code   TEXT NOT NULL PRIMARY KEY,
-  domain TEXT NOT NULL,
-  os     TEXT NOT NULL
+  code     TEXT NOT NULL PRIMARY KEY,
+  domain   TEXT NOT NULL,
+  os       TEXT NOT NULL,
+  gateways TEXT NOT NULL,
+  clients  TEXT NOT NULL
 );
 
 -- The catalogue: a role's software in the order of installation.
@@ -22,7 +25,7 @@ CREATE TABLE role_software (
   PRIMARY KEY (role, ord)
 );
 
--- The script database; os is '' where a script is for any.
+-- The script database; os is '' where a script is for any; needs and secrets are lists of names.
 CREATE TABLE script (
   software        TEXT   NOT NULL,
   os              TEXT   NOT NULL,
@@ -33,6 +36,8 @@ CREATE TABLE script (
   running_command TEXT,
   start_command   TEXT,
   reload_command  TEXT,
+  needs           TEXT   NOT NULL,
+  secrets         TEXT   NOT NULL,
   PRIMARY KEY (software, os)
 );
 
@@ -47,6 +52,7 @@ CREATE TABLE service_config (
   mode     BIGINT NOT NULL,
   owner    TEXT   NOT NULL,
   grp      TEXT   NOT NULL,
+  validate TEXT,
   PRIMARY KEY (domain, software, path)
 );
 
