@@ -123,11 +123,13 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     let hands = Arc::new(SshHands {
         key,
         user: config.ssh.user.clone(),
+        elevate: config.ssh.user != "root",
         connect_timeout: config.ssh.connect_timeout,
         base: step::BASE.to_owned(),
         prober: Checks,
     });
 
+    let look: Arc<dyn step::Look> = Arc::clone(&hands) as _;
     let mut tasks = Supervisor::default();
     let secrets = Secrets {
         dir: config.secrets_dir.clone(),
@@ -142,6 +144,10 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
         store: store.clone(),
         addresses: vec![config.address],
         observer,
+        look,
+        secrets: Secrets {
+            dir: config.secrets_dir,
+        },
     };
     tasks.start("api", |stop| api::serve(doors, app, stop));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());

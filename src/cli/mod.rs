@@ -90,7 +90,7 @@ enum Command {
     /// Replacements: what they do, what their scripts print; tries one again, or ends it
     #[command(subcommand)]
     Replacement(replacement::Verb),
-    /// Roles: sets one going again that was stopped
+    /// Roles: what one would do to a server, how a server differs, one that was stopped set going
     #[command(subcommand)]
     Role(role::Verb),
     /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it

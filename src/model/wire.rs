@@ -16,6 +16,7 @@
 //! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
 //! | `POST /v1/servers/{name}/release` | | 204 |
 //! | `POST /v1/roles/{code}/release` | | 204 |
+//! | `GET /v1/roles/{code}/servers/{name}` | | 200 [`RoleLook`] |
 //!
 //! Errors are problem documents (RFC 9457): [`Problem`].
 
@@ -184,6 +185,43 @@ pub struct StepView {
     /// What makes it safe to order it again.
     #[serde(default)]
     pub repeatable: String,
+}
+
+/// A role held against a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleLook {
+    /// The role's code.
+    pub role: String,
+    /// The server's name.
+    pub server: String,
+    /// What would be done to it.
+    pub steps: Vec<PlannedStep>,
+    /// Why the server could not be read, where it could not.
+    pub unread: Option<String>,
+    /// How it differs from the role.
+    pub differences: Vec<RoleDifference>,
+}
+
+/// A step that would be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// Its name.
+    pub step: String,
+    /// It would be over after this many milliseconds.
+    pub limit_ms: u64,
+    /// Scripts, commands, files and questions, for people; secrets by name.
+    pub text: String,
+}
+
+/// What is not on a server as its role says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleDifference {
+    /// `os`, `software nginx`, or a file's path.
+    pub object: String,
+    /// What it is instead.
+    pub detail: String,
+    /// Lines that would go (`-`) and come (`+`); secrets are covered.
+    pub diff: String,
 }
 
 /// What a step printed, from an offset on.

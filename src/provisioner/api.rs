@@ -2,8 +2,9 @@
 //! takes long is the engine's work, watched by long polls.
 
 mod problem;
+mod roles;
 
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -28,7 +29,9 @@ use super::{
     engine::{Fact, Observer},
     log::since,
     plan,
+    secrets::Secrets,
     select::Candidate,
+    step::Look,
     store::{
         ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, RetryOutcome, Store,
     },
@@ -61,7 +64,7 @@ const REREAD: Duration = Duration::from_secs(1);
 const KEY: usize = 255;
 
 /// What the API answers from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct App {
     /// The store.
     pub store: Store,
@@ -69,6 +72,16 @@ pub struct App {
     pub addresses: Vec<IpAddr>,
     /// Told of replacements that end here.
     pub observer: Observer,
+    /// Looks at servers.
+    pub look: Arc<dyn Look>,
+    /// Secrets of files, which are looked at.
+    pub secrets: Secrets,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone)]
@@ -109,7 +122,8 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         .route("/v1/inventory", put(apply))
         .route("/v1/inventory/servers", get(servers))
         .route("/v1/servers/{name}/release", post(release))
-        .route("/v1/roles/{code}/release", post(release_role))
+        .route("/v1/roles/{code}/release", post(roles::release))
+        .route("/v1/roles/{code}/servers/{name}", get(roles::look))
         .fallback(async || {
             Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -134,7 +148,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 14] = [
+const ROUTES: [&str; 15] = [
     "other",
     "/v1/directors/{name}",
     "/v1/directors/{name}/members",
@@ -149,6 +163,7 @@ const ROUTES: [&str; 14] = [
     "/v1/inventory/servers",
     "/v1/servers/{name}/release",
     "/v1/roles/{code}/release",
+    "/v1/roles/{code}/servers/{name}",
 ];
 
 async fn counted(
@@ -591,21 +606,6 @@ async fn retry(
             format!("there is no replacement {id}"),
         )),
     }
-}
-
-async fn release_role(
-    State(shared): State<Shared>,
-    Extension(caller): Extension<Caller>,
-    Path(code): Path<String>,
-) -> Result<StatusCode, Refusal> {
-    operator(&caller)?;
-    let store = &shared.app.store;
-    if !store.release_role(&code, &caller.to_string()).await? {
-        let detail = format!("the inventory has no role {code}");
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_role", detail));
-    }
-    info!(role = code, %caller, "role released");
-    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Debug, Deserialize)]

@@ -21,6 +21,7 @@ pub mod select;
 pub mod ssh;
 pub mod step;
 pub mod store;
+pub mod text_diff;
 pub mod workflow;
 
 #[cfg(test)]

@@ -272,6 +272,20 @@ impl World {
                 server: held.server.clone(),
                 role: held.role.clone(),
             })?;
+        self.brief_of(role, failed, &held.server, origins)
+    }
+
+    /// The same for a role that is known already; `name` is the server's.
+    ///
+    /// # Errors
+    /// [`Miss`] names what is not there.
+    pub fn brief_of(
+        &self,
+        role: &Role,
+        failed: IpAddr,
+        name: &str,
+        origins: &[IpAddr],
+    ) -> Result<Brief, Miss> {
         if role.software.is_empty() {
             return Err(Miss::CatalogueEmpty(role.code.clone()));
         }
@@ -286,7 +300,7 @@ impl World {
                 .cloned()
                 .collect(),
             need: Need {
-                failed: held.server.clone(),
+                failed: name.to_owned(),
                 os: role.os.clone(),
                 families: services.iter().map(|s| s.family).collect::<BTreeSet<_>>(),
             },

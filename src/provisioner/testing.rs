@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::order::{Class, Done, Hands, Order, Said, Step, StepError};
+use super::{
+    order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
+    step::{Difference, Look, Looking, Wanted},
+    text_diff::diff,
+};
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
     inventory::{Inventory, Role, Server, ServiceFile, Software},
@@ -181,6 +185,8 @@ pub(crate) struct Remote {
 pub(crate) struct FakeHands {
     pub(crate) tempers: Arc<Mutex<BTreeMap<String, Temper>>>,
     pub(crate) remotes: Arc<Mutex<BTreeMap<String, Remote>>>,
+    /// Every step as it was ordered.
+    pub(crate) steps: Arc<Mutex<Vec<Step>>>,
     /// Every order, `server step`.
     pub(crate) orders: Arc<Mutex<Vec<String>>>,
     /// How long each step takes.
@@ -267,10 +273,30 @@ fn error(class: Class, code: &'static str, detail: &str, output: &str) -> StepEr
     }
 }
 
+impl Look for FakeHands {
+    fn look<'a>(&'a self, _server: &'a Server, wanted: &'a Wanted) -> Looking<'a> {
+        Box::pin(async move {
+            let file = |f: &RenderedFile| Difference {
+                object: f.path.clone(),
+                detail: "not there".to_owned(),
+                diff: diff(
+                    "",
+                    &wanted.masks.cover(String::from_utf8_lossy(&f.body).into()),
+                ),
+            };
+            Ok(wanted.files.iter().map(file).collect())
+        })
+    }
+}
+
 impl Hands for FakeHands {
-    async fn perform(&self, order: &Order, _said: Said<'_>) -> Result<Done, StepError> {
+    async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         // A script goes on on the spare when the link to it is dropped: it is started before the wait.
         self.begin(order)?;
+        self.steps.lock().unwrap().push(order.step.clone());
+        if matches!(order.step, Step::Install { .. }) {
+            said("working\n".to_owned());
+        }
         if let Some((step, gate)) = &self.gate
             && *step == order.step.name()
         {

@@ -4,5 +4,6 @@
 
 mod connect;
 mod files;
+mod hostile;
 mod jobs;
 mod lab;

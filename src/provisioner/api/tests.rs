@@ -119,6 +119,8 @@ impl Rig {
             store: store.clone(),
             addresses: vec![ip(CENTRE)],
             observer: Observer::nobody(),
+            look: Arc::new(FakeHands::default()),
+            secrets: Secrets::default(),
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -322,6 +324,8 @@ async fn every_answer_is_counted_under_its_route() {
         store,
         addresses: Vec::new(),
         observer: Observer::new(move |fact| told.lock().unwrap().push(fact)),
+        look: Arc::new(FakeHands::default()),
+        secrets: Secrets::default(),
     };
     let socket = dir.path().join("api.sock");
     let doors = Doors::open(Some(&socket), None).await.unwrap();
@@ -441,4 +445,28 @@ async fn a_door_is_opened_only_where_it_may() {
     let stale = dir.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     Doors::open(Some(&stale), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_is_held_against_a_server() {
+    let rig = Rig::working().await;
+    let look = rig.get("/v1/roles/web.shop.example/servers/spare1").await;
+    let look: crate::model::wire::RoleLook = look.is();
+    let names: Vec<_> = look.steps.iter().map(|s| s.step.as_str()).collect();
+    assert_eq!(names[2..4], ["install:storage", "install:nginx"]);
+    let install = &look.steps[3].text;
+    assert!(install.contains("install nginx") && install.contains("UNDERSTUDY_ROLE=web"));
+    // The services of the place that it would take.
+    assert!(look.steps[6].text.contains("10.0.0.11:8080"));
+    let file = &look.differences[0];
+    assert_eq!(file.object, "/etc/nginx/conf.d/shop.conf");
+    assert_eq!(file.diff, "+server_name shop.example;\n");
+    let orders: Vec<Replacement> = rig.get("/v1/replacements").await.is();
+    assert!(orders.is_empty(), "nothing was begun");
+    for path in [
+        "/v1/roles/nobody/servers/spare1",
+        "/v1/roles/web.shop.example/servers/x",
+    ] {
+        assert_eq!(rig.send("GET", path, &Value::Null).await.status, 404);
+    }
 }

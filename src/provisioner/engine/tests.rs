@@ -649,3 +649,144 @@ async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
         );
     }
 }
+
+/// An inventory whose software and file use secrets, and a folder with their values.
+fn with_secrets(rig: &mut Rig) -> (crate::model::inventory::Inventory, std::path::PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = rig.dir.path().join("secrets");
+    std::fs::create_dir(&dir).unwrap();
+    let closed = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    closed(&dir, 0o700);
+    for (name, value) in [("DB_PASSWORD", "opensesame"), ("token", "swordfish")] {
+        std::fs::write(dir.join(name), value).unwrap();
+        closed(&dir.join(name), 0o600);
+    }
+    rig.secrets.dir = Some(dir.clone());
+    let mut inventory = inventory();
+    inventory.software[1].secrets = vec!["DB_PASSWORD".into()];
+    inventory.files[0].body = "token {{ secret('token') }};\n".into();
+    (inventory, dir)
+}
+
+#[tokio::test]
+async fn secrets_reach_the_spare_and_not_the_journal() {
+    let mut rig = Rig::new().await;
+    let (inventory, _) = with_secrets(&mut rig);
+    rig.store.apply(&inventory, false, "test").await.unwrap();
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let shown = rig.until(&id, attached).await;
+    let steps = rig.hands.steps.lock().unwrap().clone();
+    let placed = steps.iter().any(|s| {
+        matches!(s, Step::Configure { files, .. }
+            if files.iter().any(|f| f.body == b"token swordfish;\n"))
+    });
+    let told = steps.iter().any(|s| {
+        matches!(s, Step::Install { variables, .. }
+            if variables.get("DB_PASSWORD").is_some_and(|v| v == "opensesame"))
+    });
+    let read_back = steps.iter().any(|s| {
+        matches!(s, Step::Test { digests, .. }
+            if steps.iter().any(|c| matches!(c, Step::Configure { files, .. }
+                if files.iter().any(|f| f.sha256 == digests[0].1))))
+    });
+    assert!(placed && told && read_back, "{steps:?}");
+    // Nothing of it in the journal, the audit trail or what is shown, in plain text.
+    rig.stop.cancel();
+    while rig.tasks.join_next().await.is_some() {}
+    let journal = format!("{:?} {shown:?}", rig.store.plan(&id).await.unwrap());
+    rig.store.close().await;
+    for file in ["store", "store-wal"] {
+        let bytes = std::fs::read(rig.dir.path().join(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        for secret in ["opensesame", "swordfish"] {
+            assert!(!text.contains(secret) && !journal.contains(secret));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
+    let mut rig = Rig::new().await;
+    let (inventory, dir) = with_secrets(&mut rig);
+    rig.store.apply(&inventory, false, "test").await.unwrap();
+    std::fs::remove_file(dir.join("token")).unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:storage".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let waits = |r: &Replacement| {
+        r.reason
+            .as_ref()
+            .is_some_and(|r| r.contains("secret_missing"))
+    };
+    let r = rig.until(&id, waits).await;
+    assert!(r.reason.unwrap().contains("\"token\""));
+    assert!(rig.hands.orders().is_empty(), "no spare was touched");
+
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let token = dir.join("token");
+        std::fs::write(&token, "swordfish").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    rig.store.retry(&id, "test").await.unwrap();
+    let runs = |r: &Replacement| r.steps.iter().any(|s| s.step == "install:storage");
+    rig.until(&id, runs).await;
+    std::fs::write(dir.join("token"), "another one").unwrap();
+    gate.add_permits(9);
+    let passed = |r: &Replacement| !r.passed_over.is_empty();
+    let r = rig.until(&id, passed).await;
+    let reason = &r.passed_over[0].reason;
+    assert!(
+        reason.contains("secret_changed") && !reason.contains("another"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_script_prints_is_kept_while_it_runs_and_shown_in_parts() {
+    let mut rig = Rig::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:nginx".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let log = async || rig.store.log(&id, Some("install:nginx")).await.unwrap();
+    let mut changes = rig.store.changes();
+    let live = timeout(SOON, async {
+        loop {
+            changes.borrow_and_update();
+            if let Some(log) = log().await
+                && !log.text.is_empty()
+            {
+                return log;
+            }
+            changes.changed().await.unwrap();
+        }
+    });
+    let live = live.await.unwrap();
+    assert_eq!(
+        (live.text.as_str(), live.ended, live.over),
+        ("working\n", false, false)
+    );
+    gate.add_permits(9);
+    rig.until_state(&id, ReplacementState::Attaching).await;
+    let kept = log().await.unwrap();
+    assert!(kept.ended && kept.over);
+    assert_eq!(kept.run, live.run);
+    let shown = rig.store.replacement(&id).await.unwrap();
+    let step = shown
+        .steps
+        .iter()
+        .find(|s| s.step == "install:nginx")
+        .unwrap();
+    assert_eq!(
+        (step.tries, step.limit_ms, step.digest.len()),
+        (1, 180_000, 64)
+    );
+    assert!(step.repeatable.contains("never started twice"));
+    assert_eq!(rig.store.log(&id, Some("nothing")).await.unwrap(), None);
+}

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    error,
+    checked_paths, error,
     remote::{Command, QUICK, Remote, checked_name, garbled, one_line, script},
 };
 use crate::provisioner::{
@@ -42,9 +42,7 @@ pub(super) async fn configure(
     service: &Service<'_>,
 ) -> Result<Done, StepError> {
     let software = checked_name("software", service.software)?;
-    for file in files {
-        checked_path(&file.path)?;
-    }
+    checked_paths(files)?;
     let marker = remote.path(&format!("pending/{software}"));
     let mut differ = Vec::new();
     let mut homes = BTreeSet::new();
@@ -96,7 +94,7 @@ pub(super) async fn configure(
 }
 
 /// Whether `line` (digest, mode, owner and group by name and by number) is what `file` should be.
-fn stands(file: &RenderedFile, line: &str) -> bool {
+pub(super) fn stands(file: &RenderedFile, line: &str) -> bool {
     match line.split(' ').collect::<Vec<_>>().as_slice() {
         [digest, mode, user, group, uid, gid] => {
             *digest == file.sha256
@@ -263,7 +261,7 @@ fn folder(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _name)| folder)
 }
 
-fn checked_path(path: &str) -> Result<(), StepError> {
+pub(super) fn checked_path(path: &str) -> Result<(), StepError> {
     let sound = path.starts_with('/')
         && !path.ends_with('/')
         && !path.contains(|c: char| c.is_control())

@@ -14,6 +14,7 @@
 mod configure;
 mod fence;
 mod install;
+mod look;
 mod os;
 mod path;
 mod remote;
@@ -24,11 +25,12 @@ use std::{net::SocketAddr, time::Duration};
 use crate::{
     model::{CheckKind, Outcome},
     provisioner::{
-        order::{Class, Done, Hands, Order, Said, Step, StepError},
+        order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
         ssh::{ClientKey, HostKey, Ssh, SshError, Target},
     },
 };
 
+pub use look::{Difference, Look, Looking, Wanted};
 use remote::Remote;
 
 /// The folder on a spare.
@@ -50,8 +52,10 @@ pub trait Prober: Send + Sync + 'static {
 pub struct SshHands<P> {
     /// Logs in on every spare.
     pub key: ClientKey,
-    /// As this user: root, or one that becomes root by `sudo -n`.
+    /// As this user.
     pub user: String,
+    /// Whether `sudo -n` goes before what needs root.
+    pub elevate: bool,
     /// For TCP, key exchange and login together.
     pub connect_timeout: Duration,
     /// The folder on the spare: [`BASE`], except in tests.
@@ -145,11 +149,18 @@ impl<P> SshHands<P> {
             user: self.user.clone(),
             pins,
             connect_timeout: self.connect_timeout,
-            elevate: self.user != "root",
+            elevate: self.elevate,
         };
         let ssh = Ssh::connect(&target, &self.key).await?;
         Ok(Remote::new(ssh, &self.base, order))
     }
+}
+
+/// Whether all paths can be placed.
+fn checked_paths(files: &[RenderedFile]) -> Result<(), StepError> {
+    files
+        .iter()
+        .try_for_each(|f| configure::checked_path(&f.path))
 }
 
 /// An error without output.

@@ -10,7 +10,7 @@ use understudy::{
     provisioner::order::{Class, RenderedFile, ServiceTest, Step},
 };
 
-use super::lab::Lab;
+use super::lab::{Lab, system};
 
 pub(crate) fn digest(body: &str) -> String {
     let bytes = Sha256::digest(body);
@@ -181,12 +181,7 @@ async fn a_service_is_started_or_reloaded_or_left_alone() {
 async fn the_test_reads_everything_back() {
     let lab = Lab::new().await;
     fs::write(lab.path("conf"), "content").unwrap();
-    let os = fs::read_to_string("/etc/os-release").unwrap();
-    let value = |key: &str| {
-        let line = os.lines().find_map(|l| l.strip_prefix(key)).unwrap();
-        line.trim_matches('"').to_owned()
-    };
-    let os = format!("{}-{}", value("ID="), value("VERSION_ID="));
+    let os = system();
     let test = |check: &str, body: &str, port: u16| Step::Test {
         os: os.clone(),
         installed: vec![("thing".into(), check.into())],
