@@ -19,13 +19,14 @@ const ORDERS: &[&str] = &[
     "provisioner::order",
     "provisioner::plan",
     "provisioner::render",
+    "provisioner::sealed",
     "provisioner::select",
     "provisioner::workflow",
 ];
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 19] = [
+const PURE: [Room; 23] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -107,6 +108,22 @@ const PURE: [Room; 19] = [
     },
     Room {
         place: "provisioner/order.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/sealed.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/same_cause.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/log.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/text_diff.rs",
         knows: ORDERS,
     },
 ];
