@@ -38,7 +38,7 @@ use crate::{
     reconcile::plan::{Applied, Desired, Want},
     telemetry::{
         Chain,
-        metrics::{DirectorMetrics, StandInState, To},
+        metrics::{DirectorMetrics, StandInState, StandbyState, To},
     },
 };
 
@@ -529,6 +529,14 @@ impl Shell {
             }
         }
         m.set_stand_ins(&stand_ins);
+        let mut standbys = BTreeMap::new();
+        for state in self.core.standby_states() {
+            let state = StandbyState::ALL.iter().find(|w| w.as_str() == state);
+            if let Some(state) = state {
+                *standbys.entry(*state).or_default() += 1;
+            }
+        }
+        m.set_standbys(&standbys);
     }
 
     fn tell(&self, note: &Note) {
@@ -672,6 +680,18 @@ impl Shell {
             }
             Note::Joined(m) => {
                 info!(spare = %m.spare.name, addresses = ?m.spare.addresses, in_place_of = ?m.origins, replacement = %m.replacement, "stand-in was announced, it enters as soon as it passes its checks");
+            }
+            Note::WasWarm(service, dest) => {
+                info!(%service, server = %dest, "stand-in was watched as a warm spare and passes its checks: it enters at once");
+                m.transition(To::Up, "passed");
+                m.set_server_up(*service, *dest, true);
+            }
+            Note::StandbyReady(spare, origins) => {
+                info!(spare = %spare.name, addresses = ?spare.addresses, in_place_of = ?origins, "warm spare passes its checks: it could take a place at once");
+            }
+            Note::StandbyFails(failure) => {
+                // In the text too: whoever reads the journal sees no fields.
+                warn!(spare = %failure.name, service = %failure.service, server = %failure.server, reason = %failure.reason, "{failure}");
             }
             Note::Leaving(m) => {
                 info!(spare = %m.spare.name, replacement = %m.replacement, "stand-in is withdrawn");

@@ -247,7 +247,7 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     if let Some(listener) = metrics_listener {
         let beat = heartbeat.clone();
         tasks.start("metrics", |stop| {
-            telemetry::serve(listener, registry, beat, stop)
+            telemetry::serve(listener, registry, beat.into(), stop)
         });
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat, stop));

@@ -1,7 +1,7 @@
 //! The director's side of the provisioner's API: what the core wants told is told until it is
 //! answered, and the list of stand-ins is asked for again and again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
 use hyper::Method;
 use tokio::{
@@ -174,10 +174,12 @@ pub async fn deliver(
         events,
     };
     let work = async {
+        let mut asked = BTreeSet::new();
         loop {
             let now = outbox.borrow_and_update().clone();
             let empty = now == Outbox::default();
-            if courier.round(now).await.is_err() {
+            let newer = || outbox.has_changed().unwrap_or(false);
+            if courier.round(now, &mut asked, newer).await.is_err() {
                 return;
             }
             let pause = async {
@@ -212,7 +214,22 @@ struct Courier {
 struct Gone;
 
 impl Courier {
-    async fn round(&self, outbox: Outbox) -> Result<(), Gone> {
+    /// Tells all that is in the outbox. What it is for the first time goes first: a failed server waits for it. What
+    /// was asked before is asked again for news alone, and where something newer is to be told not to its end.
+    async fn round(
+        &self,
+        outbox: Outbox,
+        asked: &mut BTreeSet<IncidentKey>,
+        newer: impl Fn() -> bool,
+    ) -> Result<(), Gone> {
+        let before = mem::replace(asked, outbox.requests.clone());
+        let (again, first): (Vec<_>, Vec<_>) = outbox
+            .requests
+            .into_iter()
+            .partition(|key| before.contains(key));
+        for key in first {
+            self.request(key).await?;
+        }
         for (id, is) in outbox.confirms {
             self.confirm(id, is).await?;
         }
@@ -227,21 +244,28 @@ impl Courier {
                 .await;
             self.tell(key, answer).await?;
         }
-        for key in outbox.requests {
-            let body = ReplacementRequest {
-                failed: key.failed,
-                director: self.config.address,
-                centre: self.link.address,
-                name: self.config.name.clone(),
-            };
-            let (path, text) = ("/v1/replacements", key.to_string());
-            let answer = self
-                .client
-                .ask(Method::POST, path, Some(&text), Some(&body), LIMIT)
-                .await;
-            self.tell(key, answer).await?;
+        for key in again {
+            if newer() {
+                break;
+            }
+            self.request(key).await?;
         }
         Ok(())
+    }
+
+    async fn request(&self, key: IncidentKey) -> Result<(), Gone> {
+        let body = ReplacementRequest {
+            failed: key.failed,
+            director: self.config.address,
+            centre: self.link.address,
+            name: self.config.name.clone(),
+        };
+        let (path, text) = ("/v1/replacements", key.to_string());
+        let answer = self
+            .client
+            .ask(Method::POST, path, Some(&text), Some(&body), LIMIT)
+            .await;
+        self.tell(key, answer).await
     }
 
     async fn confirm(&self, id: ReplacementId, is: Want) -> Result<(), Gone> {
@@ -295,5 +319,105 @@ impl Courier {
 
     async fn send(&self, event: Event) -> Result<(), Gone> {
         self.events.send(event).await.map_err(|_closed| Gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
+    use tokio::{net::UnixListener, time::timeout};
+
+    use super::*;
+    use crate::{config::Endpoint, model::wire::ReplacementState};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    const CONFIG: &str = r#"
+[director]
+name = "lb1"
+address = "10.77.0.1"
+[provisioner]
+address = "10.77.0.1"
+"#;
+
+    fn key(n: u8) -> IncidentKey {
+        IncidentKey {
+            director: "lb1".parse().unwrap(),
+            failed: [10, 0, 0, n].into(),
+            number: u64::from(n),
+        }
+    }
+
+    /// Answers one request for each that is let through, and says what it was asked for.
+    type Door = (mpsc::Sender<String>, Arc<tokio::sync::Semaphore>);
+
+    async fn answer(State((asked, door)): State<Door>, headers: HeaderMap) -> Json<Replacement> {
+        let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+        asked.send(key.clone()).await.unwrap();
+        door.acquire().await.unwrap().forget();
+        Json(Replacement {
+            id: "r1".parse().unwrap(),
+            key,
+            director: "lb1".parse().unwrap(),
+            failed: [10, 0, 0, 1].into(),
+            origin: [10, 0, 0, 1].into(),
+            state: ReplacementState::Pending,
+            role: None,
+            reason: None,
+            spare: None,
+            passed_over: Vec::new(),
+            steps: Vec::new(),
+            version: 1,
+        })
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_the_first_time_waits_for_no_news_of_what_was_asked_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (asked, mut requests) = mpsc::channel(64);
+        let door = Arc::new(tokio::sync::Semaphore::new(0));
+        let state = (asked, Arc::clone(&door));
+        let router = Router::new()
+            .route("/v1/replacements", post(answer))
+            .with_state(state);
+        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
+        let mut link = config.provisioner.clone().unwrap();
+        link.at = Endpoint::Unix(path);
+        let old = Outbox {
+            requests: [2, 3, 4].map(key).into(),
+            ..Outbox::default()
+        };
+        let new = Outbox {
+            requests: [1, 2, 3, 4, 5].map(key).into(),
+            ..Outbox::default()
+        };
+        let (outbox, told) = watch::channel(old);
+        let (events, mut answers) = mpsc::channel(64);
+        let stop = CancellationToken::new();
+        let play = async {
+            let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
+            for n in [2, 3, 4] {
+                door.add_permits(1);
+                assert_eq!(next().await, key(n).to_string());
+            }
+            // The second time: while the first of these is asked for news, two servers more fail.
+            assert_eq!(next().await, key(2).to_string());
+            outbox.send(new).unwrap();
+            for n in [1, 5, 2, 3, 4] {
+                door.add_permits(1);
+                assert_eq!(next().await, key(n).to_string());
+            }
+        };
+        let drained = async { while answers.recv().await.is_some() {} };
+        tokio::select! {
+            () = play => {}
+            () = drained => panic!("nobody delivers"),
+            () = deliver(Arc::new(config), link, told, events, stop) => panic!("nobody stopped it"),
+            _ = axum::serve(listener, router) => panic!("nobody answers"),
+        }
     }
 }

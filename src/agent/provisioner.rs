@@ -1,6 +1,12 @@
 //! Puts the provisioner's tasks and channels together.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch, time};
@@ -15,14 +21,15 @@ use crate::{
     provisioner::{
         api::{self, App},
         engine::{self, Fact, Observer, Settings},
+        keeper,
         secrets::Secrets,
         ssh::{ClientKey, ClientKeyError},
         step::{self, SshHands},
-        store::{Store, StoreError},
+        store::{Place, Store, StoreError},
     },
     supervise::{Exit, Supervisor},
     systemd,
-    telemetry::{self, Chain, metrics::ProvisionerMetrics},
+    telemetry::{self, Chain, Health, metrics::ProvisionerMetrics},
 };
 
 /// Tasks end within this after the stop; running scripts go on without us and are found again.
@@ -30,6 +37,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How often the gauges of the pool are read, and the store is seen to answer.
 const BEAT: Duration = Duration::from_secs(2);
+
+/// The store has so long to answer what the gauges ask: a beat and this are less than `/healthz` and the watchdog allow.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Why the provisioner does not run.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +56,15 @@ pub enum Error {
     #[error("the state folder {} cannot be made", path.display())]
     Folder {
         /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store's password.
+    #[error("the store's password cannot be read from {}", path.display())]
+    Password {
+        /// The file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -97,14 +116,13 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
         .clone()
         .or_else(|| systemd::credential("ssh_key"));
     let key = ClientKey::load(&key.ok_or(Error::NoKey)?).map_err(Error::Key)?;
-    let dir = config.state_dir.clone();
-    std::fs::create_dir_all(&dir).map_err(|source| Error::Folder {
-        path: dir.clone(),
-        source,
-    })?;
-    let store = Store::open(&dir.join("understudy.db"))
-        .await
-        .map_err(Error::Store)?;
+    if config.store.is_none() {
+        let path = config.state_dir.clone();
+        std::fs::create_dir_all(&path).map_err(|source| Error::Folder { path, source })?;
+    }
+    let place = place(&config)?;
+    let store = Store::open_at(&place).await.map_err(Error::Store)?;
+    info!(store = %place, engine = store.engine().name(), provisioner = config.name, "store is open");
     let mut registry = Registry::default();
     let metrics = ProvisionerMetrics::register(&mut registry, &crate::BUILD);
     let counted = metrics.clone();
@@ -134,12 +152,23 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     let secrets = Secrets {
         dir: config.secrets_dir.clone(),
     };
-    let (s, o) = (store.clone(), observer.clone());
+    let (s, h, o, name) = (
+        store.clone(),
+        Arc::clone(&hands),
+        observer.clone(),
+        config.name.clone(),
+    );
     tasks.start("engine", |stop| async move {
-        if let Err(e) = engine::run(s, hands, Settings::STANDARD, secrets, o, stop).await {
+        if let Err(e) = engine::run(s, h, &name, Settings::STANDARD, secrets, o, stop).await {
             error!(error = %Chain(&e), "engine stopped");
         }
     });
+    let (s, o) = (store.clone(), observer.clone());
+    let keeping = keeper::Settings {
+        rehearse: config.rehearse,
+        ..keeper::Settings::STANDARD
+    };
+    tasks.start("keeper", |stop| keeper::run(s, hands, keeping, o, stop));
     let app = App {
         store: store.clone(),
         addresses: vec![config.address],
@@ -151,14 +180,21 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     };
     tasks.start("api", |stop| api::serve(doors, app, stop));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
+    let (trouble, trouble_rx) = watch::channel(None);
     if let Some(listener) = metrics_listener {
-        let (registry, beat) = (Arc::new(registry), heartbeat_rx.clone());
+        let health = Health {
+            heartbeat: heartbeat_rx.clone(),
+            trouble: trouble_rx,
+        };
+        let registry = Arc::new(registry);
         tasks.start("metrics", |stop| {
-            telemetry::serve(listener, registry, beat, stop)
+            telemetry::serve(listener, registry, health, stop)
         });
     }
     tasks.start("watchdog", |stop| systemd::watchdog(heartbeat_rx, stop));
-    tasks.start("gauges", |stop| gauges(store, metrics, heartbeat, stop));
+    tasks.start("gauges", |stop| {
+        gauges(store, metrics, heartbeat, trouble, stop)
+    });
     systemd::ready();
     info!(address = %config.address, socket = %config.socket.display(), key = %fingerprint, "provisioner is ready");
     let ended = tasks.run(signal, GRACE).await;
@@ -167,18 +203,81 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
     ended.map_err(Error::Ended)
 }
 
-/// Reads the gauges from the store; as long as that answers, the heart beats.
+/// Where the store is, as configured.
+///
+/// # Errors
+///
+/// [`Error::Password`].
+pub fn place(config: &config::Provisioner) -> Result<Place, Error> {
+    Ok(match &config.store {
+        None => Place::File(config.state_dir.join("understudy.db")),
+        Some(server) => Place::Server {
+            url: server.url.clone(),
+            password: Passwords::Configured(server.password.as_deref()).read()?,
+        },
+    })
+}
+
+/// Where a store's password is.
+#[derive(Clone, Copy, Debug)]
+pub enum Passwords<'a> {
+    /// In this file, or in the unit's credential, if in any.
+    Configured(Option<&'a Path>),
+    /// In this file, if in any.
+    Named(Option<&'a Path>),
+}
+
+impl Passwords<'_> {
+    /// Reads it; a line's end behind it is none of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Password`].
+    pub fn read(self) -> Result<Option<String>, Error> {
+        let path = match self {
+            Self::Configured(None) => systemd::credential("store_password"),
+            Self::Configured(path) | Self::Named(path) => path.map(Path::to_owned),
+        };
+        let Some(path) = path else { return Ok(None) };
+        let text = std::fs::read_to_string(&path);
+        let text = text.map_err(|source| Error::Password { path, source })?;
+        Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+}
+
+/// What `/healthz` says.
+const AWAY: &str = "the store is away";
+
+/// Reads the gauges from the store, and says whether it answers. The heart beats with the asking, not with the answer:
+/// to be started again does not bring a database back.
 async fn gauges(
     store: Store,
     metrics: ProvisionerMetrics,
     heartbeat: watch::Sender<MonoTime>,
+    trouble: watch::Sender<Option<&'static str>>,
     stop: CancellationToken,
 ) {
+    metrics.set_store(true);
     loop {
-        match read_gauges(&store, &metrics).await {
-            Ok(()) => drop(heartbeat.send_replace(clock::now())),
-            Err(e) => warn!(error = %Chain(&e), "store could not be read"),
-        }
+        // Longer than the heart may be silent is no answer either.
+        let read = time::timeout(PATIENCE, read_gauges(&store, &metrics)).await;
+        let away = match read {
+            Ok(Ok(())) => false,
+            Ok(Err(e)) => {
+                // The engine says that it is away, once.
+                if !e.is_away() {
+                    warn!(error = %Chain(&e), "store could not be read");
+                }
+                true
+            }
+            Err(_elapsed) => true,
+        };
+        metrics.set_store(!away);
+        trouble.send_if_modified(|now| {
+            let new = away.then_some(AWAY);
+            std::mem::replace(now, new) != new
+        });
+        heartbeat.send_replace(clock::now());
         tokio::select! {
             () = stop.cancelled() => return,
             () = time::sleep(BEAT) => {}
@@ -217,5 +316,7 @@ fn count(metrics: &ProvisionerMetrics, fact: &Fact) {
         Fact::ReplacementEnded { outcome } => metrics.replacement_ended(*outcome),
         Fact::Answered { route, status } => metrics.api_request(route, *status),
         Fact::SpareQuarantined | Fact::SparePassedOver | Fact::ReplacementWaits { .. } => {}
+        Fact::LeaseLost => metrics.lease_lost(),
+        Fact::Readiness(roles) => metrics.set_roles(roles),
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /v1/events?after=N&wait=SECONDS&service=…&server=…&kind=A,B&severity=…`: the last events, as a long poll.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -9,7 +9,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde::Deserialize;
 use tokio::{
     sync::{Semaphore, watch},
     time::timeout,
@@ -17,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::operator::problem;
-use crate::model::{EventFilter, EventKind, EventRing};
+use crate::model::{EventRing, EventsAsked};
 
 /// So many readers wait at once: half of the connections stay for those who ask and give orders.
 const WAITING: usize = 8;
@@ -30,42 +29,6 @@ struct Feed {
     ring: watch::Receiver<EventRing>,
     places: Arc<Semaphore>,
     stop: CancellationToken,
-}
-
-/// What is asked.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    /// Those after this number; without it all that are kept.
-    after: Option<u64>,
-    /// The life of the process that `after` is of: those of another begin anew.
-    run: Option<u64>,
-    /// How long to wait where there is none yet, in seconds.
-    #[serde(default)]
-    wait: u64,
-    service: Option<String>,
-    server: Option<String>,
-    kind: Option<String>,
-    severity: Option<String>,
-}
-
-impl Asked {
-    fn filter(&self) -> Result<EventFilter, String> {
-        let kinds = self.kind.as_deref().unwrap_or_default();
-        let kinds = kinds.split(',').filter(|word| !word.is_empty());
-        let kinds: Result<BTreeSet<EventKind>, _> = kinds.map(str::parse).collect();
-        Ok(EventFilter {
-            service: read(self.service.as_deref())?,
-            server: read(self.server.as_deref())?,
-            kinds: kinds.map_err(|e| e.to_string())?,
-            severity: read(self.severity.as_deref())?,
-        })
-    }
-}
-
-fn read<T: std::str::FromStr<Err: ToString>>(text: Option<&str>) -> Result<Option<T>, String> {
-    let value = text.map(str::parse).transpose();
-    value.map_err(|e: T::Err| e.to_string())
 }
 
 pub(super) fn router(ring: watch::Receiver<EventRing>, stop: CancellationToken) -> Router {
@@ -81,7 +44,7 @@ pub(super) fn router(ring: watch::Receiver<EventRing>, stop: CancellationToken) 
 
 async fn events(
     State(mut feed): State<Feed>,
-    asked: Result<Query<Asked>, QueryRejection>,
+    asked: Result<Query<EventsAsked>, QueryRejection>,
 ) -> Response {
     let bad = |detail: &str| problem(StatusCode::BAD_REQUEST, "bad_question", detail);
     let asked = match asked {
@@ -136,7 +99,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::model::{EventDraft, EventPage, Role, WallMillis};
+    use crate::model::{EventDraft, EventKind, EventPage, Role, WallMillis};
 
     const LIMIT: Duration = Duration::from_secs(60);
 

@@ -30,7 +30,7 @@ use crate::model::{
 pub(super) const LONG: Duration = Duration::from_secs(20);
 
 /// For a server that says nothing.
-pub(super) const SHORT: Duration = Duration::from_millis(300);
+pub(super) const SHORT: Duration = Duration::from_secs(1);
 
 pub(super) fn fail(reason: FailReason) -> Outcome {
     Outcome::Fail(reason)

@@ -30,6 +30,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Arguments {
     #[command(flatten)]
     director: DirectorSocket,
+    /// Those of the provisioner (--socket is its socket then), with who did it
+    #[arg(long)]
+    provisioner: bool,
     /// Go on with what happens, also over a restart of the director
     #[arg(short, long)]
     follow: bool,
@@ -70,7 +73,11 @@ pub(super) fn run(a: &Arguments) -> Result<(), Failure> {
 }
 
 async fn read(a: &Arguments) -> Result<(), Failure> {
-    let client = a.director.client();
+    let (role, client) = if a.provisioner {
+        ("provisioner", a.director.provisioner())
+    } else {
+        ("director", a.director.client())
+    };
     let now = clock::wall().0;
     let since = a.since.map(|since| {
         let millis = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
@@ -91,12 +98,12 @@ async fn read(a: &Arguments) -> Result<(), Failure> {
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
-            Err(e) => return Err(Failure::unanswered("director", &e)),
+            Err(e) => return Err(Failure::unanswered(role, &e)),
         };
         silent = false;
         let began = place.as_ref().is_none_or(|p| p.run == page.run);
         if !began {
-            complain("the director was started anew");
+            complain(&format!("the {role} was started anew"));
         }
         if page.missed > 0 {
             let missed = page.missed;
@@ -150,16 +157,26 @@ fn filter(a: &Arguments) -> String {
     text
 }
 
+/// Who did it, behind the sentence.
+fn by(event: &Event) -> String {
+    match (&event.actor, &event.origin) {
+        (None, _) => String::new(),
+        (Some(actor), None) => format!("  (by {actor})"),
+        (Some(actor), Some(origin)) => format!("  (by {actor} at {origin})"),
+    }
+}
+
 /// Whether somebody still reads.
 fn show(event: &Event, output: Output) -> Result<bool, Failure> {
     let line = match output {
         Output::Json => serde_json::to_string(event).map_err(|e| Failure::failed(&e))?,
         Output::Text => format!(
-            "{}  {:<7}  {:<21}  {}",
+            "{}  {:<7}  {:<21}  {}{}",
             event.at.rfc3339(),
             event.severity.label(),
             event.kind.label(),
-            event.text
+            event.text,
+            by(event)
         ),
     };
     // A whole line at once: whoever follows wants it now.

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     api::client::NOTHING,
-    director::explain::{CheckExplained, Explanation, IncidentExplained, Place},
+    director::{
+        explain::{CheckExplained, Explanation, IncidentExplained, Place},
+        standby::some_of,
+    },
     model::wire::{Replacement, StepView},
 };
 
@@ -159,6 +162,19 @@ fn show(screen: &Screen, e: &Explanation) -> String {
                 stand_in.replacement
             ),
         );
+    }
+    for standby in &e.standbys {
+        let words = format!(
+            "{} could take the place of {}: {}",
+            standby.name,
+            some_of(&standby.in_place_of, "or"),
+            standby.state
+        );
+        let tone = match standby.state.as_str() {
+            "ready" => Tone::Plain,
+            _ => Tone::Warn,
+        };
+        page.say("warm spare", tone, &words);
     }
     if let Some(incident) = &e.incident {
         page.incident(incident);

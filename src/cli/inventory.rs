@@ -1,5 +1,8 @@
 //! `understudy inventory`.
 
+mod enrol;
+mod pool;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -23,7 +26,7 @@ pub(super) struct Socket {
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "/run/understudy/provisioner.sock"
+        default_value = super::PROVISIONER_SOCKET
     )]
     socket: PathBuf,
 }
@@ -60,7 +63,23 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Puts a quarantined or failed server back into the pool of spares
+    /// Writes a server into a folder's servers.toml, with the host key that it shows
+    Add(enrol::Add),
+    /// Says which spare would be chosen for a role, and why not the others
+    Explain(pool::Explain),
+    /// Has a server cleaned by its role's script, and put back into the pool
+    Clean {
+        /// Its name
+        #[arg(value_name = "SERVER")]
+        server: String,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Puts a spare aside
+    Quarantine(pool::Quarantine),
+    /// Keeps a server from being chosen as a spare
+    Maintenance(pool::Maintenance),
+    /// Puts a server that is quarantined, failed or kept warm back into the pool of spares
     Release {
         /// Its name
         #[arg(value_name = "SERVER")]
@@ -78,6 +97,14 @@ pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
             socket,
         } => apply(folder, *dry_run, socket),
         Verb::List { socket, json } => list(socket, *json),
+        Verb::Add(a) => enrol::add(a),
+        Verb::Explain(a) => pool::explain(a),
+        Verb::Clean { server, socket } => {
+            post(socket, server, "clean")?;
+            say(&format!("{server} is going to be cleaned\n"))
+        }
+        Verb::Quarantine(a) => pool::quarantine(a),
+        Verb::Maintenance(a) => pool::maintenance(a),
         Verb::Release { server, socket } => release(server, socket),
     }
 }
@@ -179,10 +206,15 @@ fn list(socket: &Socket, json: bool) -> Result<(), Failure> {
     say(&table(&rows))
 }
 
-fn release(server: &str, socket: &Socket) -> Result<(), Failure> {
+/// Has something done to a server.
+fn post(socket: &Socket, server: &str, verb: &str) -> Result<(), Failure> {
     let client = socket.client();
-    let path = format!("/v1/servers/{server}/release");
+    let path = format!("/v1/servers/{server}/{verb}");
     let ask = client.ask::<serde_json::Value>(Method::POST, &path, None, NOTHING, LIMIT);
-    block_on(async { ask.await.map_err(unanswered) })?;
+    block_on(async { ask.await.map_err(unanswered) }).map(drop)
+}
+
+fn release(server: &str, socket: &Socket) -> Result<(), Failure> {
+    post(socket, server, "release")?;
     say(&format!("{server} is a spare again\n"))
 }

@@ -7,13 +7,16 @@ use hyper::Method;
 use super::{DirectorSocket, Failure, say, table};
 use crate::{
     api::client::NOTHING,
-    director::status::{StandInStatus, Status},
+    director::{
+        standby::{StandbyStatus, some_of},
+        status::{StandInStatus, Status},
+    },
 };
 
 /// What to do with them.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Shows who stands in for whom, and where
+    /// Shows who stands in for whom, and where, and which warm spares could
     List(Socket),
     /// Writes them as configuration, for director.toml, in place of those they stand in for
     Export(Socket),
@@ -28,19 +31,23 @@ pub(super) struct Socket {
 
 pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
     match verb {
-        Verb::List(a) => say(&list(&stand_ins(a)?)),
-        Verb::Export(a) => say(&export(&stand_ins(a)?)),
+        Verb::List(a) => say(&list(&status(a)?)),
+        Verb::Export(a) => say(&export(&status(a)?.stand_ins)),
     }
 }
 
-fn stand_ins(a: &Socket) -> Result<Vec<StandInStatus>, Failure> {
+fn status(a: &Socket) -> Result<Status, Failure> {
     let limit = Duration::from_secs(10);
-    let status: Status = a.director.ask(Method::GET, "/v1/status", NOTHING, limit)?;
-    Ok(status.stand_ins)
+    a.director.ask(Method::GET, "/v1/status", NOTHING, limit)
 }
 
-fn list(stand_ins: &[StandInStatus]) -> String {
-    if stand_ins.is_empty() {
+fn list(status: &Status) -> String {
+    let Status {
+        stand_ins,
+        standbys,
+        ..
+    } = status;
+    if stand_ins.is_empty() && standbys.is_empty() {
         return "no server stands in for another\n".to_owned();
     }
     let head = [
@@ -64,7 +71,25 @@ fn list(stand_ins: &[StandInStatus]) -> String {
             ]);
         }
     }
+    rows.extend(standbys.iter().flat_map(warm));
     table(&rows)
+}
+
+/// A warm spare has no weight yet: it is whose place it takes that says which.
+fn warm(s: &StandbyStatus) -> impl Iterator<Item = Vec<String>> {
+    s.places.iter().map(|place| {
+        vec![
+            s.name.clone(),
+            match s.state.as_str() {
+                "ready" => "warm".to_owned(),
+                state => format!("warm, {state}"),
+            },
+            place.service.to_string(),
+            place.server.clone(),
+            some_of(&s.in_place_of, "or"),
+            "-".to_owned(),
+        ]
+    })
 }
 
 /// For each place a real server as the configuration has it, and what it goes in place of.
@@ -94,7 +119,41 @@ fn export(stand_ins: &[StandInStatus]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::director::status::StandInPlace;
+    use crate::director::{standby::StandbyPlace, status::StandInPlace};
+
+    #[test]
+    fn warm_spares_are_listed_with_the_places_that_they_could_take() {
+        let warm = StandbyStatus {
+            name: "spare9".to_owned(),
+            in_place_of: vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()],
+            state: "waiting".to_owned(),
+            places: vec![StandbyPlace {
+                service: "tcp/192.0.2.1:80".parse().unwrap(),
+                server: "10.0.0.9:80".to_owned(),
+                health: "unknown".to_owned(),
+                reason: None,
+                since_s: None,
+            }],
+        };
+        let mut status = Status {
+            director: "lb1".parse().unwrap(),
+            services: Vec::new(),
+            incidents: Vec::new(),
+            stand_ins: Vec::new(),
+            standbys: vec![warm],
+            drift: Vec::new(),
+            warnings: Vec::new(),
+        };
+        assert_eq!(
+            list(&status),
+            "\
+NAME    STATE          SERVICE           SERVER       IN PLACE OF           WEIGHT
+spare9  warm, waiting  tcp/192.0.2.1:80  10.0.0.9:80  10.0.0.1 or 10.0.0.2  -
+"
+        );
+        status.standbys.clear();
+        assert_eq!(list(&status), "no server stands in for another\n");
+    }
 
     #[test]
     fn stand_ins_are_written_as_configuration() {

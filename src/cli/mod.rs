@@ -17,6 +17,7 @@ mod role;
 mod run;
 mod screen;
 mod status;
+mod store;
 
 use std::{
     io::{self, Write},
@@ -53,7 +54,7 @@ const VERSION: &str = concat!(
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Checks real servers, edits IPVS, asks for spares; IPVS stays as it is at the end
+    /// Checks real servers, edits IPVS, asks for spares; ends as on_stop says
     Director(run::DirectorArguments),
     /// Configures spares over SSH when a director asks
     Provisioner(run::Arguments),
@@ -93,6 +94,9 @@ enum Command {
     /// Roles: what one would do to a server, how a server differs, one that was stopped set going
     #[command(subcommand)]
     Role(role::Verb),
+    /// The provisioner's store: shows it, migrates it, backs it up, copies it
+    #[command(subcommand)]
+    Store(store::Verb),
     /// The kernel's IPVS table by hand: shows it, saves it, restores it, changes it
     #[command(subcommand)]
     Ipvs(ipvs::Verb),
@@ -102,6 +106,9 @@ enum Command {
     Man(documents::Man),
 }
 
+const DIRECTOR_SOCKET: &str = "/run/understudy/director.sock";
+const PROVISIONER_SOCKET: &str = "/run/understudy/provisioner.sock";
+
 /// Which director is asked.
 #[derive(Debug, clap::Args)]
 struct DirectorSocket {
@@ -109,12 +116,23 @@ struct DirectorSocket {
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "/run/understudy/director.sock"
+        default_value = DIRECTOR_SOCKET
     )]
     socket: PathBuf,
 }
 
 impl DirectorSocket {
+    /// The provisioner, where the same option names its socket.
+    fn provisioner(&self) -> client::Client {
+        let named = self.socket != Path::new(DIRECTOR_SOCKET);
+        let socket = if named {
+            &self.socket
+        } else {
+            Path::new(PROVISIONER_SOCKET)
+        };
+        client::Client::unix(socket.to_owned())
+    }
+
     fn client(&self) -> client::Client {
         client::Client::unix(self.socket.clone())
     }
@@ -233,6 +251,7 @@ pub fn main() -> ExitCode {
         Command::Inventory(verb) => inventory::run(&verb),
         Command::Replacement(verb) => replacement::run(&verb),
         Command::Role(verb) => role::run(&verb),
+        Command::Store(verb) => store::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),
         Command::Completions(a) => documents::completions(&a),
         Command::Man(a) => documents::man(&a),

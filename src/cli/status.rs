@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     api::client::{Client, NOTHING},
-    director::status::{IncidentStatus, ServerStatus, ServiceStatus, StandInStatus, Status},
+    director::{
+        standby::{StandbyStatus, some_of},
+        status::{IncidentStatus, ServerStatus, ServiceStatus, StandInStatus, Status},
+    },
     model::{ServiceKey, parse_server},
 };
 
@@ -145,7 +148,9 @@ fn filtered(mut status: Status, only: Only) -> Result<Status, Failure> {
     }
     let shown = |s: &ServiceStatus| only.is_service(s.service) || !s.servers.is_empty();
     status.services.retain(shown);
-    if status.services.is_empty() {
+    let places = |s: &StandbyStatus| s.places.iter().any(|p| only.is_server(&p.server));
+    let warm = status.standbys.iter().any(places);
+    if status.services.is_empty() && !warm {
         let what = match only {
             Only::Service(key) => format!("no virtual service {key}"),
             Only::At(addr, None) => format!("no virtual service and no server {addr}"),
@@ -168,6 +173,8 @@ fn filtered(mut status: Status, only: Only) -> Result<Status, Failure> {
     status.incidents.retain(|i| shown(&i.failed));
     let of = |s: &StandInStatus| s.in_place_of.iter().any(shown);
     status.stand_ins.retain(of);
+    let of = |s: &StandbyStatus| places(s) || s.in_place_of.iter().any(shown);
+    status.standbys.retain(of);
     status.drift.retain(|d| keys.contains(&d.service));
     Ok(status)
 }
@@ -306,6 +313,15 @@ fn show(screen: &Screen, status: &Status) -> String {
         status.stand_ins.iter().map(stand_in).collect(),
     ));
     text.push_str(&section(
+        "warm spares",
+        &[
+            column("NAME", false, 0),
+            column("STATE", false, 0),
+            column("PLACE", false, 0),
+        ],
+        status.standbys.iter().map(standby).collect(),
+    ));
+    text.push_str(&section(
         "failed servers",
         &[
             column("SERVER", false, 0),
@@ -356,6 +372,7 @@ fn headline(screen: &Screen, status: &Status) -> String {
     for (n, one, more) in [
         (status.incidents.len(), "failed server", "failed servers"),
         (status.stand_ins.len(), "stand-in", "stand-ins"),
+        (status.standbys.len(), "warm spare", "warm spares"),
         (status.warnings.len(), "warning", "warnings"),
     ] {
         if n > 0 {
@@ -465,6 +482,29 @@ fn stand_in(s: &StandInStatus) -> Vec<Cell> {
         Cell::new(s.state.clone(), tone),
         s.replacement.clone().into(),
         format!("in place of {}", places.join(", ")).into(),
+    ]
+}
+
+fn standby(s: &StandbyStatus) -> Vec<Cell> {
+    let tone = match s.state.as_str() {
+        "ready" => Tone::Good,
+        "failing" => Tone::Bad,
+        _ => Tone::Warn,
+    };
+    let fails = s.places.iter().find_map(|place| {
+        let reason = place.reason.as_ref()?;
+        Some(format!("{} of {}: {reason}", place.server, place.service))
+    });
+    let mut place = format!("could take that of {}", some_of(&s.in_place_of, "or"));
+    match (fails, s.places.is_empty()) {
+        (Some(why), _) => place.push_str(&format!("; {why}")),
+        (None, true) => place.push_str(", which the configuration does not name"),
+        (None, false) => {}
+    }
+    vec![
+        s.name.clone().into(),
+        Cell::new(s.state.clone(), tone),
+        place.into(),
     ]
 }
 

@@ -14,24 +14,45 @@ use super::{Diagnostics, duration};
 /// No server does key exchange and log-in in less: every spare would be quarantined.
 const SHORTEST_CONNECT: Duration = Duration::from_millis(100);
 
+/// How often spares are looked at.
+const REHEARSE: Duration = Duration::from_secs(3600);
+const SHORTEST_REHEARSE: Duration = Duration::from_secs(60);
+
 /// A provisioner's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provisioner {
     /// Its identity: a request for another address is refused.
     pub address: IpAddr,
-    /// Folder of its store.
+    /// What it calls itself beside other provisioners: a restarted one goes on with what one of this name had in hand.
+    pub name: String,
+    /// Folder of its store, where that is a file.
     pub state_dir: PathBuf,
     /// Folder with secrets of scripts and files, one a file; the unit's credentials alone where there
     /// is none.
     pub secrets_dir: Option<PathBuf>,
+    /// The server of its store, where that is none.
+    pub store: Option<StoreServer>,
+    /// Whether others share the store.
+    pub fleet: bool,
     /// API socket.
     pub socket: PathBuf,
     /// API port on loopback, if any.
     pub listen: Option<SocketAddr>,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
+    /// Each spare is looked at so often before it is needed.
+    pub rehearse: Duration,
     /// How it logs in to servers.
     pub ssh: Ssh,
+}
+
+/// A PostgreSQL database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreServer {
+    /// `postgres://USER@HOST/DATABASE`, without a password.
+    pub url: String,
+    /// File with the password; the systemd credential `store_password` where there is none.
+    pub password: Option<PathBuf>,
 }
 
 /// How servers are logged in to.
@@ -51,14 +72,25 @@ struct Raw {
     provisioner: RawProvisioner,
     ssh: Option<RawSsh>,
     metrics: Option<RawMetrics>,
+    pool: Option<RawPool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPool {
+    rehearse: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawProvisioner {
     address: Spanned<String>,
+    name: Option<Spanned<String>>,
     state_dir: Option<PathBuf>,
     secrets_dir: Option<PathBuf>,
+    store: Option<Spanned<String>>,
+    store_password: Option<Spanned<PathBuf>>,
+    fleet: Option<Spanned<bool>>,
     socket: Option<PathBuf>,
     listen: Option<Spanned<String>>,
 }
@@ -109,6 +141,39 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
         );
         IpAddr::from([0, 0, 0, 0])
     });
+    let name = match &raw.provisioner.name {
+        None => address.to_string(),
+        Some(name) => {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+            let text = name.get_ref();
+            if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
+                bad.push(
+                    name.span(),
+                    "a name is 1 to 64 letters, digits, dots, colons, hyphens and underscores",
+                );
+            }
+            text.clone()
+        }
+    };
+    let server = raw.provisioner.store.as_ref();
+    if let Some(url) = server
+        && let Err(why) = server_url(url.get_ref())
+    {
+        bad.push(url.span(), why);
+    }
+    if let (None, Some(password)) = (server, &raw.provisioner.store_password) {
+        bad.push(
+            password.span(),
+            "a file needs no password: name a server with store = \"postgres://USER@HOST/DATABASE\"",
+        );
+    }
+    let fleet = raw.provisioner.fleet.as_ref();
+    if let (None, Some(fleet)) = (server, fleet.filter(|fleet| *fleet.get_ref())) {
+        bad.push(
+            fleet.span(),
+            "several provisioners cannot share a SQLite file: name a database of all of them with store = \"postgres://USER@HOST/DATABASE\", or leave fleet out",
+        );
+    }
     let ssh = raw.ssh.unwrap_or(RawSsh {
         key: None,
         user: None,
@@ -129,18 +194,118 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
             format!("connect_timeout is at least {SHORTEST_CONNECT:?}"),
         );
     }
+    let rehearse = raw.pool.and_then(|pool| pool.rehearse);
+    let rehearse = match &rehearse {
+        None => REHEARSE,
+        Some(text) => match duration::parse(text.get_ref()) {
+            Ok(every) if every >= SHORTEST_REHEARSE => every,
+            Ok(_) => {
+                bad.push(
+                    text.span(),
+                    "rehearse is at least 1m: each look is a log-in on each spare",
+                );
+                REHEARSE
+            }
+            Err(e) => {
+                bad.push(text.span(), e.to_string());
+                REHEARSE
+            }
+        },
+    };
     let or = |path: Option<PathBuf>, default| path.unwrap_or_else(|| PathBuf::from(default));
     bad.or(Provisioner {
         address,
+        name,
+        store: server.map(|url| StoreServer {
+            url: url.get_ref().clone(),
+            password: raw.provisioner.store_password.map(Spanned::into_inner),
+        }),
+        fleet: fleet.is_some_and(|fleet| *fleet.get_ref()),
         state_dir: or(raw.provisioner.state_dir, "/var/lib/understudy/provisioner"),
         secrets_dir: raw.provisioner.secrets_dir,
         socket: or(raw.provisioner.socket, "/run/understudy/provisioner.sock"),
         listen: port,
         metrics,
+        rehearse,
         ssh: Ssh {
             key: ssh.key,
             user: ssh.user.unwrap_or_else(|| "root".to_owned()),
             connect_timeout,
         },
     })
+}
+
+/// Parts of a connection that may be named behind a URL's `?`.
+const PARAMETERS: [&str; 9] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "port",
+    "application_name",
+    "statement-cache-capacity",
+    "options",
+];
+
+/// Checks the URL of a PostgreSQL database.
+///
+/// # Errors
+///
+/// What is wrong with it; never the whole URL, which may have a password in it.
+pub fn server_url(url: &str) -> Result<(), String> {
+    const FORM: &str = "write postgres://USER@HOST/DATABASE";
+    let rest = url
+        .strip_prefix("postgres://")
+        .or_else(|| url.strip_prefix("postgresql://"))
+        .ok_or_else(|| format!("this is no PostgreSQL database: {FORM}"))?;
+    let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let user = authority.rsplit_once('@').map(|(user, _)| user);
+    let names = || {
+        parameters
+            .split('&')
+            .filter(|p| !p.is_empty())
+            .map(|p| p.split('=').next().unwrap_or(p))
+    };
+    if user.is_some_and(|user| user.contains(':')) || names().any(|name| name == "password") {
+        return Err("a password does not belong here: put it into a file and name that with store_password, or give the unit LoadCredential=store_password:FILE".to_owned());
+    }
+    if database.is_empty() {
+        return Err(format!("it names no database: {FORM}"));
+    }
+    match names().find(|name| !PARAMETERS.contains(name)) {
+        Some(unknown) => Err(format!(
+            "{unknown:?} is no parameter of a connection: write one of {}",
+            PARAMETERS.join(", ")
+        )),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_without_its_password() {
+        for good in [
+            "postgres://understudy@db.example/understudy",
+            "postgresql://db:5433/u?sslmode=verify-full&sslrootcert=/etc/ca.pem",
+            "postgres://u@localhost/u?host=/run/postgresql",
+        ] {
+            assert_eq!(server_url(good), Ok(()), "{good}");
+        }
+        for (bad, why) in [
+            ("/var/lib/x", "no PostgreSQL"),
+            ("mysql://u@h/d", "no PostgreSQL"),
+            ("postgres://u@h", "names no database"),
+            ("postgres://u:secret@h/d", "does not belong here"),
+            ("postgres://u@h/d?password=secret", "does not belong here"),
+            ("postgres://u@h/d?ssl=on", "\"ssl\" is no parameter"),
+        ] {
+            let e = server_url(bad).unwrap_err();
+            assert!(e.contains(why) && !e.contains("secret"), "{bad}: {e}");
+        }
+    }
 }

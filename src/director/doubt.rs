@@ -374,6 +374,7 @@ impl Core {
             self.health.entry(key).or_default().insert(dest, fresh);
             fx.dirty.insert(key);
         }
+        fx.targets |= self.ask_standbys_anew(fell, now);
     }
 
     fn dirty_fallen(&self, fx: &mut Effects) {

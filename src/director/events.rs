@@ -1,6 +1,6 @@
 //! What a note is for people elsewhere: each becomes one event.
 
-use super::{Known, Note};
+use super::{Known, Note, standby::some_of};
 use crate::model::{
     DestKey, EventDraft, EventKind, OrderedPlace, Removal, ServiceKey, wire::ReplacementState,
 };
@@ -10,7 +10,7 @@ use crate::model::{
 pub fn event(note: &Note) -> Option<EventDraft> {
     Some(match note {
         // That it came in was told.
-        Note::FirstUp(..) | Note::Ramps(..) => return None,
+        Note::FirstUp(..) | Note::WasWarm(..) | Note::Ramps(..) => return None,
         Note::WentUp(service, dest) => {
             of(EventKind::ServerUp, *service, *dest, "passes its checks")
         }
@@ -222,6 +222,20 @@ pub fn event(note: &Note) -> Option<EventDraft> {
             };
             let text = format!("stand-in {} is given back: {why}", m.spare.name);
             whose(EventDraft::new(EventKind::StandInGivenBack, &text), m)
+        }
+        Note::StandbyReady(spare, origins) => {
+            let text = format!(
+                "the warm spare {} passes its checks: it could take the place of {} at once",
+                spare.name,
+                some_of(origins, "or")
+            );
+            EventDraft::new(EventKind::StandbyReady, &text)
+        }
+        Note::StandbyFails(failure) => {
+            EventDraft::new(EventKind::StandbyFails, &failure.to_string())
+                .service(failure.service)
+                .server(failure.server)
+                .reason(failure.reason.label())
         }
         Note::Unlisted(id) => {
             let text = format!(

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Core, Guard, Rule, Seat, Stage,
+    standby::{StandbyStatus, some_of},
     status::{DriftStatus, StandInStatus},
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     health::{CheckState, Health, Standing},
     model::{
         CheckKind, CheckSpec, DestKey, DriftPolicy, MonoTime, Order, OrderedPlace, Outcome,
-        Removal, ReplacementId, ServiceKey, wire::Want,
+        Removal, ReplacementId, ServiceKey, parse_server, wire::Want,
     },
 };
 
@@ -44,9 +45,15 @@ impl Core {
             let kernel = self.applied.kernel.get(key);
             let mut dests: BTreeSet<DestKey> = seats.keys().copied().collect();
             dests.extend(kernel.iter().flat_map(|k| k.keys()));
+            let warm = self.standbys.places().filter(|(of, _)| of == key);
+            dests.extend(warm.map(|(_, dest)| dest));
             for dest in dests.into_iter().filter(fits) {
+                let there = kernel.is_some_and(|k| k.contains_key(&dest));
                 let seat = seats.get(&dest).copied();
-                let seat = seat.unwrap_or_else(|| Seat::out(Rule::Foreign));
+                let seat = seat.unwrap_or(match there {
+                    true => Seat::out(Rule::Foreign),
+                    false => Seat::out(Rule::Warm),
+                });
                 all.push(self.explained(*key, config, dest, seat, now));
             }
         }
@@ -98,6 +105,7 @@ impl Core {
             kernel_unread: None,
             incident: None,
             stand_ins: self.stand_ins_of(dest.addr),
+            standbys: self.standbys_of(dest.addr, now),
             replacement: None,
             provisioner_silent: None,
         };
@@ -116,9 +124,12 @@ impl Core {
         seat: Seat,
         now: MonoTime,
     ) -> Explained {
-        let standing = self.standing(key, dest);
+        let standing = self.watched_as(key, dest);
         let checks = config.checks_of(&dest);
-        let configured = self.configured_weight(key, dest);
+        let configured = match self.standby_attrs(key, dest) {
+            Some(attrs) if seat.rule == Rule::Warm => attrs.weight,
+            Some(_) | None => self.configured_weight(key, dest),
+        };
         let kernel = self.applied.kernel.get(&key).and_then(|k| k.get(&dest));
         let incident = self.incident_explained(dest.addr, now);
         let stand_ins = self.stand_ins_of(dest.addr);
@@ -167,6 +178,7 @@ impl Core {
             kernel_unread: self.applied.unreadable.clone(),
             incident,
             stand_ins,
+            standbys: self.standbys_of(dest.addr, now),
             replacement: None,
             provisioner_silent: None,
         };
@@ -187,6 +199,7 @@ impl Core {
             Some(config) if config.sorry.contains_key(&dest) => "sorry",
             Some(config) if config.servers.contains_key(&dest) => "configured",
             Some(_) if self.standing(key, dest).is_some() => "stand-in",
+            Some(_) if self.standbys.standing(key, dest).is_some() => "warm spare",
             Some(_) | None => "unclaimed",
         }
     }
@@ -219,7 +232,8 @@ impl Core {
             None => "is taken out, with its connections",
         };
         // An order or a stand-in may stand before a failure that is not believed.
-        let passes = match self.verdict(key, dest) {
+        let verdict = self.watched_as(key, dest).map(Standing::verdict);
+        let passes = match verdict {
             Some(Health::Up { .. }) => "it passes, and ",
             Some(Health::Down { .. }) => "it fails while this director may be cut off itself, and ",
             Some(Health::Unknown { .. }) | None => "",
@@ -273,6 +287,19 @@ impl Core {
             Rule::Replaced(stand_in) => format!("{passes}its place has passed to the stand-in {stand_in}: it comes back when that fails or is withdrawn"),
             Rule::StandsBy if self.quorum(key).is_held() => "it is a sorry server: it serves while the quorum is lost, and the quorum holds".to_owned(),
             Rule::StandsBy => "it is a sorry server, and no sorry server takes connections: whoever is left of the real servers goes on".to_owned(),
+            Rule::Warm => {
+                let own = all.standbys.iter().filter(|s| {
+                    s.places.iter().any(|p| p.service == key && p.server == all.server)
+                });
+                let origins: BTreeSet<IpAddr> = own.flat_map(|s| s.in_place_of.clone()).collect();
+                let origins: Vec<IpAddr> = origins.into_iter().collect();
+                let of = some_of(&origins, "or");
+                match verdict {
+                    Some(Health::Up { .. }) => format!("it is a warm spare and passes: it enters at once when the provisioner gives it the place of {of}"),
+                    Some(Health::Down { .. }) => format!("it is a warm spare, and {}: given the place of {of} it would have to pass first", self.failure(config, key, dest)),
+                    Some(Health::Unknown { .. }) | None => format!("it is a warm spare, to take the place of {of}, and there is no verdict yet"),
+                }
+            }
             Rule::Foreign => match all.drift_policy.as_str() {
                 "repair" => "neither the configuration nor the provisioner names it: it is removed with the next pass".to_owned(),
                 policy => format!("neither the configuration nor the provisioner names it: somebody added it, and drift = \"{policy}\" leaves it"),
@@ -299,7 +326,7 @@ impl Core {
 
     /// What failed, and what becomes of it by which key of the configuration.
     fn failure(&self, config: &VirtualService, key: ServiceKey, dest: DestKey) -> String {
-        let Some(standing) = self.standing(key, dest) else {
+        let Some(standing) = self.watched_as(key, dest) else {
             return "it fails".to_owned();
         };
         let Health::Down { reason, .. } = standing.verdict() else {
@@ -383,6 +410,13 @@ impl Core {
         let ids: BTreeSet<_> = concerned.map(|m| m.replacement.to_string()).collect();
         let mut all = self.stand_ins_now();
         all.retain(|s| ids.contains(&s.replacement));
+        all
+    }
+
+    fn standbys_of(&self, addr: IpAddr, now: MonoTime) -> Vec<StandbyStatus> {
+        let is = |server: &String| parse_server(server).is_some_and(|(a, _)| a == addr);
+        let mut all = self.standbys_now(now);
+        all.retain(|s| s.in_place_of.contains(&addr) || s.places.iter().any(|p| is(&p.server)));
         all
     }
 

@@ -23,6 +23,7 @@ mod reload;
 mod rule;
 mod service;
 pub mod settings;
+pub mod standby;
 pub mod status;
 pub mod stopping;
 pub mod ways;
@@ -44,7 +45,7 @@ use crate::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
         Outcome, Presence, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis,
         Weight,
-        wire::{Member, Members, Replacement, ReplacementState, Want},
+        wire::{Member, Members, Replacement, ReplacementState, Spare, Want},
     },
     reconcile::plan::Applied,
 };
@@ -58,6 +59,7 @@ use leaving::LeavingService;
 use orders::Ordered;
 use ramp::Ramps;
 pub use rule::{Rule, Seat};
+use standby::{StandbyFailure, Standbys};
 use stopping::Stopping;
 use ways::{Ways, diagnosis};
 
@@ -167,6 +169,12 @@ pub enum Note {
     CalledOff(IncidentKey, String),
     /// A stand-in was announced by the provisioner.
     Joined(Member),
+    /// A server that has come to be a stand-in passes its checks: it was watched as a warm spare.
+    WasWarm(ServiceKey, DestKey),
+    /// A warm spare passes everywhere where it could take the place of these.
+    StandbyReady(Spare, Vec<IpAddr>),
+    /// A warm spare does not pass.
+    StandbyFails(StandbyFailure),
     /// A stand-in is to leave.
     Leaving(Member),
     /// A stand-in is given back: its server is well again, or has no place any more.
@@ -274,6 +282,8 @@ pub struct Core {
     /// Why the state file said nothing, if it did; ends when the provisioner has answered.
     forgot: Option<String>,
     members: BTreeMap<ReplacementId, Member>,
+    /// Warm spares: in no service.
+    standbys: Standbys,
     /// Those that the provisioner is to take back.
     releasing: BTreeSet<ReplacementId>,
     /// When each stand-in came to be known to this process.
@@ -342,6 +352,7 @@ impl Core {
             ramps: BTreeMap::new(),
             forgot: None,
             members: BTreeMap::new(),
+            standbys: Standbys::default(),
             releasing: BTreeSet::new(),
             joined: BTreeMap::new(),
             incidents: BTreeMap::new(),
@@ -364,7 +375,7 @@ impl Core {
             Recall::Forgot(why) => core.forgot = Some(why),
         }
         core.let_in(None);
-        core.refresh_targets(Arrival::Start, start.now);
+        core.refresh_targets(Arrival::Start, start.now, &mut Effects::default());
         core.refresh_ways();
         core.without_factor();
         for key in Arc::clone(&core.config).services.keys() {
@@ -489,6 +500,7 @@ impl Core {
         }
         match probed {
             None => {
+                self.review_standbys(&mut fx);
                 self.review_stand_ins(now, &mut fx);
                 self.review(now, &mut fx);
             }
@@ -503,6 +515,9 @@ impl Core {
     }
 
     fn probed(&mut self, slot: Slot, found: &Found, now: MonoTime, fx: &mut Effects) {
+        if self.standby_probed(slot, found, now, fx) {
+            return;
+        }
         let Slot {
             service,
             dest,
@@ -661,6 +676,7 @@ impl Core {
         self.listed = true;
         let mut unlisted: BTreeSet<_> = self.members.keys().cloned().collect();
         let before = self.wants_of_those_withdrawn(&list);
+        self.list_standbys(list.standbys);
         for member in list.members {
             unlisted.remove(&member.replacement);
             let old = self
@@ -698,7 +714,7 @@ impl Core {
     }
 
     fn retarget(&mut self, now: MonoTime, fx: &mut Effects) {
-        if self.refresh_targets(Arrival::Later, now) {
+        if self.refresh_targets(Arrival::Later, now, fx) {
             fx.targets = true;
             fx.dirty.extend(self.refresh_ways());
         }

@@ -67,9 +67,10 @@ impl Core {
         for key in config.services.keys() {
             self.quorums.entry(*key).or_insert(Quorum::Held);
         }
+        self.check_standbys_anew(&config);
         self.config = config;
         self.let_in(Some(&old));
-        self.refresh_targets(Arrival::Later, now);
+        self.refresh_targets(Arrival::Later, now, fx);
         fx.targets = true;
         fx.dirty.extend(self.refresh_ways());
         self.forget_orders(fx);

@@ -48,6 +48,8 @@ pub enum Rule {
     Replaced(DestKey),
     /// A sorry server that nobody needs, or that takes no connections.
     StandsBy,
+    /// A warm spare: watched, and in no service until the provisioner gives it somebody's place.
+    Warm,
     /// In the kernel's table, named by nobody: somebody else added it.
     Foreign,
 }
@@ -78,6 +80,7 @@ impl Rule {
             | Self::Awaited
             | Self::Replaced(_)
             | Self::StandsBy
+            | Self::Warm
             | Self::Foreign => false,
         }
     }
@@ -103,6 +106,7 @@ impl Rule {
             Self::Awaited => "awaited",
             Self::Replaced(_) => "replaced",
             Self::StandsBy => "stands_by",
+            Self::Warm => "warm",
             Self::Foreign => "foreign",
             Self::DrainedOut => "drained_out",
             Self::Leaving => "leaving",

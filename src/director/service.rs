@@ -14,7 +14,7 @@ use crate::{
     model::{
         CheckKind, CheckSpec, DestAttrs, DestKey, FailReason, MonoTime, Removal, Service,
         ServiceKey, Slot, Weight, Wish,
-        wire::{Member, Want},
+        wire::{Member, Spare, Want},
     },
     reconcile::plan,
 };
@@ -321,24 +321,38 @@ impl Core {
         let members = self.members.values().filter(|m| m.want == Want::Attach);
         members
             .filter(|m| m.origins.contains(&dest.addr))
-            .filter_map(|m| in_place_of(m, *dest))
+            .filter_map(|m| in_place_of(&m.spare, *dest))
     }
 
     /// The services a stand-in belongs to, and as which destination.
     pub(super) fn slots(&self, member: &Member) -> impl Iterator<Item = (ServiceKey, DestKey)> {
+        let places = self.places_for(&member.spare, |addr| member.origins.contains(&addr));
+        places.map(|(service, dest, _)| (service, dest))
+    }
+
+    /// The places of servers at such addresses as a spare takes them: the service, the spare's destination, and the
+    /// one whose place it is.
+    pub(super) fn places_for(
+        &self,
+        spare: &Spare,
+        is_origin: impl Fn(IpAddr) -> bool + Copy,
+    ) -> impl Iterator<Item = (ServiceKey, DestKey, DestKey)> {
         let services = self.config.services.iter();
         services.flat_map(move |(key, config)| {
-            let origins = config
-                .servers
-                .keys()
-                .filter(|d| member.origins.contains(&d.addr));
-            origins.filter_map(|d| Some((*key, in_place_of(member, *d)?)))
+            let servers = config.servers.keys();
+            let origins = servers.filter(move |d| is_origin(d.addr));
+            origins.filter_map(|d| Some((*key, in_place_of(spare, *d)?, *d)))
         })
     }
 
     /// Brings the set of watched destinations up to date; verdicts of those that stay are kept. One
     /// that is not checked counts as up from the start. Says whether the set changed.
-    pub(super) fn refresh_targets(&mut self, arrival: Arrival, now: MonoTime) -> bool {
+    pub(super) fn refresh_targets(
+        &mut self,
+        arrival: Arrival,
+        now: MonoTime,
+        fx: &mut Effects,
+    ) -> bool {
         let services = self.config.services.iter();
         let wanted: BTreeMap<ServiceKey, BTreeMap<DestKey, Standing>> = services
             .map(|(key, config)| {
@@ -355,7 +369,7 @@ impl Core {
             })
             .collect();
         if targets(&self.health).eq(targets(&wanted)) {
-            return false;
+            return self.refresh_standbys(now);
         }
         let new = targets(&wanted).filter(|(key, dest)| {
             let known = self.health.get(*key);
@@ -374,6 +388,8 @@ impl Core {
                 }
             }
         }
+        self.admit_warm(fx);
+        self.refresh_standbys(now);
         let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (key, dests) in self.checked() {
             let config = self.config.services.get(key);
@@ -393,7 +409,7 @@ impl Core {
         true
     }
 
-    /// All destinations that are checked.
+    /// All destinations that are checked, warm spares left out.
     #[must_use]
     pub fn watched_servers(&self) -> BTreeSet<(ServiceKey, DestKey)> {
         let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
@@ -401,9 +417,13 @@ impl Core {
         all.map(|(key, dest)| (*key, *dest)).collect()
     }
 
-    /// Whether somebody waits for the verdict on a server: a stand-in that is to enter.
+    /// Whether somebody waits for the verdict on a server: a stand-in that is to enter, or a warm spare on which
+    /// there is none yet.
     #[must_use]
     pub fn is_awaited(&self, slot: &Slot) -> bool {
+        if let Some(standby) = self.standbys.standing(slot.service, slot.dest) {
+            return standby.verdict().is_unknown();
+        }
         !self.is_configured(slot.service, slot.dest)
             && self
                 .verdict(slot.service, slot.dest)
@@ -429,34 +449,32 @@ impl Core {
     #[must_use]
     pub fn targets(&self) -> BTreeMap<(SocketAddr, Arc<CheckSpec>), Vec<Slot>> {
         let mut all: BTreeMap<_, Vec<Slot>> = BTreeMap::new();
-        for (service, dests) in self.checked() {
-            let Some(config) = self.config.services.get(service) else {
+        let of = |(key, dests)| iter::repeat(key).zip(BTreeMap::keys(dests));
+        let members = self.checked().flat_map(of).map(|(key, dest)| (*key, *dest));
+        let watched = members.chain(self.standbys.places());
+        for (service, dest) in watched.filter(|(key, dest)| !self.is_unasked(*key, *dest)) {
+            let Some(config) = self.config.services.get(&service) else {
                 continue;
             };
-            for dest in dests
-                .keys()
-                .filter(|dest| !self.is_unasked(*service, **dest))
-            {
-                let checks = &config.checks_of(dest).all;
-                for (check, spec) in checks.iter().enumerate() {
-                    let target = if spec.via.through {
-                        self.through(*service, *dest, spec)
-                    } else {
-                        let mut at = spec.via.towards(SocketAddr::new(dest.addr, dest.port));
-                        // An echo has no port: one for all services on whatever ports.
-                        if let CheckKind::Icmp(_) = spec.kind {
-                            at.set_port(0);
-                        }
-                        Some((at, Arc::clone(spec)))
-                    };
-                    let Some(target) = target else { continue };
-                    let slot = Slot {
-                        service: *service,
-                        dest: *dest,
-                        check,
-                    };
-                    all.entry(target).or_default().push(slot);
-                }
+            let checks = &config.checks_of(&dest).all;
+            for (check, spec) in checks.iter().enumerate() {
+                let target = if spec.via.through {
+                    self.through(service, dest, spec)
+                } else {
+                    let mut at = spec.via.towards(SocketAddr::new(dest.addr, dest.port));
+                    // An echo has no port: one for all services on whatever ports.
+                    if let CheckKind::Icmp(_) = spec.kind {
+                        at.set_port(0);
+                    }
+                    Some((at, Arc::clone(spec)))
+                };
+                let Some(target) = target else { continue };
+                let slot = Slot {
+                    service,
+                    dest,
+                    check,
+                };
+                all.entry(target).or_default().push(slot);
             }
         }
         all
@@ -523,8 +541,8 @@ fn seated(seats: &mut BTreeMap<DestKey, Seat>, dest: DestKey, seat: Seat) {
 }
 
 /// The spare's address nearest to the destination's, with its port.
-fn in_place_of(member: &Member, dest: DestKey) -> Option<DestKey> {
-    let addr = member.spare.address_for(dest.addr)?;
+fn in_place_of(spare: &Spare, dest: DestKey) -> Option<DestKey> {
+    let addr = spare.address_for(dest.addr)?;
     Some(DestKey {
         addr,
         port: dest.port,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Core, Link, Rule, Stage,
     explain::{Counts, found, since},
+    standby::StandbyStatus,
     ways::diagnosis,
 };
 use crate::{
@@ -38,6 +39,9 @@ pub struct Status {
     pub incidents: Vec<IncidentStatus>,
     /// Servers from the pool.
     pub stand_ins: Vec<StandInStatus>,
+    /// Warm spares, which are in no service yet.
+    #[serde(default)]
+    pub standbys: Vec<StandbyStatus>,
     /// What others changed in IPVS and what stands so.
     #[serde(default)]
     pub drift: Vec<DriftStatus>,
@@ -215,6 +219,7 @@ impl Core {
                 .collect(),
             incidents: self.incident_status(now),
             stand_ins: self.stand_ins_now(),
+            standbys: self.standbys_now(now),
             drift: self.drift_status(),
             warnings: self.warnings(now),
         }
@@ -445,6 +450,7 @@ impl Core {
                 ));
             }
         }
+        all.extend(self.failing_standbys());
         all.extend(self.doubts());
         all.extend(self.blind());
         for (key, config) in &self.config.services {

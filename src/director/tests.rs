@@ -9,6 +9,7 @@ mod quorum;
 mod ramp;
 mod reload;
 mod sequences;
+mod standbys;
 mod stopping;
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
@@ -207,6 +208,7 @@ impl World {
         self.event(Event::Members(Members {
             version: 1,
             members,
+            standbys: Vec::new(),
         }))
     }
 

@@ -149,15 +149,17 @@ impl Core {
     /// The ways that checks need, each with a scheduler of a service that needs it.
     fn wanted_ways(&self) -> BTreeMap<Way, &Scheduler> {
         let mut wanted = BTreeMap::new();
-        for (key, dests) in &self.health {
-            let Some(config) = self.config.services.get(key) else {
+        let members = self.health.iter();
+        let members = members.flat_map(|(key, dests)| dests.keys().map(|dest| (*key, *dest)));
+        // A warm spare keeps its way when it comes to stand in.
+        for (key, dest) in members.chain(self.standbys.places()) {
+            let Some(config) = self.config.services.get(&key) else {
                 continue;
             };
-            if config.checks.all.iter().any(|c| c.via.through) {
-                for dest in dests.keys().filter(|d| !config.sorry.contains_key(*d)) {
-                    let way = way(config, *key, *dest);
-                    wanted.entry(way).or_insert(&config.attrs.scheduler);
-                }
+            let through = config.checks.all.iter().any(|c| c.via.through);
+            if through && !config.sorry.contains_key(&dest) {
+                let way = way(config, key, dest);
+                wanted.entry(way).or_insert(&config.attrs.scheduler);
             }
         }
         wanted

@@ -23,6 +23,38 @@ pub struct Role {
     /// Addresses of clients, of which that is asked; any address outside where there is none.
     #[serde(default)]
     pub clients: Vec<IpAddr>,
+    /// Which spares it takes, and how many are kept.
+    #[serde(default)]
+    pub spares: SparePolicy,
+}
+
+/// Words about a server, as `rack = "r1"`.
+pub type Labels = BTreeMap<String, String>;
+
+/// Which spares a role takes, and how many are kept for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SparePolicy {
+    /// Labels without which a server is no spare for it.
+    pub requires: Labels,
+    /// Labels with which a spare goes first.
+    pub prefers: Labels,
+    /// Names of labels in which a spare had better differ from the failed server.
+    pub apart: Vec<String>,
+    /// So many spares are kept configured and tested.
+    pub keep_warm: u32,
+    /// Fewer usable spares than this are warned of.
+    pub low_water: u32,
+    /// Makes a server that had this role a spare again.
+    pub cleanup: Option<Cleanup>,
+}
+
+/// A cleaning script.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleanup {
+    /// Its text.
+    pub script: String,
+    /// It ends within this.
+    pub timeout: Duration,
 }
 
 /// A piece of software and how it is installed (R9). Commands run as `sh -c` on the spare.
@@ -92,6 +124,12 @@ pub struct Server {
     pub host_keys: Vec<String>,
     /// Role code it serves from the start, none for a spare.
     pub role: Option<String>,
+    /// What is said of it: rack, size, zone.
+    #[serde(default)]
+    pub labels: Labels,
+    /// As a spare it is for these roles alone; for any where it names none.
+    #[serde(default)]
+    pub reserved_for: Vec<String>,
 }
 
 /// All that an inventory folder says.
@@ -121,25 +159,31 @@ pub enum ServerState {
     Configuring,
     /// Being tested.
     Testing,
+    /// Configured for a role and tested, kept for the day it is needed.
+    Standby,
     /// Holds a role.
     Serving,
     /// Held a role and failed.
     Failed,
     /// Failed a step: not used until released, with a reason.
     Quarantined,
+    /// Being made a spare again.
+    Cleaning,
 }
 
 impl ServerState {
     /// All of them, for metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Enrolled,
         Self::Ready,
         Self::Claimed,
         Self::Configuring,
         Self::Testing,
+        Self::Standby,
         Self::Serving,
         Self::Failed,
         Self::Quarantined,
+        Self::Cleaning,
     ];
 
     /// The word in the store, the API and metrics.
@@ -151,9 +195,11 @@ impl ServerState {
             Self::Claimed => "claimed",
             Self::Configuring => "configuring",
             Self::Testing => "testing",
+            Self::Standby => "standby",
             Self::Serving => "serving",
             Self::Failed => "failed",
             Self::Quarantined => "quarantined",
+            Self::Cleaning => "cleaning",
         }
     }
 

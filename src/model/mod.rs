@@ -36,8 +36,8 @@ pub use check::{
 };
 pub use drift::{DriftPolicy, NotADriftPolicy};
 pub use event::{
-    Event, EventDraft, EventFilter, EventKind, EventPage, EventRing, EventServer, NotAWord, Role,
-    Severity, Wanted,
+    Event, EventDraft, EventFilter, EventKind, EventPage, EventRing, EventServer, EventsAsked,
+    NotAWord, Role, Severity, Wanted,
 };
 pub use hook::{Hook, Hooks, Mail, Relay, RelayTls, Webhook};
 pub use host::HostAddress;

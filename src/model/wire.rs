@@ -15,6 +15,11 @@
 //! | `PUT /v1/inventory?dry_run=true` | [`super::inventory::Inventory`] | 200 [`super::inventory::InventoryAnswer`] |
 //! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
 //! | `POST /v1/servers/{name}/release` | | 204 |
+//! | `POST /v1/servers/{name}/clean` | | 204 |
+//! | `POST /v1/servers/{name}/quarantine` | [`QuarantineOrder`] | 204 |
+//! | `POST /v1/servers/{name}/maintenance` | [`MaintenanceOrder`] | 204 |
+//! | `GET /v1/roles` | | 200 list of [`RoleView`] |
+//! | `GET /v1/roles/{code}/spares?failed=NAME` | | 200 [`SparesView`] |
 //! | `POST /v1/roles/{code}/release` | | 204 |
 //! | `GET /v1/roles/{code}/servers/{name}` | | 200 [`RoleLook`] |
 //!
@@ -284,6 +289,69 @@ pub struct PassedOver {
     pub reason: String,
 }
 
+/// Puts a spare aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuarantineOrder {
+    /// Why.
+    pub reason: String,
+    /// For so many seconds; until it is released where there are none.
+    pub seconds: Option<u64>,
+}
+
+/// Keeps a server from being chosen as a spare, or no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceOrder {
+    /// Why; none ends it.
+    pub reason: Option<String>,
+}
+
+/// How many spares a role has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleView {
+    /// Its code.
+    pub role: String,
+    /// Servers that have it.
+    pub servers: usize,
+    /// Spares that could be claimed and with which nothing is known to be wrong.
+    pub usable: usize,
+    /// Those of them that are kept warm.
+    pub warm: usize,
+    /// So many are to be kept warm.
+    pub keep_warm: u32,
+    /// Fewer usable ones are warned of.
+    pub low_water: u32,
+    /// That it has too few of them, in words.
+    pub short: Option<String>,
+}
+
+/// A spare that could be claimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankedSpare {
+    /// Its name.
+    pub server: String,
+    /// Whether it is configured and tested already.
+    pub warm: bool,
+    /// What speaks for it, and against it.
+    pub why: String,
+}
+
+/// What would be chosen if a server failed now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SparesView {
+    /// The role.
+    pub role: String,
+    /// The server that is taken for the failed one, where one was named.
+    pub failed: Option<String>,
+    /// Those that can be claimed, the best first.
+    pub ranked: Vec<RankedSpare>,
+    /// Why not the others.
+    pub not: Vec<PassedOver>,
+    /// Number of servers that are no spares because they serve.
+    pub serving: usize,
+}
+
 /// What the provisioner wants of a director for one stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -309,13 +377,26 @@ pub struct Member {
     pub confirmed: Option<Want>,
 }
 
-/// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed.
+/// A warm spare: configured and tested beforehand, so that a failure costs no more than its admission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// Who it is.
+    pub spare: Spare,
+    /// The addresses of those configured servers of this director whose place it could take.
+    pub in_place_of: Vec<IpAddr>,
+}
+
+/// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed. And
+/// the warm spares that it is to watch beforehand.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// Grows with every change.
     pub version: u64,
     /// Ordered by replacement.
     pub members: Vec<Member>,
+    /// Ordered by name. A provisioner that knows of none says nothing of them.
+    #[serde(default)]
+    pub standbys: Vec<Standby>,
 }
 
 /// A director says that a stand-in is in (or out of) the kernel's table of every service concerned.

@@ -33,17 +33,19 @@ use super::{
     select::Candidate,
     step::Look,
     store::{
-        ApplyError, Asked, CancelOutcome, ConfirmOutcome, ReleaseOutcome, RetryOutcome, Store,
+        Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome, Store,
     },
 };
 use crate::{
+    clock,
     http::{self, Caller, Doors, Limits},
     model::{
-        DirectorName, ReplacementId,
+        DirectorName, EventPage, EventsAsked, ReplacementId, WallMillis,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
-            Confirmation, LogPart, Members, Registration, RegistrationAnswer, Replacement,
-            ReplacementRequest, ReplacementState, ServerWarning,
+            Confirmation, LogPart, MaintenanceOrder, Members, QuarantineOrder, Registration,
+            RegistrationAnswer, Replacement, ReplacementRequest, ReplacementState, RoleView,
+            ServerWarning, SparesView,
         },
     },
 };
@@ -122,6 +124,12 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         .route("/v1/inventory", put(apply))
         .route("/v1/inventory/servers", get(servers))
         .route("/v1/servers/{name}/release", post(release))
+        .route("/v1/events", get(events))
+        .route("/v1/servers/{name}/clean", post(clean))
+        .route("/v1/servers/{name}/quarantine", post(quarantine))
+        .route("/v1/servers/{name}/maintenance", post(maintain))
+        .route("/v1/roles", get(roles))
+        .route("/v1/roles/{code}/spares", get(spares))
         .route("/v1/roles/{code}/release", post(roles::release))
         .route("/v1/roles/{code}/servers/{name}", get(roles::look))
         .fallback(async || {
@@ -148,7 +156,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 15] = [
+const ROUTES: [&str; 21] = [
     "other",
     "/v1/directors/{name}",
     "/v1/directors/{name}/members",
@@ -162,6 +170,12 @@ const ROUTES: [&str; 15] = [
     "/v1/inventory",
     "/v1/inventory/servers",
     "/v1/servers/{name}/release",
+    "/v1/events",
+    "/v1/servers/{name}/clean",
+    "/v1/servers/{name}/quarantine",
+    "/v1/servers/{name}/maintenance",
+    "/v1/roles",
+    "/v1/roles/{code}/spares",
     "/v1/roles/{code}/release",
     "/v1/roles/{code}/servers/{name}",
 ];
@@ -258,6 +272,20 @@ fn operator(caller: &Caller) -> Result<(), Refusal> {
             "not_an_operator",
             format!("{caller} may not: ask as root or as the provisioner's user, at the socket"),
         )),
+    }
+}
+
+/// Who asks, for the audit trail.
+fn actor(caller: &Caller) -> Actor {
+    match caller {
+        Caller::Local { .. } => Actor {
+            who: caller.to_string(),
+            from: Some("socket".to_owned()),
+        },
+        Caller::Loopback(peer) => Actor {
+            who: "anybody".to_owned(),
+            from: Some(peer.to_string()),
+        },
     }
 }
 
@@ -497,7 +525,7 @@ async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<Replacement>, Refusal> {
     let id = replacement_id(&id)?;
-    match shared.app.store.cancel(&id, &caller.to_string()).await? {
+    match shared.app.store.cancel(&id, actor(&caller)).await? {
         CancelOutcome::Cancelled { replacement, ended } => {
             info!(replacement = %id, %caller, state = replacement.state.as_str(), "cancel asked for");
             if ended {
@@ -587,7 +615,7 @@ async fn retry(
 ) -> Result<Json<Replacement>, Refusal> {
     operator(&caller)?;
     let id = replacement_id(&id)?;
-    match shared.app.store.retry(&id, &caller.to_string()).await? {
+    match shared.app.store.retry(&id, actor(&caller)).await? {
         RetryOutcome::Retried(replacement) => {
             info!(replacement = %id, %caller, "replacement is tried again");
             Ok(Json(*replacement))
@@ -621,9 +649,8 @@ async fn apply(
     Body(inventory): Body<Inventory>,
 ) -> Result<Json<InventoryAnswer>, Refusal> {
     operator(&caller)?;
-    let actor = caller.to_string();
     let store = &shared.app.store;
-    match store.apply(&inventory, how.dry_run, &actor).await {
+    match store.apply(&inventory, how.dry_run, actor(&caller)).await {
         Ok(answer) => {
             if answer.applied {
                 info!(%caller, changes = answer.changes.len(), "inventory applied");
@@ -642,6 +669,31 @@ async fn apply(
     }
 }
 
+/// As the director's socket answers it, from the audit trail.
+async fn events(
+    State(shared): State<Shared>,
+    Query(asked): Query<EventsAsked>,
+) -> Result<Json<EventPage>, Refusal> {
+    let filter = asked
+        .filter()
+        .map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, "bad_question", why))?;
+    let wait = Wait {
+        after: None,
+        wait: Some(asked.wait),
+    };
+    let mut poll = Poll::new(&shared, &wait);
+    let mut page = shared
+        .app
+        .store
+        .events(asked.run, asked.after, &filter)
+        .await?;
+    while page.events.is_empty() && poll.moved().await {
+        let (run, next) = (Some(page.run), Some(page.next));
+        page = shared.app.store.events(run, next, &filter).await?;
+    }
+    Ok(Json(page))
+}
+
 async fn servers(State(shared): State<Shared>) -> Result<Json<Vec<ServerView>>, Refusal> {
     Ok(Json(shared.app.store.servers().await?))
 }
@@ -652,20 +704,107 @@ async fn release(
     Path(name): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     operator(&caller)?;
-    match shared.app.store.release(&name, &caller.to_string()).await? {
-        ReleaseOutcome::Released => {
-            info!(server = name, %caller, "server released");
-            Ok(StatusCode::NO_CONTENT)
-        }
-        ReleaseOutcome::NoSuchServer => Err(Refusal::new(
-            StatusCode::NOT_FOUND,
-            "no_such_server",
-            format!("the inventory has no server {name}"),
-        )),
-        ReleaseOutcome::Refused(why) => {
-            Err(Refusal::new(StatusCode::CONFLICT, "not_releasable", why))
-        }
+    let outcome = shared.app.store.release(&name, actor(&caller)).await?;
+    info!(server = name, %caller, ?outcome, "release of a server");
+    done(&name, outcome, "not_releasable")
+}
+
+async fn clean(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    operator(&caller)?;
+    let outcome = shared.app.store.clean(&name, actor(&caller)).await?;
+    info!(server = name, %caller, ?outcome, "cleaning of a server");
+    done(&name, outcome, "not_cleanable")
+}
+
+async fn quarantine(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    Body(order): Body<QuarantineOrder>,
+) -> Result<StatusCode, Refusal> {
+    operator(&caller)?;
+    let store = &shared.app.store;
+    let until = order.seconds.map(|seconds| {
+        let ms = i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
+        WallMillis(clock::wall().0.saturating_add(ms))
+    });
+    let outcome = store
+        .quarantine(&name, &order.reason, until, actor(&caller))
+        .await?;
+    info!(server = name, %caller, reason = order.reason, ?outcome, "quarantine of a server");
+    done(&name, outcome, "no_spare_now")
+}
+
+async fn maintain(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    Body(order): Body<MaintenanceOrder>,
+) -> Result<StatusCode, Refusal> {
+    operator(&caller)?;
+    let store = &shared.app.store;
+    let outcome = store
+        .maintain(&name, order.reason.as_deref(), actor(&caller))
+        .await?;
+    info!(server = name, %caller, reason = order.reason, ?outcome, "maintenance of a server");
+    done(&name, outcome, "no_maintenance_now")
+}
+
+fn done(name: &str, outcome: ServerOutcome, refused: &'static str) -> Result<StatusCode, Refusal> {
+    match outcome {
+        ServerOutcome::Done => Ok(StatusCode::NO_CONTENT),
+        ServerOutcome::NoSuchServer => Err(no_such_server(name)),
+        ServerOutcome::Refused(why) => Err(Refusal::new(StatusCode::CONFLICT, refused, why)),
     }
+}
+
+fn no_such_server(name: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "no_such_server",
+        format!("the inventory has no server {name}"),
+    )
+}
+
+async fn roles(State(shared): State<Shared>) -> Result<Json<Vec<RoleView>>, Refusal> {
+    let world = shared.app.store.world().await?;
+    Ok(Json(
+        world.roles.values().map(|r| world.readiness(r)).collect(),
+    ))
+}
+
+#[derive(Debug, Deserialize)]
+struct Failed {
+    failed: Option<String>,
+}
+
+async fn spares(
+    State(shared): State<Shared>,
+    Path(code): Path<String>,
+    Query(of): Query<Failed>,
+) -> Result<Json<SparesView>, Refusal> {
+    let world = shared.app.store.world().await?;
+    let role = world.roles.get(&code).ok_or_else(|| {
+        let detail = format!("the inventory has no role {code}");
+        Refusal::new(StatusCode::NOT_FOUND, "no_such_role", detail)
+    })?;
+    let failed = match &of.failed {
+        None => None,
+        Some(name) => Some(
+            world
+                .servers
+                .get(name)
+                .ok_or_else(|| no_such_server(name))?,
+        ),
+    };
+    world
+        .spares(role, failed)
+        .map(Json)
+        .map_err(|miss| Refusal::new(StatusCode::CONFLICT, miss.code(), miss.to_string()))
 }
 
 #[cfg(test)]

@@ -4,10 +4,13 @@
 //! One task a replacement, so many at once; each step is in the journal before it is ordered. A task
 //! that is dropped at any point leaves a journal from which the next run goes on.
 //!
+//! It works on what it has a lease of, and drops what it has lost, with the step in hand. Several engines on one store
+//! share the work. A store that is away is waited for.
+//!
 //! [`Journal::next`]: super::workflow::Journal::next
 
 use std::{
-    collections::{BTreeSet, hash_map::DefaultHasher},
+    collections::{BTreeMap, hash_map::DefaultHasher},
     fmt,
     hash::{Hash, Hasher},
     sync::Arc,
@@ -26,11 +29,14 @@ use super::{
     order::{Class, Done, Hands, Order, Step, StepError},
     sealed::{Masks, digest},
     secrets::Secrets,
-    store::{Claim, Note, Run, Store, StoreError, Work},
+    store::{Claim, Lease, Note, Run, Store, StoreError, Vacancy, Work},
     workflow::{Action, Event, Hand, Journal, Retry},
 };
 use crate::{
-    model::{ReplacementId, wire::PassedOver, wire::ReplacementState},
+    model::{
+        ReplacementId,
+        wire::{PassedOver, ReplacementState, RoleView},
+    },
     telemetry::Chain,
 };
 
@@ -62,11 +68,15 @@ pub enum Fact {
         /// The answer's.
         status: u16,
     },
+    /// How each role stands.
+    Readiness(Vec<RoleView>),
     /// A replacement came to its end.
     ReplacementEnded {
         /// Which.
         outcome: ReplacementState,
     },
+    /// Another run took a replacement over that this one worked on.
+    LeaseLost,
 }
 
 /// Told of every [`Fact`].
@@ -103,9 +113,13 @@ pub struct Settings {
     pub retry: Retry,
     /// Spares configured at the same time.
     pub at_once: usize,
-    /// Replacements that wait are looked at again after this, even if nothing seems to have changed:
-    /// another process may have changed the store.
+    /// The store is looked at so often: for what others have changed, for work that nobody has.
+    pub look: Duration,
+    /// Replacements that wait are tried again after this, even if nothing seems to have changed.
     pub look_again: Duration,
+    /// Work that an engine has in hand is another's so long after its last word. It renews its leases three times in
+    /// this time.
+    pub lease: Duration,
 }
 
 impl Settings {
@@ -113,7 +127,9 @@ impl Settings {
     pub const STANDARD: Self = Self {
         retry: Retry::STANDARD,
         at_once: 8,
+        look: Duration::from_secs(1),
         look_again: Duration::from_secs(5),
+        lease: Duration::from_secs(15),
     };
 }
 
@@ -125,10 +141,15 @@ enum Rest {
     Over,
     /// The engine is to stop.
     Stopped,
+    /// Another run has taken it over.
+    Lost,
 }
 
 /// The journal moved between reading and writing: a cancellation. More often in a row is a fault.
 const REREADS: u32 = 5;
+
+/// A store that is away does not hold up the end.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Output of a step kept in the store: what a job's wrapper keeps, and a command's after it.
 const OUTPUT: usize = 384 * 1024;
@@ -139,115 +160,312 @@ struct Context<H> {
     settings: Settings,
     secrets: Secrets,
     observer: Observer,
-    run: Run,
     stop: CancellationToken,
 }
 
-/// Works until `stop`; then leaves everything where it is, in the journal.
+/// Works for the provisioner `host` until `stop`; then leaves everything where it is, in the journal, for whoever takes
+/// it up. Waits for a store that is away.
 ///
 /// # Errors
-/// [`StoreError`] where the store fails or another engine has taken over.
+/// [`StoreError`] where the store answers, and what it says is no use.
 pub async fn run<H: Hands>(
     store: Store,
     hands: Arc<H>,
+    host: &str,
     settings: Settings,
     secrets: Secrets,
     observer: Observer,
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
-    let mut work = store.work();
-    let run = store.take_over().await?;
+    let mut changed = store.work();
     let context = Arc::new(Context {
         store: store.clone(),
         hands,
         settings,
         secrets,
         observer,
-        run,
         stop: stop.clone(),
     });
-    let mut tasks: JoinSet<(ReplacementId, Result<Rest, StoreError>)> = JoinSet::new();
-    let mut active: BTreeSet<ReplacementId> = BTreeSet::new();
-    let mut waiting: BTreeSet<ReplacementId> = BTreeSet::new();
-    let mut look = tokio::time::Instant::now() + settings.look_again;
+    let mut bench = Bench::new(Arc::clone(&context), host);
+    let mut look = Instant::now();
     loop {
         // Before the reading: what changes during it is seen by the next turn.
-        work.borrow_and_update();
-        for id in store.unfinished().await? {
-            if active.len() >= settings.at_once {
-                break;
-            }
-            if waiting.contains(&id) || !active.insert(id.clone()) {
-                continue;
-            }
-            let context = Arc::clone(&context);
-            let span = info_span!("replacement", id = %id);
-            tasks.spawn(
-                async move {
-                    let rest = context.drive(&id).await;
-                    (id, rest)
-                }
-                .instrument(span),
-            );
+        changed.borrow_and_update();
+        let due = Instant::now() >= look;
+        tokio::select! {
+            // What it has just leased and not noted is given back with all the rest.
+            () = stop.cancelled() => break,
+            done = bench.turn(due) => done?,
+        }
+        if due {
+            // Not a fresh sleep each turn: tasks that end often must not put it off for ever.
+            look = Instant::now() + settings.look;
         }
         tokio::select! {
             () = stop.cancelled() => break,
             // Cancel-safe: `changed` only marks the value seen when it returns.
-            changed = work.changed() => {
-                if changed.is_err() {
+            news = changed.changed(), if !bench.away => {
+                if news.is_err() {
                     break;
                 }
-                waiting.clear();
             }
             // Cancel-safe: a task stays in the set until it is returned.
-            Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
-                let (id, rest) = match ended {
-                    Ok(ended) => ended,
-                    Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-                    // Only this function could abort one, by being dropped.
-                    Err(_) => continue,
-                };
-                active.remove(&id);
-                match rest {
-                    Ok(Rest::Over | Rest::Stopped) => {}
-                    Ok(Rest::Waits) => {
-                        waiting.insert(id);
-                    }
-                    Err(StoreError::Fenced) => return Err(StoreError::Fenced),
-                    Err(e) => {
-                        error!(
-                            replacement = %id, error = %Chain(&e),
-                            "replacement could not be worked on, will be tried again"
-                        );
-                        waiting.insert(id);
-                    }
-                }
-            }
-            // Not a fresh sleep each turn: tasks that end often must not put it off for ever.
-            () = sleep_until(look) => {
-                waiting.clear();
-                look = tokio::time::Instant::now() + settings.look_again;
-            }
+            Some(ended) = bench.tasks.join_next(), if !bench.tasks.is_empty() => match ended {
+                Ok(ended) => bench.ended(ended),
+                Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+                // Only this function could abort one, by being dropped.
+                Err(_) => {}
+            },
+            () = sleep_until(look.into()) => {}
         }
     }
     // A transaction that is cut off here is rolled back: the journal says what was begun.
-    tasks.shutdown().await;
+    bench.tasks.shutdown().await;
+    if let Some(run) = &bench.run {
+        match timeout(FAREWELL, store.end_run(run)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                warn!(error = %Chain(&e), "leases could not be given back, others wait until they run out");
+            }
+            Err(_elapsed) => {
+                warn!("leases could not be given back in time, others wait until they run out");
+            }
+        }
+    }
     Ok(())
 }
 
+/// How a task ended.
+struct Ended {
+    /// The lease that it began with.
+    began: Lease,
+    /// The one that it has now.
+    lease: Lease,
+    /// The count of changes when it began.
+    work: i64,
+    rest: Result<Rest, StoreError>,
+}
+
+/// No count of changes.
+const UNSEEN: i64 = -1;
+
+/// What one run has in hand.
+struct Bench<H> {
+    context: Arc<Context<H>>,
+    host: String,
+    /// None before the store has answered for the first time.
+    run: Option<Run>,
+    tasks: JoinSet<Ended>,
+    /// What a task works on: the fence that it began with, and what ends it.
+    active: BTreeMap<ReplacementId, (u64, CancellationToken)>,
+    /// What waits for the inventory or the pool to change.
+    waiting: BTreeMap<ReplacementId, Lease>,
+    /// What failed in the store.
+    stalled: BTreeMap<ReplacementId, Lease>,
+    /// Before the last renewal was asked for.
+    renewed: Instant,
+    /// When those that wait were tried last.
+    woken: Instant,
+    /// The store's count of changes, as seen last.
+    work: i64,
+    /// Whether the store did not answer.
+    away: bool,
+}
+
+impl<H: Hands> Bench<H> {
+    fn new(context: Arc<Context<H>>, host: &str) -> Self {
+        let now = Instant::now();
+        Self {
+            context,
+            host: host.to_owned(),
+            run: None,
+            tasks: JoinSet::new(),
+            active: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            renewed: now,
+            woken: now,
+            work: UNSEEN,
+            away: false,
+        }
+    }
+
+    /// Renews, looks, and takes up what there is room for. One that is away is an error once, and no end.
+    async fn turn(&mut self, due: bool) -> Result<(), StoreError> {
+        if self.away && !due {
+            return Ok(());
+        }
+        match self.try_turn(due).await {
+            Ok(()) => {
+                if self.away {
+                    info!("the store answers again");
+                }
+                self.away = false;
+            }
+            Err(e) if e.is_away() => {
+                if !self.away {
+                    error!(
+                        error = %Chain(&e),
+                        "the store is away: no replacement goes on before it answers; asking again"
+                    );
+                }
+                self.away = true;
+                // Whoever reaches the store may have taken all of it by now.
+                if self.renewed.elapsed() >= self.context.settings.lease {
+                    self.drop_all();
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    async fn try_turn(&mut self, due: bool) -> Result<(), StoreError> {
+        let settings = self.context.settings;
+        let store = self.context.store.clone();
+        let run = match &self.run {
+            Some(run) => run.clone(),
+            None => self.run.insert(store.begin_run(&self.host).await?).clone(),
+        };
+        if self.renewed.elapsed() >= settings.lease / 3 {
+            let asked = Instant::now();
+            let held = store.renew(&run, settings.lease).await?;
+            self.renewed = asked;
+            self.active.retain(|id, (_, lost)| {
+                let has = held.contains(id);
+                if !has {
+                    lost.cancel();
+                }
+                has
+            });
+            self.waiting.retain(|id, _| held.contains(id));
+            self.stalled.retain(|id, _| held.contains(id));
+        }
+        if due {
+            for (_, lease) in std::mem::take(&mut self.stalled) {
+                self.start(lease);
+            }
+        }
+        let look = store.look().await?;
+        if look.work != self.work || self.woken.elapsed() >= settings.look_again {
+            // Given back, not tried again here: other provisioners may have room for more of them.
+            let waiting: Vec<Lease> = self.waiting.values().cloned().collect();
+            store.hand_back(&waiting).await?;
+            self.waiting.clear();
+            self.work = look.work;
+            self.woken = Instant::now();
+            if waiting.is_empty() && !look.free {
+                return Ok(());
+            }
+        } else if !look.free {
+            return Ok(());
+        }
+        let room = settings.at_once.saturating_sub(self.active.len());
+        if room > 0 {
+            for lease in store.lease(&run, settings.lease, room).await? {
+                self.start(lease);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, lease: Lease) {
+        let context = Arc::clone(&self.context);
+        let span = info_span!("replacement", id = %lease.id);
+        let lost = CancellationToken::new();
+        let work = self.work;
+        let entry = (lease.fence(), lost.clone());
+        if let Some((_, before)) = self.active.insert(lease.id.clone(), entry) {
+            before.cancel();
+        }
+        self.tasks.spawn(
+            async move {
+                let mut now = lease.clone();
+                let rest = tokio::select! {
+                    // One that has come to its end has no lease either, and has lost nothing.
+                    biased;
+                    rest = context.drive(&mut now) => rest,
+                    // The step in hand is dropped: the spare belongs to somebody else.
+                    () = lost.cancelled() => Ok(Rest::Lost),
+                };
+                Ended {
+                    began: lease,
+                    lease: now,
+                    work,
+                    rest,
+                }
+            }
+            .instrument(span),
+        );
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let Ended {
+            began,
+            lease,
+            work,
+            rest,
+        } = ended;
+        let id = lease.id.clone();
+        let ours = self
+            .active
+            .get(&id)
+            .is_some_and(|(fence, _)| *fence == began.fence());
+        if ours {
+            self.active.remove(&id);
+        }
+        match rest {
+            Ok(Rest::Over | Rest::Stopped) => {}
+            Ok(Rest::Lost) | Err(StoreError::LeaseLost { .. }) => {
+                warn!(replacement = %id, "put down: another provisioner works on this replacement now");
+                self.context.observer.tell(Fact::LeaseLost);
+            }
+            // Of a lease that was lost meanwhile nothing is kept.
+            _ if !ours => {}
+            Ok(Rest::Waits) => {
+                self.waiting.insert(id, lease);
+                if work != self.work {
+                    // Something changed after it had looked: the next turn sees it anew.
+                    self.work = UNSEEN;
+                }
+            }
+            Err(e) => {
+                if !self.away || !e.is_away() {
+                    error!(
+                        replacement = %id, error = %Chain(&e),
+                        "replacement could not be worked on, will be tried again"
+                    );
+                }
+                self.stalled.insert(id, lease);
+            }
+        }
+    }
+
+    fn drop_all(&mut self) {
+        for (_, lost) in std::mem::take(&mut self.active).into_values() {
+            lost.cancel();
+        }
+        self.waiting.clear();
+        self.stalled.clear();
+    }
+}
+
 impl<H: Hands> Context<H> {
-    async fn drive(&self, id: &ReplacementId) -> Result<Rest, StoreError> {
+    async fn drive(&self, lease: &mut Lease) -> Result<Rest, StoreError> {
         let mut rereads = 0;
         loop {
             if self.stop.is_cancelled() {
                 return Ok(Rest::Stopped);
             }
-            let work = self.store.work_on(id).await?;
+            let work = self.store.work_on(lease).await?;
             let turn = match work.journal.next() {
-                Action::Claim => self.claim(&work).await,
-                Action::Order { position, failures } => self.step(&work, position, failures).await,
-                Action::Offer => self.offer(&work).await,
-                Action::Abandon => self.abandon(&work).await,
+                Action::Claim => self.claim(lease, &work).await,
+                Action::Order { position, failures } => {
+                    self.step(lease, &work, position, failures).await
+                }
+                Action::Offer => self.offer(lease, &work).await,
+                Action::Finish => self.finish(lease, &work).await,
+                Action::Abandon => self.abandon(lease, &work).await,
                 Action::Await | Action::Ended => return Ok(Rest::Over),
             };
             match turn {
@@ -261,40 +479,43 @@ impl<H: Hands> Context<H> {
 
     async fn advance(
         &self,
-        id: &ReplacementId,
+        lease: &Lease,
         event: Event,
         note: Note,
     ) -> Result<Journal, StoreError> {
         let retry = &self.settings.retry;
-        self.store.advance(self.run, id, &event, note, retry).await
+        self.store.advance(lease, &event, note, retry).await
     }
 
     /// Looks the role up, picks a spare and claims it.
-    async fn claim(&self, work: &Work) -> Result<Option<Rest>, StoreError> {
+    async fn claim(&self, lease: &mut Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
         let world = self.store.world().await?;
-        let brief = match world.brief(work.failed, &work.origins) {
+        let Vacancy {
+            failed, origins, ..
+        } = work.place()?;
+        let brief = match world.brief(*failed, origins) {
             Ok(brief) => brief,
             Err(miss) => {
                 let reason = format!("{}: {miss}", miss.code());
-                return self.wait(work, reason, Vec::new()).await;
+                return self.wait(lease, work, reason, Vec::new()).await;
             }
         };
         if let Some(cause) = self.store.stopped(&brief.role.code).await? {
             return self
-                .wait(work, cause.reason(&brief.role.code), Vec::new())
+                .wait(lease, work, cause.reason(&brief.role.code), Vec::new())
                 .await;
         }
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
         let mut choice = match world.choose(world.pool(), &brief, &job) {
             Ok(choice) => choice,
-            Err(none) => return self.wait(work, none.reason, none.not).await,
+            Err(none) => return self.wait(lease, work, none.reason, none.not).await,
         };
         let sealed = choice.steps.iter().flat_map(Step::secrets);
         match self.secrets.read(sealed.map(|s| s.name.as_str())) {
             Ok(values) => choice.steps.iter_mut().for_each(|s| s.seal(&values)),
             Err(e) => {
                 let reason = format!("secret_missing: {}", Chain(&e));
-                return self.wait(work, reason, Vec::new()).await;
+                return self.wait(lease, work, reason, Vec::new()).await;
             }
         }
         let claim = Claim {
@@ -303,25 +524,29 @@ impl<H: Hands> Context<H> {
             steps: &choice.steps,
             rejected: choice.not,
         };
-        // `false`: another replacement was faster, the next turn chooses again.
-        if self.store.claim(self.run, &work.id, claim).await? {
-            info!(
-                server = choice.spare.name, failed = %work.failed, role = brief.role.code,
-                "spare claimed"
-            );
+        // None: another replacement was faster, the next turn chooses again.
+        if let Some(claimed) = self.store.claim(lease, claim).await? {
+            *lease = claimed;
+            let (server, role) = (&choice.spare.name, &brief.role.code);
+            match choice.steps.is_empty() {
+                true => info!(server, %failed, role, "warm spare offered to the directors"),
+                false => info!(server, %failed, role, "spare claimed"),
+            }
         }
         Ok(None)
     }
 
     async fn wait(
         &self,
+        lease: &Lease,
         work: &Work,
         reason: String,
         rejected: Vec<PassedOver>,
     ) -> Result<Option<Rest>, StoreError> {
         if work.journal.reason.as_ref() != Some(&reason) {
+            let place = work.place()?;
             error!(
-                failed = %work.failed, director = %work.director, reason,
+                failed = %place.failed, director = %place.director, reason,
                 "replacement waits for somebody to act"
             );
             let code = reason.split(':').next().unwrap_or_default().to_owned();
@@ -329,8 +554,7 @@ impl<H: Hands> Context<H> {
                 rejected: Some(rejected),
                 ..Note::default()
             };
-            self.advance(&work.id, Event::Waits { reason }, note)
-                .await?;
+            self.advance(lease, Event::Waits { reason }, note).await?;
             self.observer.tell(Fact::ReplacementWaits { code });
         }
         Ok(Some(Rest::Waits))
@@ -339,6 +563,7 @@ impl<H: Hands> Context<H> {
     /// Orders one step, after a pause where it failed before.
     async fn step(
         &self,
+        lease: &Lease,
         work: &Work,
         position: usize,
         failures: u32,
@@ -357,7 +582,7 @@ impl<H: Hands> Context<H> {
             step,
             masks: Masks::default(),
         };
-        self.advance(&work.id, Event::Started { position }, Note::default())
+        self.advance(lease, Event::Started { position }, Note::default())
             .await?;
         let limit = order.step.limit();
         let begun = Instant::now();
@@ -372,7 +597,7 @@ impl<H: Hands> Context<H> {
         let result = tokio::select! {
             // The journal says it runs: the next run orders it again, and the hands find its job.
             () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
-            e = self.keep_said(&work.id, position, said) => return Err(e),
+            e = self.keep_said(lease, position, said) => return Err(e),
             result = timeout(limit, perform) => {
                 result.unwrap_or_else(|_elapsed| Err(overran(limit)))
             }
@@ -398,12 +623,11 @@ impl<H: Hands> Context<H> {
                     "step done"
                 );
                 let note = note_done(done);
-                self.advance(&work.id, Event::Done { position }, note)
-                    .await?;
+                self.advance(lease, Event::Done { position }, note).await?;
             }
             Err(e) => {
                 let local = e.class == Class::Local;
-                self.failed(work, &order, position, failures, e, elapsed_ms)
+                self.failed(lease, work, &order, position, e, elapsed_ms)
                     .await?;
                 if local {
                     tokio::select! {
@@ -434,7 +658,8 @@ impl<H: Hands> Context<H> {
         };
         for secret in sealed {
             let now = values.get(&secret.name).map(|v| digest(&secret.name, v));
-            if now.as_ref() != Some(&secret.digest) {
+            // What is made ready beforehand is planned without them.
+            if !secret.digest.is_empty() && now.as_ref() != Some(&secret.digest) {
                 let detail = format!(
                     "the secret {} was changed while {} was configured with the old one: release it, \
                      it is configured anew",
@@ -444,7 +669,7 @@ impl<H: Hands> Context<H> {
             }
         }
         order.masks = Masks::of(&values);
-        order.step = order.step.clone().reveal(&plan, &values);
+        order.step = order.step.clone().reveal(&values);
         Ok(Ok(()))
     }
 
@@ -452,7 +677,7 @@ impl<H: Hands> Context<H> {
     /// the store fails.
     async fn keep_said(
         &self,
-        id: &ReplacementId,
+        lease: &Lease,
         position: usize,
         mut said: watch::Receiver<String>,
     ) -> StoreError {
@@ -461,7 +686,7 @@ impl<H: Hands> Context<H> {
                 return std::future::pending().await;
             }
             let text = clean(said.borrow_and_update().clone());
-            if let Err(e) = self.store.said(self.run, id, position, &text).await {
+            if let Err(e) = self.store.said(lease, position, &text).await {
                 return e;
             }
         }
@@ -469,13 +694,16 @@ impl<H: Hands> Context<H> {
 
     async fn failed(
         &self,
+        lease: &Lease,
         work: &Work,
         order: &Order,
         position: usize,
-        failures: u32,
         e: StepError,
         elapsed_ms: u64,
     ) -> Result<(), StoreError> {
+        let hand = work.journal.hand.as_ref();
+        let mark = hand.and_then(|h| h.steps.get(position));
+        let failures = mark.map_or(0, |m| m.failures);
         let (server, step, reason) = (&order.server.name, order.step.name(), e.to_string());
         let note = Note {
             detail: clean(reason.clone()),
@@ -488,7 +716,7 @@ impl<H: Hands> Context<H> {
             class: e.class,
             reason: reason.clone(),
         };
-        let journal = self.advance(&work.id, event, note).await?;
+        let journal = self.advance(lease, event, note).await?;
         if journal.state == ReplacementState::Cancelled {
             self.observer.tell(Fact::ReplacementEnded {
                 outcome: journal.state,
@@ -527,19 +755,35 @@ impl<H: Hands> Context<H> {
         Ok(())
     }
 
-    async fn offer(&self, work: &Work) -> Result<Option<Rest>, StoreError> {
-        self.advance(&work.id, Event::Offered, Note::default())
-            .await?;
+    async fn offer(&self, lease: &Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
+        self.advance(lease, Event::Offered, Note::default()).await?;
         let server = work.journal.hand.as_ref().map(|h| h.server.as_str());
-        info!(server, failed = %work.failed, "spare offered to the directors");
+        info!(server, failed = %work.place()?.failed, "spare offered to the directors");
         Ok(Some(Rest::Over))
     }
 
-    async fn abandon(&self, work: &Work) -> Result<Option<Rest>, StoreError> {
-        self.advance(&work.id, Event::Abandoned, Note::default())
+    async fn finish(&self, lease: &Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
+        self.advance(lease, Event::Finished, Note::default())
             .await?;
         let server = work.journal.hand.as_ref().map(|h| h.server.as_str());
-        warn!(server, failed = %work.failed, "replacement cancelled, look at its spare's state");
+        info!(
+            server,
+            role = work.role,
+            work = work.journal.kind.as_str(),
+            "server is ready"
+        );
+        Ok(Some(Rest::Over))
+    }
+
+    async fn abandon(&self, lease: &Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
+        self.advance(lease, Event::Abandoned, Note::default())
+            .await?;
+        let server = work.journal.hand.as_ref().map(|h| h.server.as_str());
+        let failed = work.place.as_ref().map(|place| place.failed.to_string());
+        warn!(
+            server,
+            failed, "replacement cancelled, look at its spare's state"
+        );
         self.observer.tell(Fact::ReplacementEnded {
             outcome: ReplacementState::Cancelled,
         });
@@ -571,10 +815,12 @@ fn overran(limit: Duration) -> StepError {
 /// The `step` label of metrics: a closed set.
 const fn kind(step: &Step) -> &'static str {
     match step {
+        Step::Look => "look",
         Step::Fence => "fence",
         Step::Os { .. } => "os",
         Step::Install { .. } => "install",
         Step::Configure { .. } => "configure",
+        Step::Clean { .. } => "clean",
         Step::Test { .. } => "test",
     }
 }
@@ -630,3 +876,12 @@ fn salt(id: &ReplacementId) -> u64 {
 
 #[cfg(test)]
 mod tests;
+
+/// The same on PostgreSQL.
+#[cfg(test)]
+mod tests_on_postgres {
+    include!("engine/tests.rs");
+}
+
+#[cfg(test)]
+mod fleet;

@@ -1,18 +1,21 @@
 //! The provisioner: takes a failed server's address, finds its role, configures a spare for it.
 //!
 //! In reading order: a request comes in at [`api`] and is written into the [`store`]; [`engine`] takes
-//! it up, [`plan`] looks the role up and says what a spare must be told, [`select`] picks the spare,
+//! it up, [`plan`] looks the role up and says what a spare must be told, [`select`] picks the spare, [`warm`] knows what was done to it beforehand,
 //! [`render`] fills in its files, [`order`] is what goes to whoever has the hands on it: [`step`], over
 //! [`ssh`]. [`folder`] reads what operators write. What may
-//! happen when is decided by [`workflow`] alone. [`plan`], [`select`], [`render`], [`order`] and
+//! happen when is decided by [`workflow`] alone. [`plan`], [`select`], [`warm`], [`render`], [`order`] and
 //! [`workflow`] are PURE.
 
 pub mod api;
 pub mod engine;
 pub mod folder;
+pub mod keeper;
 pub mod log;
 pub mod order;
 pub mod plan;
+pub mod quarantine;
+pub mod readiness;
 pub mod render;
 pub mod same_cause;
 pub mod sealed;
@@ -22,6 +25,8 @@ pub mod ssh;
 pub mod step;
 pub mod store;
 pub mod text_diff;
+pub mod upkeep;
+pub mod warm;
 pub mod workflow;
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// See whether it could be used: no step of a replacement, and nothing is changed.
+    Look,
     /// Write the fence on the spare. First order of every run, also after a restart.
     Fence,
     /// Step 1: read the running operating system back and compare it.
@@ -70,6 +72,21 @@ pub enum Step {
         /// Makes it read its configuration again.
         reload: Option<String>,
     },
+    /// Make a server that had a role a spare again: run its cleaning script as a job, then remove these files.
+    Clean {
+        /// Names the job directory.
+        job: String,
+        /// The role that it had.
+        role: String,
+        /// The script's text.
+        script: String,
+        /// Its time limit.
+        timeout: Duration,
+        /// Environment.
+        variables: Variables,
+        /// Files that were placed there.
+        files: Vec<String>,
+    },
     /// Step 4: everything read back, and the service answers the provisioner.
     Test {
         /// Operating system wanted.
@@ -83,6 +100,9 @@ pub enum Step {
         /// What must be so for clients to get answers.
         #[serde(default)]
         paths: Vec<PathTest>,
+        /// The files with secrets: their digests are known when these are.
+        #[serde(default)]
+        sealed: Vec<RenderedFile>,
     },
 }
 
@@ -91,10 +111,12 @@ impl Step {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
+            Self::Look => "look".to_owned(),
             Self::Fence => "fence".to_owned(),
             Self::Os { .. } => "os".to_owned(),
             Self::Install { software, .. } => format!("install:{software}"),
             Self::Configure { software, .. } => format!("configure:{software}"),
+            Self::Clean { .. } => "clean".to_owned(),
             Self::Test { .. } => "test".to_owned(),
         }
     }
@@ -105,8 +127,10 @@ impl Step {
         /// Connecting, uploading, asking: what any step needs around its own work.
         const AROUND: Duration = Duration::from_secs(120);
         match self {
-            Self::Fence | Self::Os { .. } => AROUND,
-            Self::Install { timeout, .. } => AROUND.saturating_add(*timeout),
+            Self::Look | Self::Fence | Self::Os { .. } => AROUND,
+            Self::Install { timeout, .. } | Self::Clean { timeout, .. } => {
+                AROUND.saturating_add(*timeout)
+            }
             // Three commands and the files.
             Self::Configure { .. } => AROUND.saturating_mul(3),
             Self::Test { answers, .. } => answers
@@ -122,7 +146,7 @@ pub fn repeatable(name: &str) -> &'static str {
     match name.split(':').next().unwrap_or_default() {
         "fence" => "raises the fence, never lowers it",
         "os" => "only reads",
-        "install" => "found again by its job directory, never started twice",
+        "install" | "clean" => "found again by its job directory, never started twice",
         "configure" => "places only what differs; a mark says that the service is to be told",
         "test" => "only reads and asks",
         _ => "",

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     model::{
-        DirectorName, Family, ForwardMethod, ReplacementId,
+        DirectorName, Family, ForwardMethod, ReplacementId, WallMillis,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
         wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
@@ -18,6 +18,7 @@ use crate::{
         render::{self, RenderError},
         sealed::Sealed,
         select::{Candidate, Need, select},
+        warm::Warm,
     },
 };
 
@@ -51,6 +52,29 @@ pub struct PoolServer {
     pub os_seen: Option<String>,
     /// The replacement that has it in hand.
     pub claimed_for: Option<ReplacementId>,
+    /// What is known of it as a spare.
+    pub keeping: Keeping,
+}
+
+/// What is known of a server as a spare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// Why it is in maintenance, if it is.
+    pub maintenance: Option<String>,
+    /// Its quarantine ends then by itself.
+    pub quarantined_until: Option<WallMillis>,
+    /// When it failed last, as a server or as a spare.
+    pub failed_at: Option<WallMillis>,
+    /// When it was looked at last.
+    pub rehearsed_at: Option<WallMillis>,
+    /// What was found wrong then.
+    pub trouble: Option<String>,
+    /// What it was configured for beforehand.
+    pub warm: Option<Warm>,
+    /// The role after which it is to be cleaned.
+    pub clean_after: Option<String>,
+    /// Files that were placed there since it was clean.
+    pub placed: BTreeSet<String>,
 }
 
 /// An entry of the role database.
@@ -141,8 +165,8 @@ impl Miss {
 /// All that a spare must be told to take a failed server's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Brief {
-    /// The failed server's device identifier.
-    pub failed: IpAddr,
+    /// The failed server's device identifier; none where nobody has failed yet.
+    pub failed: Option<IpAddr>,
     /// The role to take over.
     pub role: Role,
     /// The role's software in the order of installation, for the role's operating system.
@@ -217,6 +241,12 @@ impl World {
                     .addresses
                     .iter()
                     .find_map(|a| configured.get(a).copied().cloned()),
+                labels: s.server.labels.clone(),
+                reserved_for: s.server.reserved_for.clone(),
+                maintenance: s.keeping.maintenance.clone(),
+                warm_for: self.warm_for(s),
+                trouble: s.keeping.trouble.clone(),
+                failed_at: s.keeping.failed_at,
             })
             .collect()
     }
@@ -272,25 +302,38 @@ impl World {
                 server: held.server.clone(),
                 role: held.role.clone(),
             })?;
-        self.brief_of(role, failed, &held.server, origins)
+        let services = self.services_with(&self.places(origins));
+        self.brief_of(role, Some(failed), Some(&held.server), services)
     }
 
-    /// The same for a role that is known already; `name` is the server's.
+    /// What makes a spare one of a role before anybody has failed: for all services that a server of this role is in.
+    ///
+    /// # Errors
+    /// [`Miss`] names what is not there.
+    pub fn brief_beforehand(&self, role: &Role) -> Result<Brief, Miss> {
+        let servers = self.assignments.iter();
+        let servers = servers.filter(|(_, held)| held.role == role.code);
+        let addresses: Vec<IpAddr> = servers.map(|(address, _)| *address).collect();
+        self.brief_of(role, None, None, self.services_with(&addresses))
+    }
+
+    /// The same for a role that is known already, of these services; `server` is the name of the failed one.
     ///
     /// # Errors
     /// [`Miss`] names what is not there.
     pub fn brief_of(
         &self,
         role: &Role,
-        failed: IpAddr,
-        name: &str,
-        origins: &[IpAddr],
+        failed: Option<IpAddr>,
+        server: Option<&str>,
+        services: Vec<SlotService>,
     ) -> Result<Brief, Miss> {
         if role.software.is_empty() {
             return Err(Miss::CatalogueEmpty(role.code.clone()));
         }
+        let failed_labels = server.and_then(|name| self.servers.get(name));
+        let failed_labels = failed_labels.map(|s| &s.server.labels);
         let software = ordered(role, &self.software)?;
-        let services = self.services_with(&self.places(origins));
         Ok(Brief {
             failed,
             files: self
@@ -300,9 +343,12 @@ impl World {
                 .cloned()
                 .collect(),
             need: Need {
-                failed: name.to_owned(),
+                failed: server.unwrap_or_default().to_owned(),
+                role: role.code.clone(),
                 os: role.os.clone(),
                 families: services.iter().map(|s| s.family).collect::<BTreeSet<_>>(),
+                policy: role.spares.clone(),
+                failed_labels: failed_labels.cloned().unwrap_or_default(),
             },
             role: role.clone(),
             software,
@@ -348,9 +394,9 @@ impl World {
         loop {
             let selection = select(&pool, &brief.need);
             let no_spare = selection.no_spare();
-            let mut not = selection.not;
+            let mut not = selection.not.clone();
             not.extend(unfit.iter().cloned());
-            let Some(name) = selection.chosen else {
+            let Some(name) = selection.chosen().map(str::to_owned) else {
                 let (code, reason) = match unfit.first() {
                     Some(first) => (
                         "template_error",
@@ -362,7 +408,16 @@ impl World {
             };
             let spare = self.servers.get(&name).map(|s| s.server.clone());
             match spare.map(|spare| (steps(brief, &spare, job), spare)) {
-                Some((Ok(steps), spare)) => return Ok(Choice { spare, steps, not }),
+                Some((Ok(mut steps), spare)) => {
+                    if let Some(warm) = self
+                        .servers
+                        .get(&name)
+                        .and_then(|s| s.keeping.warm.as_ref())
+                    {
+                        steps = warm.left(steps);
+                    }
+                    return Ok(Choice { spare, steps, not });
+                }
                 Some((Err(e), _)) => unfit.push(PassedOver {
                     server: name.clone(),
                     reason: format!("template_error: {}", e.line()),
@@ -457,7 +512,7 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             secrets: software.secrets.iter().map(Sealed::named).collect(),
         });
     }
-    let mut digests = Vec::new();
+    let (mut digests, mut sealed) = (Vec::new(), Vec::new());
     for software in &brief.software {
         let files = brief
             .files
@@ -466,6 +521,7 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             .map(|f| render::file(brief, spare, f))
             .collect::<Result<Vec<_>, _>>()?;
         digests.extend(files.iter().map(|f| (f.path.clone(), f.sha256.clone())));
+        sealed.extend(files.iter().filter(|f| !f.secrets.is_empty()).cloned());
         steps.push(Step::Configure {
             software: software.name.clone(),
             files,
@@ -484,6 +540,7 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
         digests,
         answers: answers(brief, spare),
         paths: paths(brief, spare),
+        sealed,
     });
     Ok(steps)
 }

@@ -175,7 +175,7 @@ fn context(brief: &Brief, spare: &Server, file: &ServiceFile) -> Value {
         ("domain", text(&brief.role.domain)),
         ("os", text(&brief.role.os)),
         ("software", text(&file.software)),
-        ("failed", Value::from(brief.failed.to_string())),
+        ("failed", Value::from(failed(brief))),
         ("server", Value::from(server)),
         ("services", services),
     ]))
@@ -259,7 +259,7 @@ pub fn variables(brief: &Brief, spare: &Server, software: &str) -> Variables {
                 "ADDRESSES".to_owned(),
                 list(&mut spare.addresses.iter().map(ToString::to_string)),
             ),
-            ("FAILED".to_owned(), brief.failed.to_string()),
+            ("FAILED".to_owned(), failed(brief)),
             (
                 "SERVICES".to_owned(),
                 list(&mut brief.services.iter().map(|s| {
@@ -285,6 +285,11 @@ pub fn variables(brief: &Brief, spare: &Server, software: &str) -> Variables {
         .collect()
 }
 
+/// Empty where nobody has failed yet: the spare is configured beforehand.
+fn failed(brief: &Brief) -> String {
+    brief.failed.map(|a| a.to_string()).unwrap_or_default()
+}
+
 pub(super) fn local_vip(slot: &SlotService) -> Option<SocketAddr> {
     match (slot.service.key, slot.service.forward) {
         (ServiceKey::Addr(_, at), ForwardMethod::Dr | ForwardMethod::Tun) => Some(at),
@@ -292,7 +297,7 @@ pub(super) fn local_vip(slot: &SlotService) -> Option<SocketAddr> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, b| {
         // Writing to a String cannot fail.
         let _infallible = write!(text, "{b:02x}");

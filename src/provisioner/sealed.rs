@@ -73,36 +73,47 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Step {
-    /// The secrets that it uses itself.
+    /// The secrets that it uses.
     #[must_use]
     pub fn secrets(&self) -> Vec<&Sealed> {
         match self {
             Self::Install { secrets, .. } => secrets.iter().collect(),
-            Self::Configure { files, .. } => files.iter().flat_map(|f| &f.secrets).collect(),
-            Self::Fence | Self::Os { .. } | Self::Test { .. } => Vec::new(),
+            Self::Configure { files, .. } | Self::Test { sealed: files, .. } => {
+                files.iter().flat_map(|f| &f.secrets).collect()
+            }
+            Self::Look | Self::Fence | Self::Os { .. } | Self::Clean { .. } => Vec::new(),
+        }
+    }
+
+    fn secrets_mut(&mut self) -> Vec<&mut Sealed> {
+        match self {
+            Self::Install { secrets, .. } => secrets.iter_mut().collect(),
+            Self::Configure { files, .. } | Self::Test { sealed: files, .. } => {
+                files.iter_mut().flat_map(|f| &mut f.secrets).collect()
+            }
+            Self::Look | Self::Fence | Self::Os { .. } | Self::Clean { .. } => Vec::new(),
         }
     }
 
     /// Writes down what its secrets are now.
     pub fn seal(&mut self, values: &Values) {
-        let sealed: Vec<&mut Sealed> = match self {
-            Self::Install { secrets, .. } => secrets.iter_mut().collect(),
-            Self::Configure { files, .. } => {
-                files.iter_mut().flat_map(|f| &mut f.secrets).collect()
-            }
-            Self::Fence | Self::Os { .. } | Self::Test { .. } => Vec::new(),
-        };
-        for secret in sealed {
+        for secret in self.secrets_mut() {
             if let Some(value) = values.get(&secret.name) {
                 secret.digest = digest(&secret.name, value);
             }
         }
     }
 
-    /// Puts values in the places of names. `plan` is all of the spare's steps: the last one knows the
-    /// files by their digests alone.
+    /// Forgets it: the same step whatever its secrets were.
+    pub fn unseal(&mut self) {
+        for secret in self.secrets_mut() {
+            secret.digest.clear();
+        }
+    }
+
+    /// Puts values in the places of names.
     #[must_use]
-    pub fn reveal(mut self, plan: &[Self], values: &Values) -> Self {
+    pub fn reveal(mut self, values: &Values) -> Self {
         match &mut self {
             Self::Install {
                 variables, secrets, ..
@@ -113,27 +124,18 @@ impl Step {
                     }
                 }
             }
-            Self::Configure { files, .. } => {
-                for file in files {
+            Self::Configure { files, .. } => files.iter_mut().for_each(|f| f.reveal(values)),
+            Self::Test {
+                digests, sealed, ..
+            } => {
+                for file in sealed {
                     file.reveal(values);
-                }
-            }
-            Self::Test { digests, .. } => {
-                let files = plan.iter().flat_map(|step| match step {
-                    Self::Configure { files, .. } => files.as_slice(),
-                    Self::Fence | Self::Os { .. } | Self::Install { .. } | Self::Test { .. } => &[],
-                });
-                for file in files.filter(|f| !f.secrets.is_empty()) {
-                    let mut file = file.clone();
-                    file.reveal(values);
-                    for (path, digest) in &mut *digests {
-                        if *path == file.path {
-                            digest.clone_from(&file.sha256);
-                        }
+                    for (_, digest) in digests.iter_mut().filter(|(path, _)| *path == file.path) {
+                        digest.clone_from(&file.sha256);
                     }
                 }
             }
-            Self::Fence | Self::Os { .. } => {}
+            Self::Look | Self::Fence | Self::Os { .. } | Self::Clean { .. } => {}
         }
         self
     }

@@ -1,8 +1,18 @@
 //! Which spare takes a failed server's place, and why not the others. PURE.
+//!
+//! A server is a spare for a role where its state allows it and nothing rules it out ([`why_not`]). Of several goes
+//! first, in this order: one that is kept warm for the role; one that the last rehearsal found sound; one that was
+//! seen with the role's operating system; one that shares fewest of the labels in which it had better differ from the
+//! failed server; one that has most of the preferred labels; one that is reserved for the role; one that has not
+//! failed, or longest ago; by name, so that the same pool gives the same answer.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
 
-use crate::model::{DirectorName, Family, inventory::ServerState, wire::PassedOver};
+use crate::model::{
+    DirectorName, Family, WallMillis,
+    inventory::{Labels, ServerState, SparePolicy},
+    wire::{PassedOver, RankedSpare},
+};
 
 /// A server of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,24 +29,42 @@ pub struct Candidate {
     pub os_seen: Option<String>,
     /// A director that has it as a configured server.
     pub configured: Option<DirectorName>,
+    /// What is said of it.
+    pub labels: Labels,
+    /// The roles it is for; any where there are none.
+    pub reserved_for: Vec<String>,
+    /// Why it is in maintenance, if it is.
+    pub maintenance: Option<String>,
+    /// The role that it is kept warm for, and is configured for as that role now is.
+    pub warm_for: Option<String>,
+    /// What the last rehearsal found wrong.
+    pub trouble: Option<String>,
+    /// When it failed last, as a server or as a spare.
+    pub failed_at: Option<WallMillis>,
 }
 
-/// What a spare must have.
+/// What a spare must have, and had better have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
     /// The failed server's name: it is not its own spare.
     pub failed: String,
+    /// The role's code.
+    pub role: String,
     /// Operating system of the role.
     pub os: String,
     /// Families of the failed server's addresses in the services it is in.
     pub families: BTreeSet<Family>,
+    /// What the role says of its spares.
+    pub policy: SparePolicy,
+    /// What is said of the failed server.
+    pub failed_labels: Labels,
 }
 
-/// The outcome: one spare or none, and why not the others.
+/// The outcome: spares in their order, and why not the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// The spare to claim.
-    pub chosen: Option<String>,
+    /// Those that can be claimed, the best first, each with what speaks for and against it.
+    pub ranked: Vec<RankedSpare>,
     /// Servers that are spares by their state or were, each with the reason, in order of name.
     pub not: Vec<PassedOver>,
     /// Number of servers that are no spares because they serve.
@@ -44,6 +72,12 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// The spare to claim.
+    #[must_use]
+    pub fn chosen(&self) -> Option<&str> {
+        self.ranked.first().map(|r| r.server.as_str())
+    }
+
     /// The reason of a replacement that finds no spare: names each server and why it is none.
     #[must_use]
     pub fn no_spare(&self) -> String {
@@ -69,19 +103,15 @@ impl Selection {
 /// Servers named in one reason: it has to stay readable in a log line.
 const SHOWN: usize = 20;
 
-/// Picks the spare: one that was seen with the wanted operating system first, else one that was never
-/// looked at; by name among equals, so that the same pool gives the same answer.
+/// Puts the spares in order; see the module.
 #[must_use]
 pub fn select(pool: &[Candidate], need: &Need) -> Selection {
-    let mut fit: Vec<(bool, &str)> = Vec::new();
+    let mut fit = Vec::new();
     let mut not = Vec::new();
     let mut serving = 0;
     for c in pool {
         match why_not(c, need) {
-            None => fit.push((
-                c.os_seen.as_deref() != Some(need.os.as_str()),
-                c.name.as_str(),
-            )),
+            None => fit.push((rank(c, need), c)),
             Some(_) if c.state == ServerState::Serving => serving += 1,
             Some(_) if c.name == need.failed => {}
             Some(reason) => not.push(PassedOver {
@@ -90,12 +120,94 @@ pub fn select(pool: &[Candidate], need: &Need) -> Selection {
             }),
         }
     }
+    fit.sort_by(|(a, _), (b, _)| a.cmp(b));
     not.sort_by(|a, b| a.server.cmp(&b.server));
+    let ranked = fit.into_iter().map(|(rank, c)| RankedSpare {
+        server: c.name.clone(),
+        warm: rank.is_warm(),
+        why: words(c, need),
+    });
     Selection {
-        chosen: fit.iter().min().map(|(_, name)| (*name).to_owned()),
+        ranked: ranked.collect(),
         not,
         serving,
     }
+}
+
+/// What decides between spares, the first difference first; the least is the best.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank<'a> {
+    warm: Reverse<bool>,
+    trouble: bool,
+    unseen: bool,
+    shared: usize,
+    preferred: Reverse<usize>,
+    reserved: Reverse<bool>,
+    failed_at: Option<WallMillis>,
+    name: &'a str,
+}
+
+impl Rank<'_> {
+    const fn is_warm(&self) -> bool {
+        self.warm.0
+    }
+}
+
+fn rank<'a>(c: &'a Candidate, need: &Need) -> Rank<'a> {
+    Rank {
+        warm: Reverse(is_warm(c, need)),
+        trouble: c.trouble.is_some(),
+        unseen: c.os_seen.as_deref() != Some(need.os.as_str()),
+        shared: shared(c, need).count(),
+        preferred: Reverse(preferred(c, need).count()),
+        reserved: Reverse(!c.reserved_for.is_empty()),
+        failed_at: c.failed_at,
+        name: &c.name,
+    }
+}
+
+fn is_warm(c: &Candidate, need: &Need) -> bool {
+    c.state == ServerState::Standby && c.warm_for.as_ref() == Some(&need.role)
+}
+
+/// Labels in which it had better differ from the failed server, and does not.
+fn shared<'a>(c: &'a Candidate, need: &'a Need) -> impl Iterator<Item = (&'a str, &'a str)> {
+    need.policy.apart.iter().filter_map(|name| {
+        let (own, failed) = (c.labels.get(name)?, need.failed_labels.get(name)?);
+        (own == failed).then_some((name.as_str(), own.as_str()))
+    })
+}
+
+fn preferred<'a>(c: &'a Candidate, need: &'a Need) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let wanted = need.policy.prefers.iter();
+    let has = wanted.filter(|(name, value)| c.labels.get(*name) == Some(*value));
+    has.map(|(name, value)| (name.as_str(), value.as_str()))
+}
+
+/// What speaks for a spare, and against it.
+fn words(c: &Candidate, need: &Need) -> String {
+    let mut all = Vec::new();
+    if is_warm(c, need) {
+        all.push("kept warm".to_owned());
+    }
+    if let Some(trouble) = &c.trouble {
+        all.push(format!("the last rehearsal found: {trouble}"));
+    }
+    all.push(match c.os_seen.as_deref() {
+        Some(seen) if seen == need.os => format!("runs {seen}"),
+        Some(_) | None => "its operating system was not looked at yet".to_owned(),
+    });
+    all.extend(
+        shared(c, need).map(|(name, value)| format!("in the failed server's {name} {value}")),
+    );
+    all.extend(preferred(c, need).map(|(name, value)| format!("has the preferred {name} {value}")));
+    if !c.reserved_for.is_empty() {
+        all.push("reserved for the role".to_owned());
+    }
+    if c.failed_at.is_some() {
+        all.push("has failed before".to_owned());
+    }
+    all.join(", ")
 }
 
 fn why_not(c: &Candidate, need: &Need) -> Option<String> {
@@ -110,18 +222,41 @@ fn why_not(c: &Candidate, need: &Need) -> Option<String> {
     };
     match c.state {
         ServerState::Ready => {}
+        ServerState::Standby => match &c.warm_for {
+            Some(role) if *role == need.role => {}
+            Some(role) => return Some(format!("kept warm for {role}")),
+            None => return because("kept warm for a role as it was before"),
+        },
         ServerState::Enrolled => return because("not verified yet"),
         ServerState::Claimed | ServerState::Configuring | ServerState::Testing => {
             return because("in use by another replacement");
         }
+        ServerState::Cleaning => return because("being cleaned"),
         ServerState::Serving => return because("serves"),
         ServerState::Failed => return because("failed, not released"),
         ServerState::Quarantined => return because("quarantined"),
+    }
+    if let Some(why) = &c.maintenance {
+        return Some(format!("in maintenance: {why}"));
     }
     if let Some(director) = &c.configured {
         return Some(format!(
             "is a configured server of director {director}: it would not take it as a stand-in"
         ));
+    }
+    if !c.reserved_for.is_empty() && !c.reserved_for.contains(&need.role) {
+        return Some(format!("reserved for {}", c.reserved_for.join(", ")));
+    }
+    let lacks = need.policy.requires.iter();
+    let lacks = lacks.filter(|(name, value)| c.labels.get(*name) != Some(*value));
+    let lacks: Vec<String> = lacks
+        .map(|(name, value)| match c.labels.get(name) {
+            Some(own) => format!("{name} {value}, it has {own}"),
+            None => format!("{name} {value}, it has none"),
+        })
+        .collect();
+    if !lacks.is_empty() {
+        return Some(format!("the role requires {}", lacks.join("; ")));
     }
     if let Some(seen) = &c.os_seen
         && !os_may_fit(seen, &need.os)
@@ -168,14 +303,23 @@ mod tests {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             os_seen: os.map(Into::into),
             configured: None,
+            labels: Labels::new(),
+            reserved_for: Vec::new(),
+            maintenance: None,
+            warm_for: None,
+            trouble: None,
+            failed_at: None,
         }
     }
 
     fn need(families: &[Family]) -> Need {
         Need {
             failed: "web1".into(),
+            role: "web".into(),
             os: "debian-12".into(),
             families: families.iter().copied().collect(),
+            policy: SparePolicy::default(),
+            failed_labels: Labels::new(),
         }
     }
 
@@ -187,7 +331,7 @@ mod tests {
             spare("b", ServerState::Ready, &["10.0.0.2"], Some("debian-12")),
         ];
         let s = select(&pool, &need(&[Family::V4]));
-        assert_eq!(s.chosen.as_deref(), Some("b"));
+        assert_eq!(s.chosen(), Some("b"));
         assert_eq!(s.not, []);
     }
 
@@ -216,13 +360,13 @@ mod tests {
         );
         repaired.configured = Some("lb1".parse().unwrap());
         let s = select(&[repaired], &need(&[Family::V4]));
-        assert_eq!(s.chosen, None);
+        assert_eq!(s.chosen(), None);
         assert_eq!(
             s.not[0].reason,
             "is a configured server of director lb1: it would not take it as a stand-in"
         );
         let s = select(&pool, &need(&[Family::V4, Family::V6]));
-        assert_eq!(s.chosen, None);
+        assert_eq!(s.chosen(), None);
         assert_eq!(s.serving, 1);
         assert_eq!(
             s.no_spare(),
@@ -230,6 +374,135 @@ mod tests {
              debian-11, the role needs debian-12); unlike (runs not debian-12, the role needs \
              debian-12); v4 (has no IPv6 address, the services need one). Enrol a spare, or put \
              one right and release it"
+        );
+    }
+
+    fn labels(all: &[(&str, &str)]) -> Labels {
+        let pairs = all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        pairs.collect()
+    }
+
+    fn order(pool: &[Candidate], need: &Need) -> Vec<String> {
+        let ranked = select(pool, need).ranked.into_iter();
+        ranked.map(|r| format!("{}: {}", r.server, r.why)).collect()
+    }
+
+    #[test]
+    fn warm_ones_go_first_and_then_the_sounder_the_farther_and_the_liked() {
+        let of = |name: &str| spare(name, ServerState::Ready, &["10.0.0.1"], Some("debian-12"));
+        let warm = Candidate {
+            state: ServerState::Standby,
+            warm_for: Some("web".into()),
+            labels: labels(&[("rack", "r1")]),
+            ..of("h")
+        };
+        let far = Candidate {
+            labels: labels(&[("rack", "r2")]),
+            ..of("g")
+        };
+        let liked = Candidate {
+            labels: labels(&[("rack", "r1"), ("size", "l")]),
+            ..of("f")
+        };
+        let own = Candidate {
+            labels: labels(&[("rack", "r1")]),
+            reserved_for: vec!["web".into()],
+            ..of("e")
+        };
+        let near = Candidate {
+            labels: labels(&[("rack", "r1")]),
+            ..of("d")
+        };
+        let long_ago = Candidate {
+            failed_at: Some(WallMillis(1)),
+            ..near.clone()
+        };
+        let long_ago = Candidate {
+            name: "c".into(),
+            ..long_ago
+        };
+        let lately = Candidate {
+            name: "b".into(),
+            failed_at: Some(WallMillis(2)),
+            ..near.clone()
+        };
+        let ill = Candidate {
+            trouble: Some("unreachable: no route".into()),
+            labels: labels(&[("rack", "r2")]),
+            ..of("a")
+        };
+        let need = Need {
+            policy: SparePolicy {
+                apart: vec!["rack".into()],
+                prefers: labels(&[("size", "l")]),
+                ..SparePolicy::default()
+            },
+            failed_labels: labels(&[("rack", "r1")]),
+            ..need(&[Family::V4])
+        };
+        let pool = [ill, lately, long_ago, near, own, liked, far, warm];
+        assert_eq!(
+            order(&pool, &need),
+            [
+                "h: kept warm, runs debian-12, in the failed server's rack r1",
+                "g: runs debian-12",
+                "f: runs debian-12, in the failed server's rack r1, has the preferred size l",
+                "e: runs debian-12, in the failed server's rack r1, reserved for the role",
+                "d: runs debian-12, in the failed server's rack r1",
+                "c: runs debian-12, in the failed server's rack r1, has failed before",
+                "b: runs debian-12, in the failed server's rack r1, has failed before",
+                "a: the last rehearsal found: unreachable: no route, runs debian-12",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_role_requires_and_what_is_kept_for_others_rules_out() {
+        let of = |name: &str| spare(name, ServerState::Ready, &["10.0.0.1"], None);
+        let small = Candidate {
+            labels: labels(&[("size", "s")]),
+            ..of("small")
+        };
+        let mended = Candidate {
+            maintenance: Some("new disks".into()),
+            ..of("mended")
+        };
+        let theirs = Candidate {
+            reserved_for: vec!["db".into(), "mail".into()],
+            ..of("theirs")
+        };
+        let standby = |name: &str, role: Option<&str>| Candidate {
+            state: ServerState::Standby,
+            warm_for: role.map(Into::into),
+            ..of(name)
+        };
+        let need = Need {
+            policy: SparePolicy {
+                requires: labels(&[("size", "l")]),
+                ..SparePolicy::default()
+            },
+            ..need(&[])
+        };
+        let pool = [
+            small,
+            of("unlabelled"),
+            mended,
+            theirs,
+            standby("warm", Some("db")),
+            standby("outdated", None),
+        ];
+        let not = select(&pool, &need).not.into_iter();
+        let not: Vec<String> = not.map(|p| format!("{}: {}", p.server, p.reason)).collect();
+        assert_eq!(
+            not,
+            [
+                "mended: in maintenance: new disks",
+                "outdated: kept warm for a role as it was before",
+                "small: the role requires size l, it has s",
+                "theirs: reserved for db, mail",
+                "unlabelled: the role requires size l, it has none",
+                "warm: kept warm for db",
+            ]
         );
     }
 
@@ -274,8 +547,8 @@ mod tests {
             pool.dedup_by(|a, b| a.name == b.name);
             let need = need(if v6 { &[Family::V6] } else { &[] });
             let s = select(&pool, &need);
-            if let Some(name) = &s.chosen {
-                let c = pool.iter().find(|c| c.name == *name).unwrap();
+            if let Some(name) = s.chosen() {
+                let c = pool.iter().find(|c| c.name == name).unwrap();
                 prop_assert_eq!(c.state, ServerState::Ready);
                 prop_assert!(!v6 || c.addresses.iter().any(IpAddr::is_ipv6));
                 prop_assert!(c.os_seen.as_deref() != Some("debian-11"));

@@ -1,5 +1,7 @@
 //! A small cluster for tests: two web servers, three spares, two virtual services.
 
+mod home;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -7,14 +9,17 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use home::{Home, Postgres};
+
 use super::{
     order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
+    plan::{Assignment, Keeping, PoolServer, Source, World},
     step::{Difference, Look, Looking, Wanted},
     text_diff::diff,
 };
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
-    inventory::{Inventory, Role, Server, ServiceFile, Software},
+    inventory::{Inventory, Labels, Role, Server, ServerState, ServiceFile, Software, SparePolicy},
     wire::{RegisteredServer, RegisteredService, Registration, ReplacementRequest},
 };
 
@@ -30,6 +35,8 @@ pub(crate) fn server(name: &str, addresses: &[&str], role: Option<&str>) -> Serv
         ssh_port: 22,
         host_keys: vec![format!("ssh-ed25519 AAAA{name}")],
         role: role.map(Into::into),
+        labels: Labels::new(),
+        reserved_for: Vec::new(),
     }
 }
 
@@ -56,6 +63,7 @@ pub(crate) fn inventory() -> Inventory {
         software: vec!["storage".into(), "nginx".into()],
         gateways: Vec::new(),
         clients: Vec::new(),
+        spares: SparePolicy::default(),
     };
     let web = Some("web.shop.example");
     Inventory {
@@ -82,6 +90,51 @@ pub(crate) fn inventory() -> Inventory {
         .into_iter()
         .map(|s| (s.name.clone(), s))
         .collect(),
+    }
+}
+
+/// The inventory as a store gives it back, with both directors.
+pub(crate) fn world() -> World {
+    let inventory = inventory();
+    World {
+        roles: inventory.roles,
+        software: inventory.software,
+        files: inventory.files,
+        servers: inventory
+            .servers
+            .iter()
+            .map(|(name, s)| {
+                let pool = PoolServer {
+                    server: s.clone(),
+                    state: ServerState::Ready,
+                    reason: None,
+                    os_seen: None,
+                    claimed_for: None,
+                    keeping: Keeping::default(),
+                };
+                (name.clone(), pool)
+            })
+            .collect(),
+        assignments: inventory
+            .servers
+            .values()
+            .filter_map(|s| Some((s, s.role.clone()?)))
+            .flat_map(|(s, role)| {
+                s.addresses.iter().map(move |a| {
+                    let held = Assignment {
+                        role: role.clone(),
+                        server: s.name.clone(),
+                        source: Source::Files,
+                        passed_on: None,
+                    };
+                    (*a, held)
+                })
+            })
+            .collect(),
+        directors: BTreeMap::from([
+            ("lb1".parse().unwrap(), registration("lb1")),
+            ("lb2".parse().unwrap(), registration("lb2")),
+        ]),
     }
 }
 
@@ -218,7 +271,8 @@ impl FakeHands {
         let name = order.server.name.clone();
         let step = order.step.name();
         self.orders.lock().unwrap().push(format!("{name} {step}"));
-        {
+        // It is no step of a replacement, and holds no fence.
+        if order.step != Step::Look {
             let mut remotes = self.remotes.lock().unwrap();
             let remote = remotes.entry(name.clone()).or_default();
             if order.fence < remote.fence {

@@ -14,6 +14,10 @@
 //!                                                                     its spare was replaced  ▼
 //!                                                                                        superseded
 //! ```
+//!
+//! The same machine makes spares ready beforehand and cleans servers ([`Kind`]): such work has its server from the
+//! start, ends with its last step, and takes no other server where that one fails. A spare on which everything was done
+//! beforehand has no steps left: it is offered at once.
 #![warn(clippy::wildcard_enum_match_arm)]
 
 use std::time::Duration;
@@ -61,9 +65,50 @@ impl Retry {
     }
 }
 
+/// What is worked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A spare for a failed server.
+    Replace,
+    /// A spare made ready beforehand.
+    Warm,
+    /// A server made a spare again.
+    Clean,
+}
+
+impl Kind {
+    /// The word in the store and the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Warm => "warm",
+            Self::Clean => "clean",
+        }
+    }
+
+    /// The kind of a word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Replace, Self::Warm, Self::Clean]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+    }
+
+    /// Where a server stands that is in hand for this.
+    const fn in_hand(self, state: ServerState) -> ServerState {
+        match self {
+            Self::Replace | Self::Warm => state,
+            Self::Clean => ServerState::Cleaning,
+        }
+    }
+}
+
 /// One replacement as its journal has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journal {
+    /// What is worked at.
+    pub kind: Kind,
     /// Where it stands.
     pub state: ReplacementState,
     /// Whether it was asked to stop.
@@ -119,7 +164,8 @@ impl Mark {
 
     /// Whether having begun it leaves something on the spare.
     fn leaves_traces(&self) -> bool {
-        let changes = self.name.starts_with("install") || self.name.starts_with("configure");
+        let changes = ["install", "configure", "clean"];
+        let changes = changes.iter().any(|word| self.name.starts_with(word));
         changes && self.state != MarkState::Planned
     }
 }
@@ -172,6 +218,8 @@ pub enum Action {
     },
     /// Offer the spare to the directors: every step is done.
     Offer,
+    /// The server is what it was to be: every step is done.
+    Finish,
     /// Put the spare down: the replacement is cancelled.
     Abandon,
     /// Nothing: directors have to confirm.
@@ -222,6 +270,8 @@ pub enum Event {
     Abandoned,
     /// The spare was offered to the directors.
     Offered,
+    /// What was no replacement is done.
+    Finished,
     /// Every director concerned has the spare in service.
     Attached,
     /// Its spare failed in its turn and another one is in service.
@@ -259,6 +309,8 @@ pub enum AttemptEnd {
     PassedOver,
     /// The replacement was cancelled.
     Abandoned,
+    /// It is ready, or clean.
+    Finished,
 }
 
 /// An event that cannot happen to a replacement that stands where it stands.
@@ -274,11 +326,21 @@ pub struct Illegal {
 /// The reason of a spare that was put down half way.
 pub const HALF_CONFIGURED: &str = "half configured: cancelled, clean it";
 
+/// The reason of a server whose cleaning was cancelled.
+pub const NOT_CLEANED: &str = "cleaning was cancelled: clean it";
+
 impl Journal {
     /// A replacement that was just asked for.
     #[must_use]
     pub const fn asked() -> Self {
+        Self::begun(Kind::Replace)
+    }
+
+    /// Work of which nothing is done.
+    #[must_use]
+    pub const fn begun(kind: Kind) -> Self {
         Self {
+            kind,
             state: ReplacementState::Pending,
             cancel: false,
             reason: None,
@@ -301,7 +363,8 @@ impl Journal {
                 if self.cancel {
                     return Action::Abandon;
                 }
-                if !hand.fenced {
+                // Nothing is ordered of a spare on which everything was done beforehand.
+                if !hand.fenced && !hand.steps.is_empty() {
                     return Action::Order {
                         position: 0,
                         failures: hand.steps.first().map_or(0, |m| m.failures),
@@ -313,7 +376,8 @@ impl Journal {
                         position,
                         failures: m.failures,
                     },
-                    None => Action::Offer,
+                    None if self.kind == Kind::Replace => Action::Offer,
+                    None => Action::Finish,
                 }
             }
             (ReplacementState::Attaching, _) => Action::Await,
@@ -358,7 +422,7 @@ impl Journal {
                 None
             }
             Event::Claimed { server, steps } => {
-                if self.state != S::Pending || self.cancel || steps.is_empty() {
+                if self.state != S::Pending || self.cancel {
                     return Err(illegal());
                 }
                 journal.state = S::Claiming;
@@ -369,7 +433,7 @@ impl Journal {
                     fenced: false,
                     steps: steps.iter().map(Mark::planned).collect(),
                 });
-                SpareChange::to(server, ServerState::Claimed)
+                SpareChange::to(server, self.kind.in_hand(ServerState::Claimed))
             }
             Event::Started { position } => {
                 let hand = journal
@@ -394,7 +458,7 @@ impl Journal {
                 // A fence that a restart repeats during the test is part of the test.
                 if self.state != S::Testing {
                     journal.state = state;
-                    SpareChange::to(&hand.server, spare)
+                    SpareChange::to(&hand.server, self.kind.in_hand(spare))
                 } else {
                     None
                 }
@@ -504,6 +568,18 @@ impl Journal {
                     ended: None,
                 })
             }
+            Event::Finished => {
+                if self.next() != Action::Finish {
+                    return Err(illegal());
+                }
+                let state = match self.kind {
+                    Kind::Warm => ServerState::Standby,
+                    Kind::Clean | Kind::Replace => ServerState::Ready,
+                };
+                let spare = journal.put_down(state, None, AttemptEnd::Finished);
+                journal.state = S::Succeeded;
+                spare
+            }
             Event::Attached => {
                 if self.state != S::Attaching {
                     return Err(illegal());
@@ -534,6 +610,19 @@ impl Journal {
     ) -> Option<SpareChange> {
         self.state = ReplacementState::Pending;
         self.reason = None;
+        // It has no other one to look for.
+        if self.kind != Kind::Replace {
+            self.state = ReplacementState::Failed;
+            self.reason.clone_from(&reason);
+        }
+        // What is not cleaned is no spare.
+        let dirty = self.kind == Kind::Clean && end != AttemptEnd::Finished;
+        let state = if dirty {
+            ServerState::Quarantined
+        } else {
+            state
+        };
+        let reason = reason.or_else(|| dirty.then(|| NOT_CLEANED.to_owned()));
         // A cancelled one must not claim again.
         if self.cancel {
             self.state = ReplacementState::Cancelled;

@@ -7,4 +7,4 @@ mod serve;
 
 pub use chain::Chain;
 pub use logs::{Error as LogError, LogFormat, init as init_logs};
-pub use serve::{Heartbeat, serve};
+pub use serve::{Health, Heartbeat, serve};

@@ -38,27 +38,43 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// When the core made progress last, by [`clock::now`].
 pub type Heartbeat = watch::Receiver<MonoTime>;
 
+/// What `/healthz` goes by.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// When the core made progress last.
+    pub heartbeat: Heartbeat,
+    /// What keeps it from its work though it is well, in a few words.
+    pub trouble: watch::Receiver<Option<&'static str>>,
+}
+
+impl From<Heartbeat> for Health {
+    /// Of a core that is well as long as it makes progress.
+    fn from(heartbeat: Heartbeat) -> Self {
+        Self {
+            heartbeat,
+            trouble: watch::channel(None).1,
+        }
+    }
+}
+
 #[derive(Clone)]
 struct Shown {
     registry: Arc<Registry>,
-    heartbeat: Heartbeat,
+    health: Health,
 }
 
 /// Answers until `stop`: `GET /metrics` in OpenMetrics' text form, `GET /healthz` with 200 while
-/// the core's heart beats, else 503.
+/// the core's heart beats and nothing keeps it from its work, else 503.
 pub async fn serve(
     listener: TcpListener,
     registry: Arc<Registry>,
-    heartbeat: Heartbeat,
+    health: Health,
     stop: CancellationToken,
 ) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
-        .with_state(Shown {
-            registry,
-            heartbeat,
-        });
+        .with_state(Shown { registry, health });
     http::serve(Doors::tcp(listener), router, LIMITS, stop).await;
 }
 
@@ -74,10 +90,12 @@ async fn metrics(State(shown): State<Shown>) -> Response {
 }
 
 async fn healthz(State(shown): State<Shown>) -> Response {
-    let silent = clock::now().since(*shown.heartbeat.borrow());
-    if silent <= HEARTBEAT_LIMIT {
-        return "ok\n".into_response();
-    }
-    let text = format!("no progress for {} s\n", silent.as_secs());
+    let silent = clock::now().since(*shown.health.heartbeat.borrow());
+    let trouble = *shown.health.trouble.borrow();
+    let text = match trouble {
+        _ if silent > HEARTBEAT_LIMIT => format!("no progress for {} s\n", silent.as_secs()),
+        Some(trouble) => format!("{trouble}\n"),
+        None => return "ok\n".into_response(),
+    };
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }

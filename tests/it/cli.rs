@@ -176,7 +176,10 @@ fn bad_configurations_say_each_mistake_at_its_place() {
         }
         assert_golden(&file.with_extension("stderr"), &ran.err);
         // A daemon says the same, and starts nothing.
-        let role = match name.ends_with("/provisioner.toml") {
+        let role = match fs::read_to_string(&file)
+            .unwrap()
+            .starts_with("[provisioner]")
+        {
             true => "provisioner",
             false => "director",
         };

@@ -178,7 +178,12 @@ async fn port() -> Port {
     let at = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let (beat, heartbeat) = watch::channel(clock::now());
-    let task = tokio::spawn(serve(listener, Arc::new(registry), heartbeat, stop.clone()));
+    let task = tokio::spawn(serve(
+        listener,
+        Arc::new(registry),
+        heartbeat.into(),
+        stop.clone(),
+    ));
     Port {
         at,
         stop,

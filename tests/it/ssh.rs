@@ -7,3 +7,4 @@ mod files;
 mod hostile;
 mod jobs;
 mod lab;
+mod pool;

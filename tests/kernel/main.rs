@@ -54,3 +54,5 @@ mod stopping;
 mod through;
 #[cfg(test)]
 mod verbs;
+#[cfg(test)]
+mod warm;

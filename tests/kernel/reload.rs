@@ -15,7 +15,8 @@ use crate::lab::traffic::Traffic;
 use crate::lab::{Lab, vip4, wait_until};
 use crate::policy::{ask, keep};
 use crate::scene::{
-    SOON, WIRING, Watch, run_director, status, table, understudy, wait_for_page, wait_for_table,
+    LIGHT_SCRIPT, REPLACED, SOON, Scene, WIRING, Watch, run_director, service, status, table,
+    understudy, wait_for_page, wait_for_table,
 };
 
 const SERVERS: [(&str, Tree); 3] = [
@@ -325,6 +326,44 @@ fn a_director_whose_link_is_down_takes_nobody_out() {
     // And who fails then is found as ever.
     lab.server("web1").kill_nginx();
     wait_for_table(&lab, "the others", SOON, |_| weights(&lab, 80).len() == 2);
+}
+
+/// The same with a provisioner and a spare: the failures are due to be replaced, and the link holds the requests.
+#[test]
+fn a_director_whose_link_is_down_asks_for_no_spare() {
+    let lab = Lab::new(
+        WIRING,
+        &[
+            ("web1", Tree::Web),
+            ("web2", Tree::Web),
+            ("spare1", Tree::Idle),
+        ],
+    );
+    let vip = vip4(80);
+    let services = [service(&lab, vip, "nat", &[("web1", 1), ("web2", 1)])];
+    let mut scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
+    lab.router.ip("link set dir-server down");
+    scene
+        .director
+        .wait_for_log("the link of an interface is down", SOON);
+    let held = || {
+        let incidents = status(&lab).incidents;
+        let by_link = incidents.iter().filter(|i| i.detail.contains("link of"));
+        assert!(
+            incidents.iter().all(|i| i.stage == "open"),
+            "{incidents:#?}"
+        );
+        by_link.count() == 2
+    };
+    wait_until("both failures held by the link", SOON, held);
+    assert_eq!(table(&lab).len(), 2);
+    lab.router.ip("link set dir-server up");
+    wait_until("no failure", SOON, || status(&lab).incidents.is_empty());
+    assert_eq!(scene.replacements(), []);
+    // And who fails then is replaced as ever.
+    lab.server("web1").kill_nginx();
+    wait_for_page(&lab, vip, "spare1", REPLACED);
+    scene.wait_for_success(1);
 }
 
 /// The switch between the director and its servers fails: its own link stays up.

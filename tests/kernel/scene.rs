@@ -136,7 +136,7 @@ pub(crate) fn understudy(lab: &Lab, args: &[&str]) -> String {
 pub(crate) struct Scene<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) director: Process<'a>,
-    _provisioner: Process<'a>,
+    pub(crate) provisioner: Process<'a>,
     inventory: String,
 }
 
@@ -168,7 +168,7 @@ impl<'a> Scene<'a> {
         Self {
             lab,
             director,
-            _provisioner: provisioner,
+            provisioner,
             inventory,
         }
     }

@@ -149,6 +149,21 @@ impl World {
         }
     }
 
+    /// The provisioner lists a warm spare for server 1.
+    async fn warm(&self, n: u8) {
+        let spare = Spare {
+            name: format!("spare{n}"),
+            addresses: vec![dest(n).addr],
+        };
+        let in_place_of = vec![dest(1).addr];
+        let list = Members {
+            version: 1,
+            members: Vec::new(),
+            standbys: vec![wire::Standby { spare, in_place_of }],
+        };
+        self.events.send(Event::Members(list)).await.unwrap();
+    }
+
     /// The provisioner lists a stand-in of server 1 for each of these numbers.
     async fn listed(&self, spares: &[u8]) {
         let member = |n: &u8| Member {
@@ -165,6 +180,7 @@ impl World {
         let list = Members {
             version: 1,
             members,
+            standbys: Vec::new(),
         };
         self.events.send(Event::Members(list)).await.unwrap();
     }
@@ -255,6 +271,28 @@ async fn a_disk_that_hangs_holds_up_what_must_not_be_forgotten_and_no_removal() 
     w.sees(&[3]).await;
     w.stop().await;
     drop(read);
+}
+
+/// From its failure to its spare without a probe between: what is kept in the state file is all that it waits for.
+#[tokio::test]
+async fn a_warm_spare_takes_its_place_without_being_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = World::start(dir.path()).await;
+    w.warm(3).await;
+    w.counts("standbys{state=\"waiting\"} 1").await;
+    w.probe(dest(3), Outcome::Pass).await;
+    w.counts("standbys{state=\"ready\"} 1").await;
+    w.sees(&[1, 2]).await;
+    w.probe(dest(1), Outcome::Fail(FailReason::Refused)).await;
+    let asked = w.outbox.wait_for(|o| !o.requests.is_empty());
+    drop(time::timeout(LIMIT, asked).await.unwrap().unwrap());
+    w.listed(&[3]).await;
+    w.sees(&[2, 3]).await;
+    let kept = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
+    assert!(kept.contains("spare3"), "it could be forgotten: {kept}");
+    w.counts("real_server_up{service=\"tcp/192.0.2.1:80\",server=\"10.0.0.3:80\"} 1")
+        .await;
+    w.stop().await;
 }
 
 #[tokio::test]

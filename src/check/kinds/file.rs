@@ -129,7 +129,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        check::testing::{fail, prepared},
+        check::testing::{SHORT, fail, prepared},
         model::CheckKind,
     };
 
@@ -142,7 +142,7 @@ mod tests {
         let kind = CheckKind::FromFile(FileCheck {
             path: pipe.display().to_string(),
         });
-        let check = prepared(kind, Duration::from_millis(100));
+        let check = prepared(kind, SHORT);
         let at = "192.0.2.1:80".parse().unwrap();
         let found = [check.probe(at).await, check.probe(at).await];
         // Lets the reader go, and takes what comes to it for its answer.

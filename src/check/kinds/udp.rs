@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        check::Check,
+        check::{Check, testing::SHORT},
         model::{CheckKind, CheckSpec, CheckTiming, Expect, Found, Outcome, Via},
     };
 
@@ -141,7 +141,7 @@ mod tests {
     async fn silence_fails_only_where_a_reply_is_required() {
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let at = silent.local_addr().unwrap();
-        let short = Duration::from_millis(100);
+        let short = SHORT;
         let required = found(at, asking(b"x", None), short).await;
         let timed_out = FailReason::TimedOut(Phase::Answer);
         assert_eq!(required.outcome, Outcome::Fail(timed_out));

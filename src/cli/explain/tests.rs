@@ -20,6 +20,7 @@ fn explanation() -> Explanation {
             "detail": "it has not failed for replace_after yet", "until_s": 48, "replacement": null
         },
         "stand_ins": [],
+        "standbys": [{ "name": "spare9", "in_place_of": ["10.0.0.1"], "state": "ready", "places": [] }],
         "replacement": {
             "id": "r1", "key": "k", "director": "lb1", "failed": "10.0.0.1", "origin": "10.0.0.1",
             "state": "configuring", "reason": null, "spare": null,
@@ -47,6 +48,7 @@ fn each_line_says_what_and_why() {
               asks 10.0.0.1:80: GET /health, status 200-299, every 1.5s, for at most 1s; rise 2, fall 3
   weight      5 configured, none wanted, none in the kernel
   kernel      it is not in the table
+  warm spare  spare9 could take the place of 10.0.0.1: ready
   failed      for 12s; no replacement yet: it has not failed for replace_after yet, for 48s more
   replacement r1 configuring
               passed over spare7: another system

@@ -38,6 +38,12 @@ fn status() -> Status {
         ],
         "incidents": [{ "failed": "10.0.0.2", "stage": "open", "replacement": null, "detail": "it has not failed for replace_after yet" }],
         "stand_ins": [{ "name": "spare9", "in_place_of": ["10.0.0.2"], "replacement": "r1", "state": "serving" }],
+        "standbys": [
+            { "name": "spare8", "in_place_of": ["10.0.0.1", "10.0.0.2"], "state": "failing", "places": [{
+                "service": "tcp/192.0.2.1:80", "server": "10.0.0.8:80", "health": "down",
+                "reason": "connection refused", "since_s": 3,
+            }] },
+        ],
         "drift": [],
         "warnings": ["the provisioner does not answer"],
     });
@@ -49,7 +55,7 @@ fn a_table_says_who_serves_since_when_and_why_not() {
     assert_eq!(
         show(&Screen::PLAIN, &status()),
         "\
-director lb1: 2 services, 4 of 4 places in service, 1 failed server, 1 stand-in, 1 warning
+director lb1: 2 services, 4 of 4 places in service, 1 failed server, 1 stand-in, 1 warm spare, 1 warning
 
 tcp/192.0.2.1:80 (wlc, nat): 3 of 3 in service, weight 11, 240 active
   QUORUM LOST: weight 1 is up, it takes 2; no sorry server serves, who is left goes on
@@ -65,6 +71,10 @@ udp/192.0.2.1:53 (rr, gate): 1 of 1 in service, weight 5
 stand-ins
   NAME    STATE    REPLACEMENT  PLACE
   spare9  serving  r1           in place of 10.0.0.2
+
+warm spares
+  NAME    STATE    PLACE
+  spare8  failing  could take that of 10.0.0.1 or 10.0.0.2; 10.0.0.8:80 of tcp/192.0.2.1:80: connection refused
 
 failed servers
   SERVER    STAGE  WHAT IT WAITS FOR
@@ -128,6 +138,14 @@ fn a_name_is_a_service_or_a_server() {
         ),
         (1, 1, 1)
     );
+    let warm = of("10.0.0.8").unwrap();
+    assert_eq!((warm.services.len(), warm.standbys.len()), (0, 1));
+    assert_eq!(
+        of("10.0.0.1").unwrap().standbys.len(),
+        1,
+        "whose place it is"
+    );
+    assert_eq!(of("10.0.0.3").unwrap().standbys.len(), 0);
     let Err(Failure::Failed(why)) = of("10.0.0.77") else {
         panic!("nobody has it")
     };

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Endpoint,
-    director::status::{DriftStatus, QuorumStatus, StandInStatus},
+    director::{
+        standby::StandbyStatus,
+        status::{DriftStatus, QuorumStatus, StandInStatus},
+    },
     model::{DestKey, DirectorName, Order, ReplacementId, ServiceKey, wire::Replacement},
 };
 
@@ -41,7 +44,7 @@ pub struct Explanation {
     pub service: ServiceKey,
     /// The server, address and port.
     pub server: String,
-    /// `configured`, `sorry`, `stand-in` or `unclaimed`.
+    /// `configured`, `sorry`, `stand-in`, `warm spare` or `unclaimed`.
     pub kind: String,
     /// Where it is to be.
     pub place: Place,
@@ -81,6 +84,9 @@ pub struct Explanation {
     pub incident: Option<IncidentExplained>,
     /// Stand-ins that have its place, or the stand-in that it is.
     pub stand_ins: Vec<StandInStatus>,
+    /// Warm spares that could take its place, or the warm spare that it is.
+    #[serde(default)]
+    pub standbys: Vec<StandbyStatus>,
     /// Its replacement as the provisioner tells of it.
     #[serde(default)]
     pub replacement: Option<Replacement>,

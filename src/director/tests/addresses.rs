@@ -131,6 +131,7 @@ fn the_address_of_a_service_that_leaves_stays_until_its_connections_are_gone() {
         Event::Members(Members {
             version: 1,
             members: vec![],
+            standbys: vec![],
         }),
     );
     let vip: IpAddr = "192.0.2.2".parse().unwrap();

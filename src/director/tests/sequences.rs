@@ -1,8 +1,8 @@
 //! Random sequences of everything that can happen: check results, orders, the provisioner's answers, reloads,
 //! restarts, links and witnesses. What an operator relies on holds after every step.
 
-use super::*;
-use crate::model::{Family, Order, Phase, Wish};
+use super::{standbys::standby, *};
+use crate::model::{Family, Order, Phase, Wish, wire::Standby};
 
 const HEAD: &str = r#"
 [director]
@@ -68,6 +68,8 @@ enum Op {
     Answer(ReplacementState),
     /// The provisioner has a spare ready for what was asked for first.
     Provide,
+    /// It keeps a spare warm, or none any more.
+    Warm(bool),
     /// It confirms what is confirmed, and takes back what is given back.
     Settle,
     Silent,
@@ -104,6 +106,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u64..3).prop_map(Op::Counted),
         2 => prop::sample::select(ReplacementState::ALL.to_vec()).prop_map(Op::Answer),
         3 => Just(Op::Provide),
+        2 => any::<bool>().prop_map(Op::Warm),
         2 => Just(Op::Settle),
         1 => Just(Op::Silent),
         1 => (0usize..7).prop_map(Op::Reload),
@@ -123,6 +126,8 @@ struct Play {
     /// What was published: only what the core said may differ was computed anew.
     published: Wanted,
     members: Vec<Member>,
+    /// Spares that are kept warm.
+    warm: Vec<Standby>,
     next: u8,
 }
 
@@ -145,6 +150,7 @@ impl Play {
             config: 0,
             published,
             members: Vec::new(),
+            warm: Vec::new(),
             next: 20,
         }
     }
@@ -176,6 +182,7 @@ impl Play {
         self.event(Event::Members(Members {
             version: 1,
             members,
+            standbys: self.warm.clone(),
         }));
     }
 
@@ -235,8 +242,31 @@ impl Play {
                 }
                 let mut made = member(&id, 1, self.next, Want::Attach);
                 made.origins = origins;
-                self.next = 20 + (self.next - 19) % 200;
+                // One that is warm goes first; who is watched for it may not know of it yet.
+                match self.warm.pop() {
+                    Some(warm) => made.spare = warm.spare,
+                    None => self.next = 20 + (self.next - 19) % 100,
+                }
+                let slots: Vec<_> = self.w.core.slots(&made).collect();
+                let up = |(key, dest): &(ServiceKey, DestKey)| {
+                    let standing = self.w.core.watched_as(*key, *dest);
+                    standing.is_some_and(|s| s.verdict().is_up())
+                };
+                let warm: Vec<_> = slots.into_iter().filter(up).collect();
                 self.members.push(made);
+                self.list();
+                for (key, dest) in warm {
+                    let verdict = self.w.core.verdict(key, dest);
+                    assert!(verdict.is_some_and(Health::is_up), "its verdict is lost");
+                }
+            }
+            Op::Warm(true) => {
+                self.warm.push(standby(self.next, &[1, 2, 3, 4]));
+                self.next = 20 + (self.next - 19) % 100;
+                self.list();
+            }
+            Op::Warm(false) => {
+                self.warm.clear();
                 self.list();
             }
             Op::Settle => {
@@ -322,6 +352,7 @@ impl Play {
             "a service differs of which that was not said"
         );
         self.check_requests(seen)?;
+        self.check_warm()?;
         for (key, config) in &core.config.services {
             // An operator's word always wins.
             for (place, ordered) in core.orders.iter().filter(|(p, _)| p.service == *key) {
@@ -380,6 +411,28 @@ impl Play {
         Ok(())
     }
 
+    /// A warm spare is in no service, and nobody counts it.
+    fn check_warm(&self) -> Result<(), TestCaseError> {
+        let core = &self.w.core;
+        for warm in &self.warm {
+            let is = |dest: &DestKey| warm.spare.addresses.contains(&dest.addr);
+            for key in core.config.services.keys() {
+                let want = &self.published[key];
+                let there = want.service.dests.keys().chain(&want.out);
+                prop_assert!(!there.copied().any(|d| is(&d)), "{:?} is in {}", warm, key);
+            }
+            let counted = core.watched_servers();
+            prop_assert!(!counted.iter().any(|(_, dest)| is(dest)));
+            let incidents = core.incidents.keys().chain(core.places.keys());
+            prop_assert!(
+                !incidents
+                    .into_iter()
+                    .any(|a| warm.spare.addresses.contains(a))
+            );
+        }
+        Ok(())
+    }
+
     fn check_requests(&self, seen: &mut BTreeSet<IncidentKey>) -> Result<(), TestCaseError> {
         let core = &self.w.core;
         let now = at(self.w.now);
@@ -431,6 +484,39 @@ proptest! {
         for op in &ops {
             play.step(op);
             play.check(&mut seen)?;
+        }
+    }
+
+    /// Warm spares that come, pass and fail leave everything of all others as it is without them.
+    #[test]
+    fn a_warm_spare_changes_nothing_for_anybody_else(
+        ops in prop::collection::vec((op(), 120u8..122, any::<bool>()), 1..100),
+    ) {
+        let (mut with, mut without) = (Play::new(), Play::new());
+        let warm = vec![standby(120, &[1, 2, 3, 4]), standby(121, &[1])];
+        for (op, n, passes) in &ops {
+            if let Op::Warm(_) = op {
+                continue;
+            }
+            let list = |play: &mut Play, standbys| {
+                let (version, members) = (1, play.members.clone());
+                play.event(Event::Members(Members { version, members, standbys }));
+            };
+            list(&mut with, warm.clone());
+            list(&mut without, Vec::new());
+            with.step(&Op::Probe(*n, if *passes { Outcome::Pass } else { FAIL }));
+            with.step(op);
+            without.step(op);
+            prop_assert_eq!(&with.published, &without.published);
+            let (a, b, now) = (&with.w.core, &without.w.core, at(with.w.now));
+            let (one, other) = (a.status(now), b.status(now));
+            prop_assert_eq!(one.services, other.services);
+            prop_assert_eq!(one.incidents, other.incidents);
+            prop_assert_eq!(&a.quorums, &b.quorums);
+            prop_assert_eq!((a.mass, &a.panics, &a.places), (b.mass, &b.panics, &b.places));
+            prop_assert_eq!((a.held(now), a.kept_in()), (b.held(now), b.kept_in()));
+            prop_assert_eq!(a.outbox(), b.outbox());
+            prop_assert_eq!(a.next_deadline(now), b.next_deadline(now));
         }
     }
 

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use proptest::prelude::*;
 
@@ -6,7 +6,10 @@ use super::*;
 use crate::{
     config,
     director::{Event, Recall, Start, tests::probe},
-    model::{FailReason, MonoTime, Outcome, WallMillis},
+    model::{
+        FailReason, Found, MonoTime, Outcome, Slot, WallMillis,
+        wire::{Member, Members, Spare, Standby, Want},
+    },
     reconcile::plan::Applied,
 };
 
@@ -28,6 +31,10 @@ through = "vip"
 "#;
 
 fn core(recall: Recall, marked: &[u32]) -> Core {
+    core_of("1000-1001", recall, marked)
+}
+
+fn core_of(range: &str, recall: Recall, marked: &[u32]) -> Core {
     let start = Start {
         now: MonoTime::ZERO,
         wall: WallMillis(0),
@@ -37,7 +44,8 @@ fn core(recall: Recall, marked: &[u32]) -> Core {
         dropped: BTreeMap::new(),
         marked: marked.iter().map(|m| hidden(*m)).collect(),
     };
-    let config = config::director::parse(Path::new("d.toml"), CONFIG);
+    let text = CONFIG.replace("1000-1001", range);
+    let config = config::director::parse(Path::new("d.toml"), &text);
     Core::new(Arc::new(config.unwrap_or_else(|e| panic!("{e}"))), start)
 }
 
@@ -100,6 +108,58 @@ fn each_server_has_a_hidden_service_and_is_asked_once_the_kernel_has_it() {
 }
 
 #[test]
+fn a_warm_spare_is_asked_through_the_virtual_address_beforehand_and_keeps_its_way() {
+    let forgot = Recall::Forgot("there is no state file".into());
+    let mut core = core_of("1000-1002", forgot, &[]);
+    let spare = Spare {
+        name: "spare9".into(),
+        addresses: vec![dest(9).addr],
+    };
+    let in_place_of = vec![dest(1).addr];
+    let list = |members, standbys| {
+        let version = 1;
+        Event::Members(Members {
+            version,
+            members,
+            standbys,
+        })
+    };
+    let standby = Standby {
+        spare: spare.clone(),
+        in_place_of: in_place_of.clone(),
+    };
+    let fx = core.handle(list(Vec::new(), vec![standby]), MonoTime::ZERO);
+    assert!(fx.dirty.contains(&hidden(1002)), "{fx:?}");
+    let event = applied(&core, &[service(), hidden(1002)]);
+    core.handle(event, MonoTime::ZERO);
+    let vip = "192.0.2.1:80".parse().unwrap();
+    assert_eq!(through(&core), [(vip, 1002, dest(9))]);
+    for check in [0, 1] {
+        let slots = [Slot {
+            service: service(),
+            dest: dest(9),
+            check,
+        }]
+        .into();
+        let found = Found::of(Outcome::Pass, Duration::ZERO);
+        core.handle(Event::Probe { slots, found }, MonoTime::ZERO);
+    }
+    let mut dests = core.desired(service()).unwrap().service.dests.into_keys();
+    assert!(!dests.any(|d| d == dest(9)));
+    let member = Member {
+        replacement: "r1".parse().unwrap(),
+        origins: in_place_of,
+        spare,
+        want: Want::Attach,
+        confirmed: None,
+    };
+    let fx = core.handle(list(vec![member], Vec::new()), MonoTime::ZERO);
+    assert!(!fx.dirty.contains(&hidden(1002)), "{fx:?}");
+    let mut dests = core.desired(service()).unwrap().service.dests.into_keys();
+    assert!(dests.any(|d| d == dest(9)));
+}
+
+#[test]
 fn a_probe_through_the_virtual_address_comes_from_an_own_one() {
     let mut core = fresh();
     let event = applied(&core, &[hidden(1000)]);
@@ -136,7 +196,7 @@ fn two_checks_give_a_diagnosis_in_words() {
         let Event::Probe { slots, found } = probe(service(), dest(1), outcome) else {
             unreachable!()
         };
-        let slot = crate::model::Slot { check, ..slots[0] };
+        let slot = Slot { check, ..slots[0] };
         let slots = [slot].into();
         core.handle(Event::Probe { slots, found }, MonoTime::ZERO);
     }

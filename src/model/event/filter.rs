@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::Deserialize;
+
 use super::{Event, EventKind, EventServer, Severity};
 use crate::model::ServiceKey;
 
@@ -45,4 +47,49 @@ impl Wanted {
     pub fn wants(&self, event: &Event) -> bool {
         self.severity.is_some_and(|s| event.severity >= s) || self.kinds.contains(&event.kind)
     }
+}
+
+/// What is asked of a stream of events, in a query.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsAsked {
+    /// Those after this number; without it all that are kept.
+    pub after: Option<u64>,
+    /// The life of the process that `after` is of: those of another begin anew.
+    pub run: Option<u64>,
+    /// How long to wait where there is none yet, in seconds.
+    #[serde(default)]
+    pub wait: u64,
+    /// See [`EventFilter`].
+    pub service: Option<String>,
+    /// See [`EventFilter`].
+    pub server: Option<String>,
+    /// See [`EventFilter`].
+    pub kind: Option<String>,
+    /// See [`EventFilter`].
+    pub severity: Option<String>,
+}
+
+impl EventsAsked {
+    /// What is looked for.
+    ///
+    /// # Errors
+    ///
+    /// Which word is none, for whoever asked.
+    pub fn filter(&self) -> Result<EventFilter, String> {
+        let kinds = self.kind.as_deref().unwrap_or_default();
+        let kinds = kinds.split(',').filter(|word| !word.is_empty());
+        let kinds: Result<BTreeSet<EventKind>, _> = kinds.map(str::parse).collect();
+        Ok(EventFilter {
+            service: read(self.service.as_deref())?,
+            server: read(self.server.as_deref())?,
+            kinds: kinds.map_err(|e| e.to_string())?,
+            severity: read(self.severity.as_deref())?,
+        })
+    }
+}
+
+fn read<T: std::str::FromStr<Err: ToString>>(text: Option<&str>) -> Result<Option<T>, String> {
+    let value = text.map(str::parse).transpose();
+    value.map_err(|e: T::Err| e.to_string())
 }

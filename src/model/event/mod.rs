@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DestKey, DirectorName, ServiceKey, WallMillis, order::parse_server, time};
 
-pub use filter::{EventFilter, Wanted};
+pub use filter::{EventFilter, EventsAsked, Wanted};
 pub use ring::{EventPage, EventRing};
 
 /// How bad it is.
@@ -180,6 +180,24 @@ kinds! {
     ReplacementFailed => "replacement_failed", Error;
     /// A replacement is not needed any more.
     ReplacementCalledOff => "replacement_called_off", Info;
+    /// A replacement cannot go on before somebody acts.
+    ReplacementWaits => "replacement_waits", Error;
+    /// A spare failed and is put aside.
+    SpareQuarantined => "spare_quarantined", Error;
+    /// A server is a spare again.
+    SpareReleased => "spare_released", Info;
+    /// A spare is configured and tested beforehand.
+    SpareKeptWarm => "spare_kept_warm", Info;
+    /// A server that had a role is clean, and a spare again.
+    ServerCleaned => "server_cleaned", Info;
+    /// What is known of a server as a spare, or wanted of it, has changed.
+    ServerNoted => "server_noted", Info;
+    /// The inventory was changed.
+    InventoryChanged => "inventory_changed", Info;
+    /// A director told the provisioner its services.
+    DirectorRegistered => "director_registered", Info;
+    /// A director has a stand-in in service, or out of it.
+    StandInConfirmed => "stand_in_confirmed", Info;
     /// A stand-in was announced.
     StandInJoined => "stand_in_joined", Info;
     /// A stand-in is to leave.
@@ -188,6 +206,10 @@ kinds! {
     StandInGivenBack => "stand_in_given_back", Info;
     /// The provisioner does not know a stand-in that serves.
     StandInUnlisted => "stand_in_unlisted", Warning;
+    /// A warm spare passes wherever it could be needed.
+    StandbyReady => "standby_ready", Info;
+    /// A warm spare does not pass: a failure would not be covered at once.
+    StandbyFails => "standby_fails", Warning;
     /// The provisioner answers.
     ProvisionerUp => "provisioner_up", Info;
     /// The provisioner does not answer.
@@ -316,13 +338,24 @@ pub struct Event {
     pub reason: Option<Cow<'static, str>>,
     /// The whole in a sentence.
     pub text: String,
+    /// Who did it, where somebody did: a user, a director, an engine. Of a provisioner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// Where that one spoke from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 impl Event {
     /// Names this event for ever: a receiver that has seen it has seen this event.
     #[must_use]
     pub fn id(&self) -> String {
-        let by = self.director.as_ref().map_or("-", DirectorName::as_str);
+        let by = match (self.role, &self.director) {
+            // Its events are about directors, and one's numbers are not the other's.
+            (Role::Provisioner, _) => "provisioner",
+            (Role::Director, Some(name)) => name.as_str(),
+            (Role::Director, None) => "-",
+        };
         format!("{by}/{}/{}", self.run, self.number)
     }
 }

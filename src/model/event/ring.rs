@@ -66,6 +66,8 @@ impl EventRing {
             replacement: draft.replacement,
             reason: draft.reason,
             text: draft.text,
+            actor: None,
+            origin: None,
         }));
         if self.kept.len() > KEPT {
             self.kept.pop_front();

@@ -6,13 +6,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::de::DeserializeOwned;
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::{model::wire::Problem, provisioner::store::StoreError, telemetry::Chain};
 
 /// A problem as an answer.
 #[derive(Debug)]
 pub(super) struct Refusal(Problem);
+
+/// The code of an answer that only the store keeps from being another one.
+const STORE_AWAY: &str = "store_away";
+
+/// A store that is away is asked for again after so many seconds.
+const RETRY_AFTER: &str = "2";
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
@@ -28,6 +34,10 @@ impl IntoResponse for Refusal {
         // A problem is three texts and a number: it always has a JSON form.
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        if self.0.code == STORE_AWAY {
+            let later = [(header::RETRY_AFTER, RETRY_AFTER)];
+            return (status, kind, later, body).into_response();
+        }
         (status, kind, body).into_response()
     }
 }
@@ -40,6 +50,15 @@ impl From<StoreError> for Refusal {
                 "no_such_replacement",
                 format!("there is no replacement {id}"),
             ),
+            // The engine says so, once.
+            StoreError::Away { .. } => {
+                debug!(error = %Chain(&e), "request while the store is away");
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    STORE_AWAY,
+                    "the provisioner's store is away: ask again",
+                )
+            }
             _ => {
                 error!(error = %Chain(&e), "request failed in the store");
                 Self::new(

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::{
-    Shared, operator,
+    Shared, actor, operator,
     problem::{Path, Refusal},
 };
 use crate::{
@@ -35,7 +35,7 @@ pub(super) async fn release(
 ) -> Result<StatusCode, Refusal> {
     operator(&caller)?;
     let store = &shared.app.store;
-    if !store.release_role(&code, &caller.to_string()).await? {
+    if !store.release_role(&code, actor(&caller)).await? {
         return Err(no_role(&code));
     }
     info!(role = code, %caller, "role released");
@@ -61,10 +61,15 @@ pub(super) async fn look(
         let detail = format!("the inventory has no server {name}");
         Refusal::new(StatusCode::NOT_FOUND, "no_such_server", detail)
     })?;
-    let (failed, origins) = place(&shared, &world, role, &server.addresses).await?;
-    let brief = world
-        .brief_of(role, failed, &name, &origins)
-        .map_err(|miss| Refusal::new(StatusCode::CONFLICT, miss.code(), miss.to_string()))?;
+    let brief = match place(&shared, &world, role, &server.addresses).await? {
+        Some((at, origins)) => {
+            let services = world.services_with(&world.places(&origins));
+            world.brief_of(role, Some(at), Some(&name), services)
+        }
+        None => world.brief_beforehand(role),
+    };
+    let brief =
+        brief.map_err(|miss| Refusal::new(StatusCode::CONFLICT, miss.code(), miss.to_string()))?;
     let steps = steps(&brief, &server, "plan")
         .map_err(|e| Refusal::new(StatusCode::CONFLICT, "template_error", e.line()))?;
     let mut answer = RoleLook {
@@ -101,39 +106,25 @@ pub(super) async fn look(
     Ok(Json(answer))
 }
 
-/// The place that a server has in the role, or would have: its own, or the first there is.
+/// The place that a server has in the role, where it has one: its address, and all of the configured server's.
 async fn place(
     shared: &Shared,
     world: &World,
     role: &Role,
     addresses: &[IpAddr],
-) -> Result<(IpAddr, Vec<IpAddr>), Refusal> {
-    let held = |a: &&IpAddr| {
-        world
-            .assignments
-            .get(a)
-            .is_some_and(|h| h.role == role.code)
-    };
-    let own = addresses.iter().find(held);
-    let first = || {
-        let of_role = world
-            .assignments
-            .iter()
-            .filter(|(_, h)| h.role == role.code);
-        let mut of_role = of_role.map(|(a, h)| (*a, h));
-        of_role
-            .find(|(_, h)| h.source == Source::Files)
-            .map(|(a, _)| a)
-    };
-    let Some(at) = own.copied().or_else(first).or(addresses.first().copied()) else {
-        let detail = "the server has no address".to_owned();
-        return Err(Refusal::new(StatusCode::CONFLICT, "no_address", detail));
-    };
-    let origins = match world.assignments.get(&at).map(|h| &h.source) {
-        Some(Source::Replacement(id)) => shared.app.store.work_on(id).await?.origins,
-        Some(Source::Files) | None => world.addresses_of(at),
-    };
-    Ok((at, origins))
+) -> Result<Option<(IpAddr, Vec<IpAddr>)>, Refusal> {
+    for address in addresses {
+        let held = world.assignments.get(address);
+        let Some(held) = held.filter(|h| h.role == role.code && h.passed_on.is_none()) else {
+            continue;
+        };
+        let origins = match &held.source {
+            Source::Replacement(id) => shared.app.store.origins(id).await?,
+            Source::Files => world.addresses_of(*address),
+        };
+        return Ok(Some((*address, origins)));
+    }
+    Ok(None)
 }
 
 fn wanted(role: &Role, steps: &[Step], values: &Values) -> Wanted {
@@ -145,7 +136,11 @@ fn wanted(role: &Role, steps: &[Step], values: &Values) -> Wanted {
             Step::Test {
                 installed: some, ..
             } => installed.extend(some.iter().cloned()),
-            Step::Fence | Step::Os { .. } | Step::Install { .. } => {}
+            Step::Look
+            | Step::Fence
+            | Step::Os { .. }
+            | Step::Install { .. }
+            | Step::Clean { .. } => {}
         }
     }
     files.iter_mut().for_each(|f| f.reveal(values));
@@ -165,7 +160,7 @@ fn planned(step: &Step) -> PlannedStep {
         text.push('\n');
     };
     match step {
-        Step::Fence => {}
+        Step::Look | Step::Fence | Step::Clean { .. } => {}
         Step::Os { wanted } => say(&format!("is it {wanted}?")),
         Step::Install {
             script,

@@ -16,6 +16,7 @@ use tokio::{
 use super::*;
 use crate::{
     model::{
+        EventKind, EventPage,
         inventory::{ChangeAction, ServerState},
         wire::Want,
     },
@@ -39,6 +40,7 @@ struct Answer {
     status: u16,
     kind: String,
     location: Option<String>,
+    retry_after: Option<String>,
     body: Value,
 }
 
@@ -69,12 +71,13 @@ where
             value.map(|v| v.to_str().unwrap().to_owned())
         };
         let (status, kind) = (response.status().as_u16(), text("content-type"));
-        let location = text("location");
+        let (location, retry_after) = (text("location"), text("retry-after"));
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         Answer {
             status,
             kind: kind.unwrap_or_default(),
             location,
+            retry_after,
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
         }
     };
@@ -110,6 +113,10 @@ impl Rig {
     async fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let store = Store::open(&dir.path().join("store")).await.unwrap();
+        Self::on(dir, store).await
+    }
+
+    async fn on(dir: TempDir, store: Store) -> Self {
         let socket = dir.path().join("api.sock");
         let doors = Doors::open(Some(&socket), Some("127.0.0.1:0".parse().unwrap()))
             .await
@@ -146,6 +153,7 @@ impl Rig {
             engine::run(
                 store,
                 hands,
+                "centre",
                 Settings::STANDARD,
                 Secrets::default(),
                 observer,
@@ -469,4 +477,68 @@ async fn a_role_is_held_against_a_server() {
     ] {
         assert_eq!(rig.send("GET", path, &Value::Null).await.status, 404);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_store_is_away_whoever_asks_is_told_to_come_back() {
+    let mut server = tokio::task::spawn_blocking(testing::Postgres::new)
+        .await
+        .unwrap();
+    let store = Store::open_at(&server.database().await).await.unwrap();
+    let rig = Rig::on(TempDir::new().unwrap(), store).await;
+    assert_eq!(
+        rig.send("GET", "/v1/replacements", &Value::Null)
+            .await
+            .status,
+        200
+    );
+    tokio::task::block_in_place(|| server.stop("fast"));
+    for path in [
+        "/v1/replacements",
+        "/v1/inventory/servers",
+        "/v1/events?wait=20",
+    ] {
+        let answer = rig.send("GET", path, &Value::Null).await;
+        answer.problem(503, "store_away");
+        assert_eq!(answer.retry_after.as_deref(), Some("2"));
+    }
+    tokio::task::block_in_place(|| server.start());
+    assert_eq!(
+        rig.send("GET", "/v1/replacements", &Value::Null)
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn events_tell_who_did_what_from_where_and_are_waited_for() {
+    let rig = Rig::working().await;
+    let first: EventPage = rig.send("GET", "/v1/events", &Value::Null).await.is();
+    let added = &first.events[0];
+    assert_eq!(added.kind, EventKind::InventoryChanged);
+    assert!(
+        added.actor.as_deref().unwrap().starts_with("uid "),
+        "{added:?}"
+    );
+    assert_eq!(added.origin.as_deref(), Some("socket"));
+    let registered = first.events.last().unwrap();
+    assert_eq!(registered.kind, EventKind::DirectorRegistered);
+    // A question that waits is answered by what happens next, if that is what it looks for.
+    let path = format!(
+        "/v1/events?run={}&after={}&wait=30&kind=replacement_requested&severity=warning",
+        first.run, first.next
+    );
+    let (page, _) = tokio::join!(rig.send("GET", &path, &Value::Null), async {
+        rig.register().await;
+        let body = testing::request("lb1", "10.0.0.1");
+        rig.store.ask("k1", &body).await.unwrap()
+    });
+    let page: EventPage = page.is();
+    assert_eq!(page.events.len(), 1);
+    assert_eq!(page.events[0].kind, EventKind::ReplacementRequested);
+    assert!(page.events[0].number > first.next && page.next >= page.events[0].number);
+    rig.send("GET", "/v1/events?severity=loud", &Value::Null)
+        .await
+        .problem(400, "bad_question");
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    time::Duration,
 };
 
 use toml::Spanned;
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Diagnostics,
-    model::inventory::{Inventory, Role, Server, ServiceFile, Software},
+    model::inventory::{Cleanup, Inventory, Role, Server, ServiceFile, Software, SparePolicy},
     provisioner::ssh::HostKey,
 };
 
@@ -50,6 +51,9 @@ pub enum AttachmentError {
     #[error("cannot be read: {0}")]
     Unreadable(String),
 }
+
+/// A cleaning script ends within this where nothing else is said.
+const CLEANUP: Duration = Duration::from_secs(300);
 
 /// Gives the text of a file by its path in the folder.
 type Attach<'a> = dyn FnMut(&str) -> Result<String, AttachmentError> + 'a;
@@ -91,7 +95,21 @@ pub fn parse(
         attach,
         inventory: Inventory::default(),
     };
-    let keys = ["code", "domain", "os", "software", "gateways", "clients"];
+    let keys = [
+        "code",
+        "domain",
+        "os",
+        "software",
+        "gateways",
+        "clients",
+        "requires",
+        "prefers",
+        "apart",
+        "keep_warm",
+        "low_water",
+        "cleanup",
+        "cleanup_timeout",
+    ];
     let roles = sections(&mut p.roles, texts.roles, "role", &keys);
     let keys = [
         "name", "os", "script", "timeout", "check", "running", "start", "reload", "needs",
@@ -109,6 +127,8 @@ pub fn parse(
         "ssh_port",
         "host_keys",
         "role",
+        "labels",
+        "reserved_for",
     ];
     let servers = sections(&mut p.servers, texts.servers, "server", &keys);
 
@@ -272,6 +292,7 @@ impl Parser<'_> {
                 let texts = e.texts(d, key);
                 texts.iter().filter_map(|t| address(d, t)).collect()
             });
+            let spares = spare_policy(d, &mut *self.attach, e);
             if let (Some(code), Some(domain), Some(os)) = (code, domain, os) {
                 let code = code.into_inner();
                 let role = Role {
@@ -281,6 +302,7 @@ impl Parser<'_> {
                     software: wanted.into_iter().map(Spanned::into_inner).collect(),
                     gateways,
                     clients,
+                    spares,
                 };
                 self.inventory.roles.insert(code, role);
             }
@@ -556,6 +578,18 @@ impl Parser<'_> {
                 );
                 d.push(role.span(), message);
             }
+            let labels = e.words(d, "labels");
+            let reserved = e.texts(d, "reserved_for");
+            for role in reserved.iter().filter(|_| roles_known) {
+                if !self.names.roles.contains(role.get_ref()) {
+                    let there = list(&self.names.roles);
+                    let message = format!(
+                        "no role {:?} in roles.toml; there is {there}",
+                        role.get_ref()
+                    );
+                    d.push(role.span(), message);
+                }
+            }
             if let (Some(name), Some(ssh_address)) = (found_name, ssh_address) {
                 let name = name.into_inner();
                 let server = Server {
@@ -565,10 +599,45 @@ impl Parser<'_> {
                     ssh_port,
                     host_keys: keys.into_iter().map(Spanned::into_inner).collect(),
                     role: role.map(Spanned::into_inner),
+                    labels,
+                    reserved_for: reserved.into_iter().map(Spanned::into_inner).collect(),
                 };
                 self.inventory.servers.insert(name, server);
             }
         }
+    }
+}
+
+/// What a role says of its spares.
+fn spare_policy(d: &mut Diagnostics, attach_file: &mut Attach<'_>, e: &Entry<'_>) -> SparePolicy {
+    let apart = e.texts(d, "apart");
+    let script = e.text(d, "cleanup");
+    let timeout = e.text(d, "cleanup_timeout");
+    if let (None, Some(timeout)) = (&script, &timeout) {
+        d.push(
+            timeout.span(),
+            "`cleanup_timeout` is of `cleanup`, which is missing",
+        );
+    }
+    let timeout = timeout.map_or(Some(CLEANUP), |t| limit(d, &t));
+    let cleanup = script.and_then(|s| {
+        let script = attach(d, attach_file, &s)?;
+        if let Some(mistake) = script_mistake(&script) {
+            d.push(s.span(), format!("{}: {mistake}", s.get_ref()));
+            return None;
+        }
+        Some(Cleanup {
+            script,
+            timeout: timeout?,
+        })
+    });
+    SparePolicy {
+        requires: e.words(d, "requires"),
+        prefers: e.words(d, "prefers"),
+        apart: apart.into_iter().map(Spanned::into_inner).collect(),
+        keep_warm: e.count(d, "keep_warm", 0),
+        low_water: e.count(d, "low_water", 1),
+        cleanup,
     }
 }
 

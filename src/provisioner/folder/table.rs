@@ -1,6 +1,6 @@
 //! TOML tables read key by key, so that every mistake of a file is found and not only the first.
 
-use std::ops::Range;
+use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
 use toml::{
     Spanned,
@@ -8,6 +8,9 @@ use toml::{
 };
 
 use crate::config::Diagnostics;
+
+/// No pool has more servers.
+const MOST: u32 = 10_000;
 
 /// One `[[section]]` of a file.
 #[derive(Debug)]
@@ -123,6 +126,46 @@ impl Entry<'_> {
                 Vec::new()
             }
         }
+    }
+
+    /// Words by name, as in `{ rack = "r1" }`; empty where there are none.
+    pub(super) fn words(&self, d: &mut Diagnostics, key: &str) -> BTreeMap<String, String> {
+        match self.get(key).map(|v| (v.get_ref(), v.span())) {
+            None => BTreeMap::new(),
+            Some((DeValue::Table(table), _)) => {
+                let word = |(name, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+                    let name: &Cow<'_, str> = name.get_ref();
+                    let value = text(d, &format!("{key}.{name}"), value)?;
+                    Some((name.clone().into_owned(), value.into_inner()))
+                };
+                table.iter().filter_map(word).collect()
+            }
+            Some((_, span)) => {
+                d.push(
+                    span,
+                    format!("`{key}` is a table, as in {key} = {{ rack = \"r1\" }}"),
+                );
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// A number of servers.
+    pub(super) fn count(&self, d: &mut Diagnostics, key: &str, default: u32) -> u32 {
+        let Some(value) = self.get(key) else {
+            return default;
+        };
+        let count = match value.get_ref() {
+            DeValue::Integer(n) => u32::from_str_radix(n.as_str(), n.radix()).ok(),
+            _ => None,
+        };
+        if count.is_none_or(|n| n > MOST) {
+            d.push(
+                value.span(),
+                format!("`{key}` is a number of servers, 0 to {MOST}"),
+            );
+        }
+        count.unwrap_or(default)
     }
 
     /// `true` or `false`.

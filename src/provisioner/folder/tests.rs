@@ -52,6 +52,44 @@ fn two_software_of_a_role_cannot_place_one_file() {
 }
 
 #[test]
+fn what_a_role_says_of_its_spares() {
+    let role = format!(
+        "{ROLE}requires = {{ size = \"l\" }}\nprefers = {{ zone = \"a\" }}\napart = [\"rack\"]\n\
+         keep_warm = 2\ncleanup = \"scripts/clean.sh\"\n"
+    );
+    let server = "[[server]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nhost_keys = [\"ssh-ed25519 \
+                  AAAAC3NzaC1lZDI1NTE5AAAAIPZsKT+Q+xUnWZ98QoEc2b2B01lscwWwHe9Hqc6WqwBA\"]\n\
+                  labels = { rack = \"r1\" }\nreserved_for = [\"web\"]\n";
+    let inventory = read([&role, SOFTWARE, "", server]).unwrap();
+    let spares = &inventory.roles["web"].spares;
+    assert_eq!(spares.requires["size"], "l");
+    assert_eq!(spares.prefers["zone"], "a");
+    assert_eq!(spares.apart, ["rack"]);
+    assert_eq!((spares.keep_warm, spares.low_water), (2, 1));
+    let cleanup = spares.cleanup.as_ref().unwrap();
+    assert_eq!(cleanup.timeout, std::time::Duration::from_secs(300));
+    assert_eq!(inventory.servers["s"].labels["rack"], "r1");
+    assert_eq!(inventory.servers["s"].reserved_for, ["web"]);
+
+    let wrong = format!(
+        "{ROLE}requires = \"l\"\nprefers = {{ zone = 1 }}\nkeep_warm = 10001\nlow_water = -1\n\
+         cleanup_timeout = \"1m\"\n"
+    );
+    let server = server.replace("reserved_for = [\"web\"]", "reserved_for = [\"db\"]");
+    let said = read([&wrong, SOFTWARE, "", &server]).unwrap_err();
+    for words in [
+        "roles.toml:6:12: `requires` is a table, as in requires = { rack = \"r1\" }",
+        "roles.toml:7:20: `prefers.zone` is a text, in quotes",
+        "roles.toml:8:13: `keep_warm` is a number of servers, 0 to 10000",
+        "roles.toml:9:13: `low_water` is a number of servers, 0 to 10000",
+        "roles.toml:10:19: `cleanup_timeout` is of `cleanup`, which is missing",
+        "servers.toml:6:17: no role \"db\" in roles.toml; there is web",
+    ] {
+        assert!(said.contains(words), "{words}\n{said}");
+    }
+}
+
+#[test]
 fn empty_files_are_an_empty_inventory() {
     assert_eq!(read([""; 4]).unwrap(), Inventory::default());
 }

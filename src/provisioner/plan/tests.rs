@@ -1,49 +1,6 @@
 use super::*;
 use crate::{model::CheckKind, provisioner::testing::*};
 
-fn world() -> World {
-    let inventory = inventory();
-    World {
-        roles: inventory.roles,
-        software: inventory.software,
-        files: inventory.files,
-        servers: inventory
-            .servers
-            .iter()
-            .map(|(name, s)| {
-                let pool = PoolServer {
-                    server: s.clone(),
-                    state: ServerState::Ready,
-                    reason: None,
-                    os_seen: None,
-                    claimed_for: None,
-                };
-                (name.clone(), pool)
-            })
-            .collect(),
-        assignments: inventory
-            .servers
-            .values()
-            .filter_map(|s| Some((s, s.role.clone()?)))
-            .flat_map(|(s, role)| {
-                s.addresses.iter().map(move |a| {
-                    let held = Assignment {
-                        role: role.clone(),
-                        server: s.name.clone(),
-                        source: Source::Files,
-                        passed_on: None,
-                    };
-                    (*a, held)
-                })
-            })
-            .collect(),
-        directors: BTreeMap::from([
-            ("lb1".parse().unwrap(), registration("lb1")),
-            ("lb2".parse().unwrap(), registration("lb2")),
-        ]),
-    }
-}
-
 #[test]
 fn looks_up_role_catalogue_scripts_files_and_services() {
     let brief = world().brief(ip("10.0.0.1"), &[ip("10.0.0.1")]).unwrap();

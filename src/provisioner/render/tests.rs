@@ -13,15 +13,18 @@ fn brief() -> (Brief, Server) {
     let role = inventory.roles["web.shop.example"].clone();
     let web1 = &inventory.servers["web1"];
     let brief = Brief {
-        failed: ip("10.0.0.1"),
+        failed: Some(ip("10.0.0.1")),
         role,
         software: inventory.software.clone(),
         files: inventory.files.clone(),
         services: world.services_with(&web1.addresses),
         need: crate::provisioner::select::Need {
             failed: "web1".into(),
+            role: "web.shop.example".into(),
             os: "debian-12".into(),
             families: Default::default(),
+            policy: Default::default(),
+            failed_labels: Default::default(),
         },
     };
     (brief, inventory.servers["spare1"].clone())

@@ -8,11 +8,13 @@ mod error;
 mod exec;
 mod files;
 mod keys;
+mod scan;
 
 pub use error::SshError;
 pub use exec::{Captured, End, Ran, quote};
 pub use files::Files;
 pub use keys::{ClientKey, ClientKeyError, HostKey, HostKeyError};
+pub use scan::{Shown, scan};
 
 use std::{
     fmt,

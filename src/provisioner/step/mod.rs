@@ -11,12 +11,14 @@
 //! - `pending/<software>`: files were placed, the software does not know yet
 //! - `output/`: what start and reload commands print, also later
 
+mod clean;
 mod configure;
 mod fence;
 mod install;
 mod look;
 mod os;
 mod path;
+mod rehearse;
 mod remote;
 mod test;
 
@@ -73,6 +75,12 @@ impl<P: Prober> Hands for SshHands<P> {
                 remote.close().await;
                 result
             }
+            Step::Look => {
+                let remote = self.remote(order).await?;
+                let result = rehearse::rehearse(&remote).await;
+                remote.close().await;
+                result
+            }
             Step::Os { wanted } => {
                 let remote = self.remote(order).await?;
                 let result = os::os(&remote, wanted).await;
@@ -98,6 +106,25 @@ impl<P: Prober> Hands for SshHands<P> {
                 };
                 install::install(|| self.remote(order), &job, said).await
             }
+            Step::Clean {
+                job,
+                role,
+                script,
+                timeout,
+                variables,
+                files,
+            } => {
+                let software = format!("the cleanup of {role}");
+                let job = install::Job {
+                    name: job,
+                    software: &software,
+                    script,
+                    timeout: *timeout,
+                    variables,
+                    check: None,
+                };
+                clean::clean(|| self.remote(order), &job, files, said).await
+            }
             Step::Configure {
                 software,
                 files,
@@ -122,6 +149,7 @@ impl<P: Prober> Hands for SshHands<P> {
                 digests,
                 answers,
                 paths,
+                sealed: _,
             } => {
                 let remote = self.remote(order).await?;
                 let found = test::read_back(&remote, os, installed, digests, paths).await;

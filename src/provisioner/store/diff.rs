@@ -10,7 +10,8 @@ use std::{
 
 use crate::{
     model::inventory::{
-        ChangeAction, Inventory, InventoryChange, Role, Server, ServerState, ServiceFile, Software,
+        ChangeAction, Inventory, InventoryChange, Labels, Role, Server, ServerState, ServiceFile,
+        Software,
     },
     provisioner::{
         plan::{Assignment, Miss, PoolServer, Source, World, ordered, script_for},
@@ -153,6 +154,13 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
                 "server {name} has the role {role}, which is not defined"
             ));
         }
+        for role in &server.reserved_for {
+            if !wanted.roles.contains_key(role) {
+                all.push(format!(
+                    "server {name} is reserved for the role {role}, which is not defined"
+                ));
+            }
+        }
         for address in &server.addresses {
             if let Some(other) = owner.insert(*address, name) {
                 all.push(format!("{address} is an address of {other} and of {name}"));
@@ -277,6 +285,20 @@ impl Diff {
             details.push("other host keys".to_owned());
             becomes.host_keys.clone_from(&new.host_keys);
         }
+        if old.server.labels != new.labels {
+            let (old, new) = (labels(&old.server.labels), labels(&new.labels));
+            details.push(format!("labels {new}, was {old}"));
+        }
+        if old.server.reserved_for != new.reserved_for {
+            let names = |roles: &[String]| match roles {
+                [] => "any role".to_owned(),
+                roles => roles.join(", "),
+            };
+            let (old, new) = (names(&old.server.reserved_for), names(&new.reserved_for));
+            details.push(format!("a spare for {new}, was for {old}"));
+        }
+        becomes.labels.clone_from(&new.labels);
+        becomes.reserved_for.clone_from(&new.reserved_for);
         if old.server.addresses != new.addresses {
             let list = list(&new.addresses);
             match &hold {
@@ -460,6 +482,9 @@ impl Diff {
             world.roles.values().map(roles),
             target.roles.iter().map(roles),
             |a, b| {
+                if (&a.software, &a.os, &a.domain) == (&b.software, &b.os, &b.domain) {
+                    return "other rules for its spares".to_owned();
+                }
                 format!(
                     "{} on {}, was {} on {}",
                     b.software.join(" "),
@@ -555,6 +580,14 @@ fn software_name(s: &Software) -> String {
 
 fn file_name(f: &ServiceFile) -> String {
     format!("file {} of {} in {}", f.path, f.software, f.domain)
+}
+
+fn labels(labels: &Labels) -> String {
+    let words: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    match words.as_slice() {
+        [] => "none".to_owned(),
+        words => words.join(" "),
+    }
 }
 
 fn list(addresses: &[IpAddr]) -> String {

@@ -1,14 +1,17 @@
-//! `inventory apply` and `release`.
+//! `inventory apply`.
 
 use super::{
-    News, Problems, Store, StoreError, Tx, audit,
+    Actor, Entry, News, Problems, Store, StoreError, Tx, audit,
     diff::{Attached, Catalogue, ServerOp, diff, problems},
     failed,
     roles::forget_changed,
     rows::{Columns, json, stored},
     world::world,
 };
-use crate::model::inventory::{ChangeAction, Inventory, InventoryAnswer, Server, ServerState};
+use crate::model::{
+    EventKind,
+    inventory::{ChangeAction, Inventory, InventoryAnswer, Server, ServerState},
+};
 
 /// Why an inventory was not applied.
 #[derive(Debug, thiserror::Error)]
@@ -21,17 +24,6 @@ pub enum ApplyError {
     Store(#[from] StoreError),
 }
 
-/// What became of a release.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReleaseOutcome {
-    /// It is a spare again.
-    Released,
-    /// There is no such server.
-    NoSuchServer,
-    /// It is where it cannot be released from: says why.
-    Refused(String),
-}
-
 impl Store {
     /// Brings the store to what the files say, but for what replacements hold.
     ///
@@ -41,7 +33,7 @@ impl Store {
         &self,
         wanted: &Inventory,
         dry_run: bool,
-        actor: &str,
+        actor: impl Into<Actor>,
     ) -> Result<InventoryAnswer, ApplyError> {
         problems(wanted)?;
         let mut tx = self.begin().await?;
@@ -56,6 +48,7 @@ impl Store {
                 forget_changed(&mut tx, &world, catalogue).await?;
             }
             write_servers(&mut tx, &diff.servers).await?;
+            let actor = actor.into();
             for change in &diff.changes {
                 let what = match change.action {
                     ChangeAction::Add => "added",
@@ -63,7 +56,9 @@ impl Store {
                     ChangeAction::Remove => "removed",
                     ChangeAction::Held => continue,
                 };
-                audit(&mut tx, actor, &change.object, what, &change.detail).await?;
+                let detail = format!("{}: {}", change.object, change.detail);
+                let entry = Entry::new(EventKind::InventoryChanged, what, &detail);
+                audit(&mut tx, &actor, entry).await?;
             }
             self.commit(tx, News::Work).await?;
         }
@@ -72,72 +67,10 @@ impl Store {
             changes: diff.changes,
         })
     }
-
-    /// Gives a quarantined or failed server back to the pool; whoever asks says that it is clean.
-    /// What it was last seen with is forgotten, also of one that is ready: it is looked at anew.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn release(&self, name: &str, actor: &str) -> Result<ReleaseOutcome, StoreError> {
-        let mut tx = self.begin().await?;
-        let Some(row) = sqlx::query("SELECT state FROM server WHERE name = $1")
-            .bind(name)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed("read a server"))?
-        else {
-            return Ok(ReleaseOutcome::NoSuchServer);
-        };
-        let state = row.word("state", ServerState::from_word)?;
-        match state {
-            ServerState::Ready | ServerState::Quarantined | ServerState::Failed => {}
-            ServerState::Enrolled
-            | ServerState::Claimed
-            | ServerState::Configuring
-            | ServerState::Testing
-            | ServerState::Serving => {
-                return Ok(ReleaseOutcome::Refused(format!(
-                    "{name} is {}: only a server that is quarantined or failed can be released",
-                    state.as_str()
-                )));
-            }
-        }
-        if let Some(attached) = attached(&mut tx).await?.get(name) {
-            return Ok(ReleaseOutcome::Refused(format!(
-                "{name} may still be in service: not confirmed to be withdrawn by {}",
-                attached.join(", ")
-            )));
-        }
-        sqlx::query(
-            "UPDATE server SET state = 'ready', reason = NULL, os_seen = NULL, replacement = NULL \
-             WHERE name = $1",
-        )
-        .bind(name)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("release a server"))?;
-        // What a replacement gave is gone with the withdrawal. What the files gave and a replacement
-        // passed on stays: a director may still ask about this place.
-        sqlx::query("DELETE FROM role_assignment WHERE server = $1 AND source <> 'files'")
-            .bind(name)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("release a server"))?;
-        audit(
-            &mut tx,
-            actor,
-            &format!("server {name}"),
-            "released",
-            state.as_str(),
-        )
-        .await?;
-        self.commit(tx, News::Work).await?;
-        Ok(ReleaseOutcome::Released)
-    }
 }
 
 /// Servers that directors may have in service as stand-ins, with those directors.
-async fn attached(tx: &mut Tx) -> Result<Attached, StoreError> {
+pub(super) async fn attached(tx: &mut Tx) -> Result<Attached, StoreError> {
     let rows = sqlx::query(
         "SELECT DISTINCT a.server, m.director FROM attempt a \
          JOIN attachment m ON m.replacement = a.replacement \
@@ -170,13 +103,14 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
     }
     for role in &catalogue.roles {
         sqlx::query(
-            "INSERT INTO role (code, domain, os, gateways, clients) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO role (code, domain, os, gateways, clients, spares) VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(role.code.as_str())
         .bind(role.domain.as_str())
         .bind(role.os.as_str())
         .bind(json("gateways", &role.gateways)?)
         .bind(json("clients", &role.clients)?)
+        .bind(json("spares of a role", &role.spares)?)
         .execute(&mut **tx)
         .await
         .map_err(failed("write a role"))?;
@@ -262,8 +196,8 @@ async fn write_servers(tx: &mut Tx, ops: &[ServerOp]) -> Result<(), StoreError> 
                     ServerState::Ready
                 };
                 sqlx::query(
-                    "INSERT INTO server (name, ssh_address, ssh_port, host_keys, state) \
-                     VALUES ($1, '', 0, '[]', $2)",
+                    "INSERT INTO server (name, ssh_address, ssh_port, host_keys, state, labels, \
+                     reserved_for, quarantines, placed) VALUES ($1, '', 0, '[]', $2, '{}', '[]', 0, '[]')",
                 )
                 .bind(server.name.as_str())
                 .bind(state.as_str())
@@ -311,14 +245,16 @@ async fn forget_addresses(tx: &mut Tx, name: &str, roles: bool) -> Result<(), St
 
 async fn write_server(tx: &mut Tx, server: &Server, assign: bool) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE server SET ssh_address = $2, ssh_port = $3, host_keys = $4, files_role = $5 \
-         WHERE name = $1",
+        "UPDATE server SET ssh_address = $2, ssh_port = $3, host_keys = $4, files_role = $5, \
+         labels = $6, reserved_for = $7 WHERE name = $1",
     )
     .bind(server.name.as_str())
     .bind(server.ssh_address.to_string())
     .bind(i64::from(server.ssh_port))
     .bind(json("host keys", &server.host_keys)?)
     .bind(server.role.clone())
+    .bind(json("labels", &server.labels)?)
+    .bind(json("reservations", &server.reserved_for)?)
     .execute(&mut **tx)
     .await
     .map_err(failed("write a server"))?;

@@ -10,48 +10,66 @@ use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 use sha2::{Digest, Sha256};
 
 use super::{
-    News, Store, StoreError, Tx, audit, failed, next_fence, now_ms,
+    Actor, Entry, Lease, News, Store, StoreError, Tx, audit, failed,
+    lease::guard,
+    next_fence, now_ms,
     offer::offer,
+    pool::{clean_after, note_placed, put_aside},
     rows::{Columns, corrupt, json, stored},
+    upkeep::finish,
     world::world,
 };
 use crate::{
     model::{
-        DirectorName, ReplacementId,
+        DirectorName, EventKind, ReplacementId,
         inventory::{Server, ServerState},
         wire::{PassedOver, ReplacementState},
     },
     provisioner::{
         order::{Class, Step},
-        workflow::{AttemptEnd, Event, Hand, Journal, Mark, MarkState, Retry, SpareChange},
+        workflow::{AttemptEnd, Event, Hand, Journal, Kind, Mark, MarkState, Retry, SpareChange},
     },
 };
-
-/// One run of the engine: only the newest may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run(i64);
 
 /// A replacement as the engine works on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work {
     /// Its id.
     pub id: ReplacementId,
-    /// Who asked.
-    pub director: DirectorName,
-    /// The failed server's device identifier.
-    pub failed: IpAddr,
-    /// The configured server whose place it is.
-    pub origin: IpAddr,
-    /// All addresses of that one, as the inventory had it.
-    pub origins: Vec<IpAddr>,
+    /// Whose place is to be taken; none where a spare is made ready, or a server cleaned.
+    pub(in crate::provisioner) place: Option<Vacancy>,
     /// What orders to the spare carry.
     pub fence: u64,
     /// How far it has come.
     pub journal: Journal,
-    /// The replacement whose spare failed, where it was one.
-    pub supersedes: Option<ReplacementId>,
     /// The role its spare was claimed for.
-    pub(super) role: Option<String>,
+    pub(in crate::provisioner) role: Option<String>,
+}
+
+impl Work {
+    /// Whose place is to be taken.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where it is no replacement.
+    pub(in crate::provisioner) fn place(&self) -> Result<&Vacancy, StoreError> {
+        let place = self.place.as_ref();
+        place.ok_or_else(|| corrupt("replacement without a failed server", self.id.as_str()))
+    }
+}
+
+/// The place of a failed server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::provisioner) struct Vacancy {
+    /// Who asked.
+    pub(in crate::provisioner) director: DirectorName,
+    /// The failed server's device identifier.
+    pub(in crate::provisioner) failed: IpAddr,
+    /// The configured server whose place it is.
+    pub(in crate::provisioner) origin: IpAddr,
+    /// All addresses of that one, as the inventory had it.
+    pub(in crate::provisioner) origins: Vec<IpAddr>,
+    /// The replacement whose spare failed, where it was one.
+    pub(in crate::provisioner) supersedes: Option<ReplacementId>,
 }
 
 /// What is written down with an event.
@@ -81,59 +99,14 @@ pub(in crate::provisioner) struct Claim<'a> {
 }
 
 impl Store {
-    /// Begins a run of the engine: older runs may write no more, and every spare in hand gets a new
-    /// fence, to be written on it first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn take_over(&self) -> Result<Run, StoreError> {
-        let mut tx = self.begin().await?;
-        let owner = next_fence(&mut tx).await?;
-        sqlx::query("UPDATE meta SET value = $1 WHERE name = 'owner'")
-            .bind(owner)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("take the store over"))?;
-        for id in unfinished(&mut tx).await? {
-            let fence = next_fence(&mut tx).await?;
-            sqlx::query("UPDATE replacement SET fence = $2 WHERE id = $1")
-                .bind(id.as_str())
-                .bind(fence)
-                .execute(&mut *tx)
-                .await
-                .map_err(failed("raise a fence"))?;
-            apply(
-                &mut tx,
-                &id,
-                "engine",
-                &Event::Resumed,
-                Note::default(),
-                &Retry::STANDARD,
-            )
-            .await?;
-        }
-        self.commit(tx, News::State).await?;
-        Ok(Run(owner))
-    }
-
-    /// Replacements that the engine has something to do for, the oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn unfinished(&self) -> Result<Vec<ReplacementId>, StoreError> {
-        let mut tx = self.begin().await?;
-        let ids = unfinished(&mut tx).await?;
-        tx.rollback().await.map_err(failed("end a reading"))?;
-        Ok(ids)
-    }
-
     /// A replacement as the engine works on it.
     ///
     /// # Errors
-    /// [`StoreError::NoReplacement`] and others.
-    pub async fn work_on(&self, id: &ReplacementId) -> Result<Work, StoreError> {
-        let mut tx = self.begin().await?;
-        let work = load(&mut tx, id).await?;
+    /// [`StoreError::LeaseLost`] and others.
+    pub async fn work_on(&self, lease: &Lease) -> Result<Work, StoreError> {
+        let mut tx = self.read().await?;
+        guard(&mut tx, lease).await?;
+        let work = load(&mut tx, &lease.id).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(work)
     }
@@ -147,7 +120,7 @@ impl Store {
         id: &ReplacementId,
         position: usize,
     ) -> Result<(Server, Step), StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let row = sqlx::query(
             "SELECT s.payload, a.server FROM step s JOIN attempt a ON a.replacement = s.replacement \
              AND a.number = s.attempt WHERE s.replacement = $1 AND s.position = $2 AND a.state = 'open'",
@@ -167,12 +140,23 @@ impl Store {
         Ok((server.server, row.json("payload")?))
     }
 
+    /// All addresses of the configured server whose place a replacement's spare has.
+    ///
+    /// # Errors
+    /// [`StoreError::NoReplacement`] and others.
+    pub async fn origins(&self, id: &ReplacementId) -> Result<Vec<IpAddr>, StoreError> {
+        let mut tx = self.read().await?;
+        let work = load(&mut tx, id).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(work.place()?.origins.clone())
+    }
+
     /// All steps planned for the spare in hand.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn plan(&self, id: &ReplacementId) -> Result<Vec<Step>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let rows = sqlx::query(
             "SELECT s.payload FROM step s JOIN attempt a ON a.replacement = s.replacement \
              AND a.number = s.attempt WHERE s.replacement = $1 AND a.state = 'open' \
@@ -186,19 +170,19 @@ impl Store {
         rows.iter().map(|row| row.json("payload")).collect()
     }
 
-    /// Claims a spare for a replacement and writes its plan down. `false` where the spare is no
-    /// longer free: choose again.
+    /// Claims a spare for a replacement and writes its plan down; from then on the lease has a higher fence. `None` where
+    /// the spare is no longer free: choose again.
     pub(in crate::provisioner) async fn claim(
         &self,
-        run: Run,
-        id: &ReplacementId,
+        lease: &Lease,
         claim: Claim<'_>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Lease>, StoreError> {
+        let id = &lease.id;
         let mut tx = self.begin().await?;
-        guard(&mut tx, run).await?;
+        guard(&mut tx, lease).await?;
         let taken = sqlx::query(
             "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
-             WHERE name = $1 AND state = 'ready'",
+             WHERE name = $1 AND state IN ('ready', 'standby')",
         )
         .bind(claim.server)
         .bind(id.as_str())
@@ -207,8 +191,9 @@ impl Store {
         .map_err(failed("claim a spare"))?;
         if taken.rows_affected() == 0 {
             tx.rollback().await.map_err(failed("end a reading"))?;
-            return Ok(false);
+            return Ok(None);
         }
+        // The spare may have seen a higher one than this lease's since that was given.
         let fence = next_fence(&mut tx).await?;
         sqlx::query("UPDATE replacement SET fence = $2, role = $3 WHERE id = $1")
             .bind(id.as_str())
@@ -225,49 +210,40 @@ impl Store {
             rejected: Some(claim.rejected),
             ..Note::default()
         };
-        let journal = apply(&mut tx, id, "engine", &event, note, &Retry::STANDARD).await?;
-        let attempt = i64::from(journal.attempts);
-        for (position, step) in claim.steps.iter().enumerate() {
-            let payload = json("step", step)?;
-            sqlx::query(
-                "INSERT INTO step (replacement, attempt, position, name, payload, digest, limit_ms, \
-                 state, tries, failures, fence, detail) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, 'planned', 0, 0, 0, '')",
-            )
-            .bind(id.as_str())
-            .bind(attempt)
-            .bind(index(position))
-            .bind(step.name())
-            .bind(payload.as_str())
-            .bind(hex(&Sha256::digest(&payload)))
-            .bind(stored(
-                u64::try_from(step.limit().as_millis()).unwrap_or(u64::MAX),
-            ))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("plan a step"))?;
+        let actor = lease.run.actor();
+        let journal = apply(&mut tx, id, &actor, &event, note, &Retry::STANDARD).await?;
+        note_planned(&mut tx, id, journal.attempts, claim.server, claim.steps).await?;
+        // Everything was done beforehand: nobody has to wait for another turn.
+        if claim.steps.is_empty() {
+            let (note, retry) = (Note::default(), Retry::STANDARD);
+            apply(&mut tx, id, &actor, &Event::Offered, note, &retry).await?;
         }
         self.commit(tx, News::State).await?;
-        Ok(true)
+        Ok(Some(Lease {
+            fence,
+            ..lease.clone()
+        }))
     }
 
     /// Writes an event of the engine down and returns the journal from then on.
     ///
     /// # Errors
-    /// [`StoreError::Fenced`] where a newer run has taken over, [`StoreError::Illegal`] where the
+    /// [`StoreError::LeaseLost`] where another run has taken over, [`StoreError::Illegal`] where the
     /// workflow does not allow it, and others.
     pub async fn advance(
         &self,
-        run: Run,
-        id: &ReplacementId,
+        lease: &Lease,
         event: &Event,
         note: Note,
         retry: &Retry,
     ) -> Result<Journal, StoreError> {
         let mut tx = self.begin().await?;
-        guard(&mut tx, run).await?;
-        let journal = apply(&mut tx, id, "engine", event, note, retry).await?;
-        let freed = matches!(event, Event::Failed { .. } | Event::Abandoned);
+        guard(&mut tx, lease).await?;
+        let journal = apply(&mut tx, &lease.id, &lease.run.actor(), event, note, retry).await?;
+        let freed = matches!(
+            event,
+            Event::Failed { .. } | Event::Abandoned | Event::Finished
+        );
         self.commit(tx, if freed { News::Work } else { News::State })
             .await?;
         Ok(journal)
@@ -278,22 +254,16 @@ impl Store {
     /// Keeps what a running step has printed so far.
     ///
     /// # Errors
-    /// [`StoreError::Fenced`] where a newer run has taken over, and others.
-    pub async fn said(
-        &self,
-        run: Run,
-        id: &ReplacementId,
-        position: usize,
-        text: &str,
-    ) -> Result<(), StoreError> {
+    /// [`StoreError::LeaseLost`] where another run has taken over, and others.
+    pub async fn said(&self, lease: &Lease, position: usize, text: &str) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        guard(&mut tx, run).await?;
+        guard(&mut tx, lease).await?;
         sqlx::query(
             "UPDATE step SET output = $3 WHERE replacement = $1 AND position = $2 \
              AND state = 'running' AND attempt = (SELECT number FROM attempt \
              WHERE replacement = $1 AND state = 'open')",
         )
-        .bind(id.as_str())
+        .bind(lease.id.as_str())
         .bind(index(position))
         .bind(pack(text)?)
         .execute(&mut *tx)
@@ -311,7 +281,7 @@ impl Store {
         id: &ReplacementId,
         step: Option<&str>,
     ) -> Result<Option<StepLog>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let state = load(&mut tx, id).await?.journal.state;
         let row = sqlx::query(
             "SELECT s.name, s.state, s.attempt, s.position, s.output, a.server FROM step s \
@@ -387,36 +357,41 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Refuses a run that is not the newest.
-async fn guard(tx: &mut Tx, run: Run) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT value FROM meta WHERE name = 'owner'")
-        .fetch_one(&mut **tx)
+/// Writes down what is going to be done to a server.
+pub(super) async fn note_planned(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    attempt: u32,
+    server: &str,
+    steps: &[Step],
+) -> Result<(), StoreError> {
+    for (position, step) in steps.iter().enumerate() {
+        let payload = json("step", step)?;
+        sqlx::query(
+            "INSERT INTO step (replacement, attempt, position, name, payload, digest, limit_ms, \
+             state, tries, failures, fence, detail) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'planned', 0, 0, 0, '')",
+        )
+        .bind(id.as_str())
+        .bind(i64::from(attempt))
+        .bind(index(position))
+        .bind(step.name())
+        .bind(payload.as_str())
+        .bind(hex(&Sha256::digest(&payload)))
+        .bind(stored(
+            u64::try_from(step.limit().as_millis()).unwrap_or(u64::MAX),
+        ))
+        .execute(&mut **tx)
         .await
-        .map_err(failed("read its owner"))?;
-    if row.number("value")? == run.0 {
-        Ok(())
-    } else {
-        Err(StoreError::Fenced)
+        .map_err(failed("plan a step"))?;
     }
-}
-
-async fn unfinished(tx: &mut Tx) -> Result<Vec<ReplacementId>, StoreError> {
-    sqlx::query(
-        "SELECT id FROM replacement WHERE state IN ('pending', 'claiming', 'configuring', 'testing') \
-         ORDER BY created_ms, id",
-    )
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(failed("list what is unfinished"))?
-    .iter()
-    .map(|row| row.parsed("id"))
-    .collect()
+    note_placed(tx, server, steps).await
 }
 
 /// A replacement with its journal.
 pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreError> {
     let row = sqlx::query(
-        "SELECT director, failed, origin, origins, role, state, reason, cancel, fence, supersedes, \
+        "SELECT kind, director, failed, origin, origins, role, state, reason, cancel, fence, supersedes, \
          (SELECT count(*) FROM attempt a WHERE a.replacement = r.id) AS attempts \
          FROM replacement r WHERE id = $1",
     )
@@ -428,14 +403,23 @@ pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreE
     let fence = row.count("fence")?;
     let attempts = row.number("attempts")?;
     let hand = hand(tx, id, fence).await?;
+    let kind = row.word("kind", Kind::from_word)?;
+    let place = match kind {
+        Kind::Warm | Kind::Clean => None,
+        Kind::Replace => Some(Vacancy {
+            director: row.parsed("director")?,
+            failed: row.parsed("failed")?,
+            origin: row.parsed("origin")?,
+            origins: row.json("origins")?,
+            supersedes: row.parsed_opt("supersedes")?,
+        }),
+    };
     Ok(Work {
         id: id.clone(),
-        director: row.parsed("director")?,
-        failed: row.parsed("failed")?,
-        origin: row.parsed("origin")?,
-        origins: row.json("origins")?,
+        place,
         fence,
         journal: Journal {
+            kind,
             state: row.word("state", ReplacementState::from_word)?,
             cancel: row.number("cancel")? != 0,
             reason: row.text_opt("reason")?,
@@ -443,7 +427,6 @@ pub(super) async fn load(tx: &mut Tx, id: &ReplacementId) -> Result<Work, StoreE
                 .map_err(|_big| corrupt("count of attempts", attempts.to_string()))?,
             hand,
         },
-        supersedes: row.parsed_opt("supersedes")?,
         role: row.text_opt("role")?,
     })
 }
@@ -494,7 +477,7 @@ async fn hand(tx: &mut Tx, id: &ReplacementId, fence: u64) -> Result<Option<Hand
 pub(super) async fn apply(
     tx: &mut Tx,
     id: &ReplacementId,
-    actor: &str,
+    actor: &Actor,
     event: &Event,
     note: Note,
     retry: &Retry,
@@ -558,12 +541,13 @@ pub(super) async fn apply(
             note_failure(tx, &work, *position, reason).await?;
         }
         Event::Offered => offer(tx, &work).await?,
+        Event::Finished => finish(tx, &work).await?,
         Event::Attached => end_attempt(tx, id, "serving", None).await?,
         Event::Superseded => end_attempt(tx, id, "superseded", None).await?,
         Event::Resumed | Event::Waits { .. } | Event::CancelAsked | Event::Abandoned => {}
     }
     if let Some(spare) = &change.spare {
-        move_spare(tx, id, spare).await?;
+        move_spare(tx, &work, actor, spare).await?;
     }
     if let (Some(os), Some(hand)) = (&note.os, &work.journal.hand) {
         sqlx::query("UPDATE server SET os_seen = $2 WHERE name = $1")
@@ -573,33 +557,64 @@ pub(super) async fn apply(
             .await
             .map_err(failed("note an operating system"))?;
     }
-    let (what, detail) = trail(event, &work.journal, &note);
-    audit(tx, actor, id.as_str(), what, &detail).await?;
+    let (kind, what, detail) = trail(event, &work.journal, &note);
+    let server = match (&work.place, &work.journal.hand) {
+        (Some(place), _) => Some(place.failed),
+        (None, Some(hand)) => address_of(tx, &hand.server).await?,
+        (None, None) => None,
+    };
+    let entry = Entry {
+        director: work.place.as_ref().map(|place| &place.director),
+        replacement: Some(id),
+        server,
+        ..Entry::new(kind, what, &detail)
+    };
+    audit(tx, actor, entry).await?;
     Ok(journal)
 }
 
 /// An event in the audit trail's words.
-fn trail(event: &Event, before: &Journal, note: &Note) -> (&'static str, String) {
+fn trail(event: &Event, before: &Journal, note: &Note) -> (EventKind, &'static str, String) {
+    use EventKind as K;
     let step = |position: &usize| {
         let hand = before.hand.as_ref();
         let name = hand.and_then(|h| h.steps.get(*position)).map(|m| &m.name);
         let server = hand.map_or("?", |h| h.server.as_str());
         format!("{} on {server}", name.map_or("?", String::as_str))
     };
+    let server = || {
+        before
+            .hand
+            .as_ref()
+            .map_or_else(String::new, |h| h.server.clone())
+    };
+    let progress = K::ReplacementProgress;
     match event {
-        Event::Resumed => ("resumed", String::new()),
-        Event::Waits { reason } => ("waits", reason.clone()),
-        Event::Claimed { server, .. } => ("claimed", server.clone()),
-        Event::Started { position } => ("step_started", step(position)),
-        Event::Done { position } => ("step_done", format!("{}: {}", step(position), note.detail)),
+        Event::Resumed => (progress, "resumed", server()),
+        Event::Waits { reason } => (K::ReplacementWaits, "waits", reason.clone()),
+        Event::Claimed { server, .. } => (progress, "claimed", server.clone()),
+        Event::Started { position } => (progress, "step_started", step(position)),
+        Event::Done { position } => (
+            progress,
+            "step_done",
+            format!("{}: {}", step(position), note.detail),
+        ),
         Event::Failed {
             position, reason, ..
-        } => ("step_failed", format!("{}: {reason}", step(position))),
-        Event::CancelAsked => ("cancel_asked", String::new()),
-        Event::Abandoned => ("abandoned", String::new()),
-        Event::Offered => ("offered", String::new()),
-        Event::Attached => ("attached", String::new()),
-        Event::Superseded => ("superseded", String::new()),
+        } => (
+            progress,
+            "step_failed",
+            format!("{}: {reason}", step(position)),
+        ),
+        Event::CancelAsked => (K::ReplacementCalledOff, "cancel_asked", server()),
+        Event::Abandoned => (K::ReplacementCalledOff, "abandoned", server()),
+        Event::Offered => (progress, "offered", server()),
+        Event::Attached => (K::ReplacementSucceeded, "attached", server()),
+        Event::Finished => match before.kind {
+            Kind::Clean => (K::ServerCleaned, "cleaned", server()),
+            Kind::Warm | Kind::Replace => (K::SpareKeptWarm, "kept_warm", server()),
+        },
+        Event::Superseded => (progress, "superseded", server()),
     }
 }
 
@@ -663,42 +678,76 @@ async fn note_failure(
 
 async fn move_spare(
     tx: &mut Tx,
-    id: &ReplacementId,
+    work: &Work,
+    actor: &Actor,
     spare: &SpareChange,
 ) -> Result<(), StoreError> {
+    let id = &work.id;
     // One that is let go of belongs to nobody.
     let holder = spare.ended.is_none().then(|| id.as_str());
-    sqlx::query("UPDATE server SET state = $2, reason = $3, replacement = $4 WHERE name = $1")
-        .bind(spare.server.as_str())
-        .bind(spare.state.as_str())
-        // A sound server that was passed over says so in its `os_seen`.
-        .bind(
-            spare
-                .reason
-                .as_deref()
-                .filter(|_| spare.state != ServerState::Ready),
-        )
-        .bind(holder)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed("move a server"))?;
+    // One that was made ready beforehand, and on which nothing else was begun, is that again.
+    sqlx::query(
+        "UPDATE server SET reason = $3, replacement = $4, \
+         state = CASE WHEN $2 = 'ready' AND warm IS NOT NULL THEN 'standby' ELSE $2 END, \
+         warm = CASE WHEN $2 IN ('quarantined', 'serving') THEN NULL ELSE warm END WHERE name = $1",
+    )
+    .bind(spare.server.as_str())
+    .bind(spare.state.as_str())
+    // A sound server that was passed over says so in its `os_seen`.
+    .bind(
+        spare
+            .reason
+            .as_deref()
+            .filter(|_| spare.state != ServerState::Ready),
+    )
+    .bind(holder)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("move a server"))?;
     if let Some(end) = spare.ended {
         let word = match end {
             AttemptEnd::Failed => "failed",
             AttemptEnd::PassedOver => "passed_over",
             AttemptEnd::Abandoned => "abandoned",
+            AttemptEnd::Finished => "finished",
         };
         end_attempt(tx, id, word, spare.reason.as_deref()).await?;
-        audit(
-            tx,
-            "engine",
-            &format!("server {}", spare.server),
-            spare.state.as_str(),
-            spare.reason.as_deref().unwrap_or_default(),
-        )
-        .await?;
+        let touched = work.journal.hand.as_ref().is_some_and(Hand::touched);
+        match end {
+            AttemptEnd::Failed => put_aside(tx, &spare.server).await?,
+            // It is sound, and half configured: it can be cleaned at once.
+            AttemptEnd::Abandoned if touched && work.journal.kind != Kind::Clean => {
+                clean_after(tx, &spare.server, work.role.as_deref()).await?;
+            }
+            AttemptEnd::Abandoned | AttemptEnd::PassedOver | AttemptEnd::Finished => {}
+        }
+        let kind = match spare.state {
+            ServerState::Quarantined => EventKind::SpareQuarantined,
+            _ => EventKind::SpareReleased,
+        };
+        let detail = match &spare.reason {
+            Some(reason) => format!("{}: {reason}", spare.server),
+            None => spare.server.clone(),
+        };
+        let entry = Entry {
+            replacement: Some(id),
+            server: address_of(tx, &spare.server).await?,
+            ..Entry::new(kind, spare.state.as_str(), &detail)
+        };
+        audit(tx, actor, entry).await?;
     }
     Ok(())
+}
+
+/// The first address of a server.
+pub(super) async fn address_of(tx: &mut Tx, server: &str) -> Result<Option<IpAddr>, StoreError> {
+    sqlx::query("SELECT address FROM server_address WHERE server = $1 ORDER BY ord LIMIT 1")
+        .bind(server)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed("read a server's address"))?
+        .map(|row| row.parsed("address"))
+        .transpose()
 }
 
 async fn end_attempt(

@@ -2,17 +2,22 @@
 
 use std::net::IpAddr;
 
+use sha2::{Digest, Sha256};
+
 use super::{
-    News, Store, StoreError, Tx, audit, failed,
-    journal::{self, Note},
+    Actor, Entry, News, Store, StoreError, Tx, audit, failed,
+    journal::{self, Note, Work},
     now_ms,
+    pool::clean_after,
     rows::{Columns, json},
     world::world,
 };
 use crate::{
     model::{
-        DirectorName, ReplacementId,
-        wire::{Confirmation, Member, Members, Registration, ReplacementState, Spare, Want},
+        DirectorName, EventKind, ReplacementId,
+        wire::{
+            Confirmation, Member, Members, Registration, ReplacementState, Spare, Standby, Want,
+        },
     },
     provisioner::workflow::{Event, Retry},
 };
@@ -70,7 +75,7 @@ impl Store {
         .map_err(failed("register a director"))?;
         let world = world(&mut tx).await?;
         let standing = sqlx::query(
-            "SELECT id, origins FROM replacement r WHERE state IN ('attaching', 'succeeded') \
+            "SELECT id, origins FROM replacement r WHERE kind = 'replace' AND state IN ('attaching', 'succeeded') \
              AND NOT EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id \
              AND a.director = $1 AND a.want = 'attach')",
         )
@@ -103,7 +108,11 @@ impl Store {
             }
         }
         let detail = format!("{} services", registration.services.len());
-        audit(&mut tx, name.as_str(), name.as_str(), "registered", &detail).await?;
+        let entry = Entry {
+            director: Some(name),
+            ..Entry::new(EventKind::DirectorRegistered, "registered", &detail)
+        };
+        audit(&mut tx, &Actor::director(name, registration.address), entry).await?;
         self.commit(tx, News::Work).await
     }
 
@@ -112,7 +121,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn members(&self, name: &DirectorName) -> Result<Option<Members>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let members = members(&mut tx, name).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(members)
@@ -153,7 +162,12 @@ impl Store {
             .map_err(failed("note a confirmation"))?;
             moved(&mut tx, name).await?;
             let what = format!("confirmed_{}", word(confirmation.is));
-            audit(&mut tx, name.as_str(), id.as_str(), &what, "").await?;
+            let entry = Entry {
+                director: Some(name),
+                replacement: Some(id),
+                ..Entry::new(EventKind::StandInConfirmed, &what, "")
+            };
+            audit(&mut tx, &name.as_str().into(), entry).await?;
         }
         let succeeded = succeed(&mut tx, name, id).await?;
         self.commit(tx, if succeeded { News::Work } else { News::State })
@@ -192,8 +206,12 @@ impl Store {
         };
         if row.word("want", want_from)? == Want::Attach {
             want(&mut tx, name, id, Want::Withdraw).await?;
-            let actor = name.as_str();
-            audit(&mut tx, actor, id.as_str(), "given_back", "").await?;
+            let entry = Entry {
+                director: Some(name),
+                replacement: Some(id),
+                ..Entry::new(EventKind::StandInGivenBack, "given_back", "")
+            };
+            audit(&mut tx, &name.as_str().into(), entry).await?;
         }
         let others = sqlx::query(
             "SELECT count(*) AS n FROM attachment WHERE replacement = $1 AND want = 'attach'",
@@ -215,6 +233,10 @@ impl Store {
 async fn end(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<(), StoreError> {
     let reason = format!("given back by {name}: clean it, then understudy inventory release it");
     retire(tx, name, id, &reason).await?;
+    let role = journal::load(tx, id).await?.role;
+    for server in servers_of(tx, id).await? {
+        clean_after(tx, &server, role.as_deref()).await?;
+    }
     let mut next = Some(id.clone());
     while let Some(of) = next {
         sqlx::query(
@@ -232,7 +254,7 @@ async fn end(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result<(),
         .execute(&mut **tx)
         .await
         .map_err(failed("give a role back"))?;
-        next = journal::load(tx, &of).await?.supersedes;
+        next = supersedes(journal::load(tx, &of).await?);
     }
     Ok(())
 }
@@ -256,16 +278,24 @@ async fn succeed(tx: &mut Tx, name: &DirectorName, id: &ReplacementId) -> Result
         return Ok(false);
     }
     let (note, retry) = (Note::default(), Retry::STANDARD);
-    journal::apply(tx, id, name.as_str(), &Event::Attached, note, &retry).await?;
+    journal::apply(
+        tx,
+        id,
+        &name.as_str().into(),
+        &Event::Attached,
+        note,
+        &retry,
+    )
+    .await?;
     // All that came before: a stand-in that failed before it was confirmed has ended nothing.
-    let mut next = work.supersedes;
+    let mut next = supersedes(work);
     while let Some(earlier) = next {
         let before = journal::load(tx, &earlier).await?;
         if before.journal.state == ReplacementState::Superseded {
             break;
         }
         supersede(tx, name, &earlier, id).await?;
-        next = before.supersedes;
+        next = supersedes(before);
     }
     Ok(true)
 }
@@ -303,7 +333,15 @@ async fn retire(
         state,
         ReplacementState::Attaching | ReplacementState::Succeeded
     ) {
-        journal::apply(tx, id, name.as_str(), &Event::Superseded, note, &retry).await?;
+        journal::apply(
+            tx,
+            id,
+            &name.as_str().into(),
+            &Event::Superseded,
+            note,
+            &retry,
+        )
+        .await?;
     }
     // Also one whose confirmation came late.
     sqlx::query(
@@ -316,6 +354,23 @@ async fn retire(
     .await
     .map_err(failed("mark the failed server"))?;
     Ok(())
+}
+
+/// The replacement whose spare this one replaces.
+fn supersedes(work: Work) -> Option<ReplacementId> {
+    work.place.and_then(|place| place.supersedes)
+}
+
+/// The servers that a replacement had in service.
+async fn servers_of(tx: &mut Tx, id: &ReplacementId) -> Result<Vec<String>, StoreError> {
+    sqlx::query("SELECT name FROM server WHERE replacement = $1 AND state = 'failed'")
+        .bind(id.as_str())
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed("look whose stand-in it was"))?
+        .iter()
+        .map(|row| row.text("name"))
+        .collect()
 }
 
 /// Directors that have, or are to have, the stand-in of a replacement.
@@ -363,6 +418,32 @@ async fn moved(tx: &mut Tx, director: &DirectorName) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The warm spares that a director is to watch.
+async fn standbys(tx: &mut Tx, name: &DirectorName) -> Result<Vec<Standby>, StoreError> {
+    // Most pools have none, and polls are many.
+    let kept = sqlx::query("SELECT count(*) AS n FROM server WHERE warm IS NOT NULL")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed("look for warm spares"))?
+        .count("n")?;
+    match kept {
+        0 => Ok(Vec::new()),
+        _ => Ok(world(tx).await?.standbys(name)),
+    }
+}
+
+/// What is kept warm depends on roles, registrations and servers: it is counted by what it is. Whoever polls looks for
+/// another version, not for a higher one.
+fn versioned(version: u64, standbys: &[Standby]) -> Result<u64, StoreError> {
+    if standbys.is_empty() {
+        return Ok(version);
+    }
+    let digest = Sha256::digest(json("warm spares", &standbys)?);
+    let part: [u8; 8] = std::array::from_fn(|n| digest.get(n).copied().unwrap_or_default());
+    // JavaScript and JSON know whole numbers up to 2^53.
+    Ok(version ^ (u64::from_be_bytes(part) >> 11))
+}
+
 async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, StoreError> {
     let Some(row) = sqlx::query("SELECT version FROM director WHERE name = $1")
         .bind(name.as_str())
@@ -375,7 +456,9 @@ async fn members(tx: &mut Tx, name: &DirectorName) -> Result<Option<Members>, St
     let mut members = Members {
         version: row.count("version")?,
         members: Vec::new(),
+        standbys: standbys(tx, name).await?,
     };
+    members.version = versioned(members.version, &members.standbys)?;
     let rows = sqlx::query(
         "SELECT m.replacement, m.want, m.confirmed, r.origins, \
          (SELECT a.server FROM attempt a WHERE a.replacement = r.id \

@@ -1,149 +1,71 @@
-//! What the provisioner knows, on disk: the inventory, the journal of replacements, who holds which
-//! role. Every method is one transaction; what was returned `Ok` survives a crash.
+//! What the provisioner knows: the inventory, the journal of replacements, who holds which role. Every method is one
+//! transaction; what was returned `Ok` survives a crash.
 //!
-//! One query text for SQLite and PostgreSQL (see the migration's head). SQLite has one connection:
-//! writers that wait in the pool's queue are faster than writers that meet in the file's lock.
+//! One schema and one text per query for both engines (see the migration's head): SQLite in a file of this host, or
+//! PostgreSQL for several provisioners.
+//!
+//! Writers take turns, on both: what a transaction has read is still so when it commits, and no two of them can each do
+//! what only one may (write skew). SQLite has that of itself: `BEGIN IMMEDIATE`, over one connection, because writers
+//! that wait in the pool's queue are faster than writers that meet in the file's lock. On PostgreSQL each writing
+//! transaction takes one advisory lock before it reads anything, and then reads what is committed (READ COMMITTED).
+//! SERIALIZABLE would need no lock, but these transactions read whole tables, so that nearly any two of them would
+//! conflict, and each would have to be tried again. With the lock there is nothing to try again, no deadlock, and a
+//! unique index is never hit by a race. It costs that writers do not run side by side; theirs are milliseconds. Readers
+//! have a snapshot and wait for nobody. A provisioner that is stopped within a transaction is thrown out by the server
+//! after 5 s (see [`open`]).
 
+mod copy;
 mod diff;
+mod error;
 mod inventory;
 mod journal;
+mod lease;
 mod members;
 mod offer;
+mod open;
+mod pool;
 mod replacements;
 mod roles;
 mod rows;
+mod trail;
+mod upkeep;
 mod world;
 
-use std::{
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use sqlx::{
-    Any, AnyConnection, AnyPool, Connection, Row, Transaction,
-    any::{AnyPoolOptions, install_default_drivers},
-    migrate::MigrateError,
-};
+use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::watch;
 
+pub use copy::StoreStatus;
 pub use diff::{Problems, problems};
-pub use inventory::{ApplyError, ReleaseOutcome};
+pub use error::StoreError;
+pub use inventory::ApplyError;
 pub(in crate::provisioner) use journal::Claim;
-pub use journal::{Note, Run, StepLog, Work};
+pub(in crate::provisioner) use journal::Vacancy;
+pub use journal::{Note, StepLog, Work};
+pub use lease::{Lease, Look, Run};
 pub use members::ConfirmOutcome;
+pub use open::{Engine, Place};
+pub use pool::{Rehearsed, ServerOutcome};
+pub(in crate::provisioner) use replacements::new_id;
 pub use replacements::{Asked, CancelOutcome};
 pub use roles::RetryOutcome;
 
-use crate::{
-    model::{ReplacementId, WallMillis},
-    provisioner::workflow::Illegal,
-};
+use crate::model::WallMillis;
+use error::failed;
+pub use trail::Actor;
+use trail::{Entry, audit};
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/provisioner/store/migrations");
-
-/// Another process may hold the file's lock for a backup; longer than this is a fault.
-const BUSY: &str = "PRAGMA busy_timeout = 10000";
-
-/// A caller that waits longer for the one connection is told so.
-const ACQUIRE: Duration = Duration::from_secs(30);
-
-/// Why the store did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file is not there and cannot be made.
-    #[error(
-        "the store {} cannot be created or written: give its folder to the provisioner's user", path.display()
-    )]
-    Create {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is there and cannot be opened.
-    #[error("the store {} cannot be opened", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: sqlx::Error,
-    },
-    /// The file holds something else.
-    #[error(
-        "the store {} is no database of understudy: move it away, or restore a backup", path.display()
-    )]
-    NotADatabase {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: sqlx::Error,
-    },
-    /// A newer understudy has written it.
-    #[error(
-        "the store {} was written by a newer understudy (its migration {migration} is unknown here): run that version, or restore a backup from before the update", path.display()
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The migration that this version does not know.
-        migration: i64,
-    },
-    /// Its tables could not be brought up to date.
-    #[error("the store {} could not be brought to this version's tables", path.display())]
-    Migrate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<MigrateError>,
-    },
-    /// A query failed.
-    #[error("the store could not {what}")]
-    Query {
-        /// What was to be done.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: sqlx::Error,
-    },
-    /// A value in the store is none that this version writes.
-    #[error("the store holds a {what} that cannot be read: {found:?}")]
-    Corrupt {
-        /// What it should be.
-        what: &'static str,
-        /// What is there.
-        found: String,
-    },
-    /// A newer run of the engine has taken over: this one must stop.
-    #[error("a newer run of the provisioner has taken over the store: is it started twice?")]
-    Fenced,
-    /// There is none of this id.
-    #[error("there is no replacement {id}")]
-    NoReplacement {
-        /// Which.
-        id: String,
-    },
-    /// The workflow does not allow it.
-    #[error("the journal of {id} does not allow this")]
-    Illegal {
-        /// Which.
-        id: ReplacementId,
-        /// Why.
-        #[source]
-        source: Illegal,
-    },
-}
+/// The advisory lock of writers: any number that nobody else uses in this database ("understu").
+const WRITERS: i64 = 0x756e_6465_7273_7475;
 
 /// The store, open. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: AnyPool,
-    begin: &'static str,
+    engine: Engine,
+    /// Where it is, for messages.
+    at: String,
     changed: watch::Sender<u64>,
     work: watch::Sender<u64>,
 }
@@ -151,80 +73,28 @@ pub struct Store {
 /// One transaction.
 type Tx = Transaction<'static, Any>;
 
-/// Turns a failed query into an error that says what it was for.
-fn failed(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
-    move |source| StoreError::Query { what, source }
-}
-
 impl Store {
-    /// Opens the SQLite file at `path`, makes it where there is none, brings its tables up to date.
-    ///
-    /// # Errors
-    /// [`StoreError`] says what is wrong with the file.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        install_default_drivers();
-        // Scripts and host keys are nobody else's business, whatever the umask.
-        std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| StoreError::Create {
-                path: path.to_owned(),
-                source,
-            })?;
-        let url = sqlite_url(path);
-        // The pool would try a file that is no database again and again, and then say "timed out".
-        probe(&url).await.map_err(|e| open_error(path, e))?;
-        let pool = AnyPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .after_connect(|connection: &mut AnyConnection, _| {
-                Box::pin(async move {
-                    for pragma in [
-                        BUSY,
-                        "PRAGMA journal_mode = WAL",
-                        "PRAGMA synchronous = FULL",
-                        "PRAGMA foreign_keys = ON",
-                    ] {
-                        sqlx::query(pragma).execute(&mut *connection).await?;
-                    }
-                    Ok(())
-                })
-            })
-            .connect(&url)
-            .await
-            .map_err(|source| open_error(path, source))?;
-        let store = Self {
-            pool,
-            begin: "BEGIN IMMEDIATE",
-            changed: watch::Sender::new(0),
-            work: watch::Sender::new(0),
-        };
-        MIGRATIONS
-            .run(&store.pool)
-            .await
-            .map_err(|e| migrate_error(path, e))?;
-        sqlx::query("INSERT INTO meta (name, value) VALUES ('fence', $1), ('owner', $2) ON CONFLICT DO NOTHING")
-            .bind(now_ms().0)
-            .bind(0_i64)
-            .execute(&store.pool)
-            .await
-            .map_err(failed("seed its counters"))?;
-        // A restored backup has given fewer fences than the spares have seen.
-        sqlx::query("UPDATE meta SET value = $1 WHERE name = 'fence' AND value < $1")
-            .bind(now_ms().0)
-            .execute(&store.pool)
-            .await
-            .map_err(failed("raise its fence"))?;
-        Ok(store)
-    }
-
-    /// Closes the file; what is under way ends first.
+    /// Closes it; what is under way ends first.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// What keeps it.
+    #[must_use]
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map_err(failed("answer"))?;
+        Ok(())
     }
 
     /// Marks every change of the store: a long poll reads again when this moves. The number means
@@ -240,15 +110,49 @@ impl Store {
         self.work.subscribe()
     }
 
+    /// Begins a writing transaction, of which there is one at a time.
     async fn begin(&self) -> Result<Tx, StoreError> {
-        self.pool
-            .begin_with(self.begin)
-            .await
-            .map_err(failed("begin a transaction"))
+        let mut tx = self.start(self.engine.begin_writing()).await?;
+        if self.engine == Engine::Postgres {
+            // As text: the function's own type is none that this driver knows.
+            sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)")
+                .bind(WRITERS)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed("wait for its turn to write"))?;
+        }
+        Ok(tx)
+    }
+
+    /// Begins a transaction that only reads, all as of one moment.
+    async fn read(&self) -> Result<Tx, StoreError> {
+        self.start(self.engine.begin_reading()).await
+    }
+
+    async fn start(&self, statement: &'static str) -> Result<Tx, StoreError> {
+        let pool = self.pool.clone();
+        // In a task of its own: a caller that is dropped half way must not leave a connection in the pool which is in a
+        // transaction of which nobody knows.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "its end is awaited here, or is that of a caller who went away"
+        )]
+        let begun = tokio::spawn(async move { pool.begin_with(statement).await }).await;
+        match begun {
+            Ok(tx) => tx.map_err(failed("begin a transaction")),
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            Err(_ended) => Err(failed("begin a transaction")(sqlx::Error::PoolClosed)),
+        }
     }
 
     /// Commits and tells who waits.
-    async fn commit(&self, tx: Tx, news: News) -> Result<(), StoreError> {
+    async fn commit(&self, mut tx: Tx, news: News) -> Result<(), StoreError> {
+        if news == News::Work {
+            sqlx::query("UPDATE meta SET value = value + 1 WHERE name = 'work'")
+                .execute(&mut *tx)
+                .await
+                .map_err(failed("tell of a change"))?;
+        }
         tx.commit().await.map_err(failed("commit a transaction"))?;
         match news {
             News::None => {}
@@ -269,7 +173,7 @@ enum News {
     None,
     /// Long polls.
     State,
-    /// Long polls and the engine.
+    /// Long polls and the engines, also of other provisioners.
     Work,
 }
 
@@ -282,29 +186,6 @@ async fn next_fence(tx: &mut Tx) -> Result<i64, StoreError> {
         .map_err(failed("take a fence"))
 }
 
-/// Appends to the audit trail.
-async fn audit(
-    tx: &mut Tx,
-    actor: &str,
-    object: &str,
-    what: &str,
-    detail: &str,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO event (id, at_ms, actor, object, what, detail) VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(uuid::Uuid::now_v7().to_string())
-    .bind(now_ms().0)
-    .bind(actor)
-    .bind(object)
-    .bind(what)
-    .bind(detail)
-    .execute(&mut **tx)
-    .await
-    .map_err(failed("write to the audit trail"))?;
-    Ok(())
-}
-
 /// Wall time, for records only.
 fn now_ms() -> WallMillis {
     let since = SystemTime::now()
@@ -313,55 +194,11 @@ fn now_ms() -> WallMillis {
     WallMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-fn sqlite_url(path: &Path) -> String {
-    use std::{fmt::Write, os::unix::ffi::OsStrExt};
-    let mut url = "sqlite://".to_owned();
-    for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(byte) {
-            url.push(char::from(*byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _infallible = write!(url, "%{byte:02X}");
-        }
-    }
-    url.push_str("?mode=rwc");
-    url
-}
-
-/// Reads the file's first page.
-async fn probe(url: &str) -> Result<(), sqlx::Error> {
-    let mut connection = AnyConnection::connect(url).await?;
-    sqlx::query(BUSY).execute(&mut connection).await?;
-    sqlx::query("SELECT count(*) FROM sqlite_master")
-        .fetch_one(&mut connection)
-        .await?;
-    connection.close().await
-}
-
-fn open_error(path: &Path, source: sqlx::Error) -> StoreError {
-    let path = path.to_owned();
-    // SQLITE_NOTADB
-    let code = source.as_database_error().and_then(|e| e.code());
-    if code.as_deref() == Some("26") {
-        StoreError::NotADatabase { path, source }
-    } else {
-        StoreError::Open { path, source }
-    }
-}
-
-fn migrate_error(path: &Path, source: MigrateError) -> StoreError {
-    match source {
-        MigrateError::VersionMissing(migration) => StoreError::Newer {
-            path: path.to_owned(),
-            migration,
-        },
-        MigrateError::Execute(source) => open_error(path, source),
-        other => StoreError::Migrate {
-            path: path.to_owned(),
-            source: Box::new(other),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests;
+
+/// The same on PostgreSQL.
+#[cfg(test)]
+mod tests_on_postgres {
+    include!("tests.rs");
+}

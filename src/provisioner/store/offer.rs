@@ -16,6 +16,7 @@ use crate::{
 /// attach it: all in the offer's transaction, so that no crash can part them.
 pub(super) async fn offer(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
     let world = world(tx).await?;
+    let place = work.place()?;
     let hand = work.journal.hand.as_ref();
     let spare = hand
         .and_then(|h| world.servers.get(&h.server))
@@ -24,7 +25,7 @@ pub(super) async fn offer(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
         .role
         .as_deref()
         .ok_or_else(|| corrupt("replacement without role", work.id.as_str()))?;
-    if let Some(old) = world.assignments.get(&work.failed) {
+    if let Some(old) = world.assignments.get(&place.failed) {
         sqlx::query("UPDATE role_assignment SET passed_on = $2 WHERE server = $1")
             .bind(old.server.as_str())
             .bind(work.id.as_str())
@@ -61,10 +62,16 @@ pub(super) async fn offer(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
     }
     sqlx::query("UPDATE replacement SET origins = $2 WHERE id = $1")
         .bind(work.id.as_str())
-        .bind(json("origins", &world.places(&work.origins))?)
+        .bind(json("origins", &world.places(&place.origins))?)
         .execute(&mut **tx)
         .await
         .map_err(failed("keep a place's addresses"))?;
+    // From here on it is what its role makes of it.
+    sqlx::query("UPDATE server SET warm = NULL WHERE name = $1")
+        .bind(spare.server.name.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("take a spare that was kept warm"))?;
     for director in concerned(tx, work, &world).await? {
         members::want(tx, &director, &work.id, Want::Attach).await?;
     }
@@ -78,11 +85,12 @@ async fn concerned(
     work: &Work,
     world: &World,
 ) -> Result<BTreeSet<DirectorName>, StoreError> {
-    let mut addresses = world.places(&work.origins);
-    addresses.extend(world.addresses_of(work.failed));
+    let place = work.place()?;
+    let mut addresses = world.places(&place.origins);
+    addresses.extend(world.addresses_of(place.failed));
     let mut names: BTreeSet<DirectorName> = world.directors_with(&addresses).cloned().collect();
-    names.insert(work.director.clone());
-    if let Some(earlier) = &work.supersedes {
+    names.insert(place.director.clone());
+    if let Some(earlier) = &place.supersedes {
         names.extend(members::directors_of(tx, earlier).await?);
     }
     Ok(names)

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    News, Store, StoreError, Tx, audit, failed,
+    Actor, Entry, News, Store, StoreError, Tx, audit, failed,
     journal::{self, Note},
     members::spare_of,
     next_fence, now_ms,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::{
-        ReplacementId,
+        EventKind, ReplacementId,
         wire::{PassedOver, Replacement, ReplacementRequest, ReplacementState, StepView},
     },
     provisioner::{
@@ -107,7 +107,14 @@ impl Store {
             .map_err(failed("keep a key"))?;
         let what = if new { "asked" } else { "asked_again" };
         let detail = format!("{} with key {key}", body.failed);
-        audit(&mut tx, body.name.as_str(), id.as_str(), what, &detail).await?;
+        let entry = Entry {
+            director: Some(&body.name),
+            replacement: Some(&id),
+            server: Some(body.failed),
+            ..Entry::new(EventKind::ReplacementRequested, what, &detail)
+        };
+        let actor = Actor::director(&body.name, body.director);
+        audit(&mut tx, &actor, entry).await?;
         let replacement = Box::new(view(&mut tx, &id).await?);
         self.commit(tx, if new { News::Work } else { News::None })
             .await?;
@@ -121,7 +128,7 @@ impl Store {
     pub async fn cancel(
         &self,
         id: &ReplacementId,
-        actor: &str,
+        actor: impl Into<Actor>,
     ) -> Result<CancelOutcome, StoreError> {
         let mut tx = self.begin().await?;
         let work = match journal::load(&mut tx, id).await {
@@ -141,7 +148,8 @@ impl Store {
             S::Pending | S::Claiming | S::Configuring | S::Testing => {
                 if !work.journal.cancel {
                     let (note, retry) = (Note::default(), Retry::STANDARD);
-                    journal::apply(&mut tx, id, actor, &Event::CancelAsked, note, &retry).await?;
+                    let actor = actor.into();
+                    journal::apply(&mut tx, id, &actor, &Event::CancelAsked, note, &retry).await?;
                 }
                 let replacement = Box::new(view(&mut tx, id).await?);
                 self.commit(tx, News::Work).await?;
@@ -156,7 +164,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoReplacement`] and others.
     pub async fn replacement(&self, id: &ReplacementId) -> Result<Replacement, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let view = view(&mut tx, id).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(view)
@@ -167,9 +175,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn replacements(&self) -> Result<Vec<Replacement>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let rows =
-            sqlx::query("SELECT id FROM replacement ORDER BY created_ms DESC, id DESC LIMIT $1")
+            sqlx::query("SELECT id FROM replacement WHERE kind = 'replace' ORDER BY created_ms DESC, id DESC LIMIT $1")
                 .bind(LISTED)
                 .fetch_all(&mut *tx)
                 .await
@@ -253,9 +261,9 @@ async fn place(tx: &mut Tx, world: &World, body: &ReplacementRequest) -> Result<
         Some(Source::Replacement(earlier)) => {
             let work = journal::load(tx, earlier).await?;
             Ok(Place {
-                earlier: Some(work.id),
-                origin: work.origin,
-                origins: work.origins,
+                earlier: Some(work.id.clone()),
+                origin: work.place()?.origin,
+                origins: work.place()?.origins.clone(),
             })
         }
         Some(Source::Files) | None => Ok(Place {
@@ -276,15 +284,12 @@ async fn create(
     body: &ReplacementRequest,
     place: Place,
 ) -> Result<ReplacementId, StoreError> {
-    let id = format!("{}-{}", body.name, uuid::Uuid::now_v7());
-    let id: ReplacementId = id
-        .parse()
-        .map_err(|_long| corrupt("id of a replacement", id))?;
+    let id = new_id(body.name.as_str())?;
     let fence = next_fence(tx).await?;
     sqlx::query(
-        "INSERT INTO replacement (id, first_key, director, failed, slot, origin, origins, state, \
-         rejected, cancel, fence, supersedes, version, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, $9, 1, $10)",
+        "INSERT INTO replacement (id, kind, first_key, director, failed, slot, origin, origins, state, \
+         rejected, cancel, fence, lease_until, supersedes, version, created_ms) \
+         VALUES ($1, 'replace', $2, $3, $4, $5, $6, $7, 'pending', '[]', 0, $8, 0, $9, 1, $10)",
     )
     .bind(id.as_str())
     .bind(key)
@@ -302,11 +307,18 @@ async fn create(
     Ok(id)
 }
 
+/// An id that nobody has; later ones are greater.
+pub(in crate::provisioner) fn new_id(whose: &str) -> Result<ReplacementId, StoreError> {
+    let id = format!("{whose}-{}", uuid::Uuid::now_v7());
+    id.parse()
+        .map_err(|_long| corrupt("id of a replacement", id))
+}
+
 /// A replacement as the API shows it.
 pub(super) async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
     let row = sqlx::query(
         "SELECT first_key, director, failed, origin, role, state, reason, rejected, version \
-         FROM replacement WHERE id = $1",
+         FROM replacement WHERE id = $1 AND kind = 'replace'",
     )
     .bind(id.as_str())
     .fetch_optional(&mut **tx)

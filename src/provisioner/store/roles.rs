@@ -1,12 +1,12 @@
 //! Roles that are stopped because their spares fail in the same place, and setting them going again.
 
 use super::{
-    News, Store, StoreError, Tx, audit, diff::Catalogue, failed, journal, now_ms,
+    Actor, Entry, News, Store, StoreError, Tx, audit, diff::Catalogue, failed, journal, now_ms,
     replacements::view, rows::Columns,
 };
 use crate::{
     model::{
-        ReplacementId,
+        EventKind, ReplacementId,
         inventory::{Role, ServiceFile, Software},
         wire::{Replacement, ReplacementState},
     },
@@ -36,7 +36,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn stopped(&self, role: &str) -> Result<Option<Cause>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let trials = trials(&mut tx, role).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(cause(&trials))
@@ -47,7 +47,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn stopped_roles(&self) -> Result<Vec<String>, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let rows = sqlx::query("SELECT code FROM role ORDER BY code")
             .fetch_all(&mut *tx)
             .await
@@ -67,7 +67,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn release_role(&self, role: &str, actor: &str) -> Result<bool, StoreError> {
+    pub async fn release_role(
+        &self,
+        role: &str,
+        actor: impl Into<Actor>,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let known = sqlx::query("SELECT code FROM role WHERE code = $1")
             .bind(role)
@@ -78,7 +82,9 @@ impl Store {
             return Ok(false);
         }
         forget(&mut tx, role).await?;
-        audit(&mut tx, actor, &format!("role {role}"), "released", "").await?;
+        let detail = format!("role {role}");
+        let entry = Entry::new(EventKind::InventoryChanged, "role_released", &detail);
+        audit(&mut tx, &actor.into(), entry).await?;
         self.commit(tx, News::Work).await?;
         Ok(true)
     }
@@ -87,7 +93,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn retry(&self, id: &ReplacementId, actor: &str) -> Result<RetryOutcome, StoreError> {
+    pub async fn retry(
+        &self,
+        id: &ReplacementId,
+        actor: impl Into<Actor>,
+    ) -> Result<RetryOutcome, StoreError> {
         let mut tx = self.begin().await?;
         let work = match journal::load(&mut tx, id).await {
             Ok(work) => work,
@@ -102,7 +112,11 @@ impl Store {
         if let Some(role) = &seen.role {
             forget(&mut tx, role).await?;
         }
-        audit(&mut tx, actor, id.as_str(), "retried", "").await?;
+        let entry = Entry {
+            replacement: Some(id),
+            ..Entry::new(EventKind::ReplacementProgress, "retried", "")
+        };
+        audit(&mut tx, &actor.into(), entry).await?;
         self.commit(tx, News::Work).await?;
         Ok(RetryOutcome::Retried(seen))
     }
@@ -112,8 +126,8 @@ impl Store {
 async fn trials(tx: &mut Tx, role: &str) -> Result<Vec<Trial>, StoreError> {
     let rows = sqlx::query(
         "SELECT a.server, a.state, a.failed_step, a.failed_code FROM attempt a \
-         JOIN replacement r ON r.id = a.replacement WHERE a.role = $1 \
-         AND (a.state IN ('failed', 'serving', 'superseded') \
+         JOIN replacement r ON r.id = a.replacement WHERE a.role = $1 AND r.kind <> 'clean' \
+         AND (a.state IN ('failed', 'serving', 'superseded', 'finished') \
          OR (a.state = 'open' AND r.state = 'attaching')) \
          AND COALESCE(a.ended_ms, a.started_ms) > \
          (SELECT COALESCE(MAX(since_ms), 0) FROM role_trial WHERE role = $1) \

@@ -43,6 +43,16 @@ pub(super) trait Columns {
         serde_json::from_str(&text).map_err(|e| corrupt(column, e.to_string()))
     }
 
+    /// JSON, where there is some.
+    fn json_opt<T: serde::de::DeserializeOwned>(
+        &self,
+        column: &'static str,
+    ) -> Result<Option<T>, StoreError> {
+        let text = self.text_opt(column)?;
+        text.map(|text| serde_json::from_str(&text).map_err(|e| corrupt(column, e.to_string())))
+            .transpose()
+    }
+
     /// A number that is never negative.
     fn count(&self, column: &'static str) -> Result<u64, StoreError> {
         let n = self.number(column)?;

@@ -1,10 +1,9 @@
-use std::collections::BTreeSet;
-
-use tempfile::TempDir;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::*;
 use crate::{
     model::{
+        Event as Told, EventFilter, EventKind, ReplacementId,
         inventory::{ChangeAction, Inventory, InventoryAnswer, ServerState},
         wire::{Confirmation, ReplacementState, Want},
     },
@@ -15,16 +14,32 @@ use crate::{
     },
 };
 
-async fn fresh() -> (TempDir, Store) {
-    let dir = TempDir::new().unwrap();
-    let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+async fn fresh() -> (Home, Store) {
+    let home = Home::of(module_path!()).await;
+    let store = home.open().await;
     store.apply(&inventory(), false, "test").await.unwrap();
     store
         .register(&d("lb1"), &registration("lb1"))
         .await
         .unwrap();
-    (dir, store)
+    (home, store)
 }
+
+/// Whatever the engine may do with it.
+async fn work(store: &Store, id: &ReplacementId) -> Work {
+    let mut tx = store.read().await.unwrap();
+    journal::load(&mut tx, id).await.unwrap()
+}
+
+/// As a new run of a host has it that freed what its last one had.
+async fn leased(store: &Store, host: &str, id: &ReplacementId) -> Lease {
+    let run = store.begin_run(host).await.unwrap();
+    let leases = store.lease(&run, LONG, 100).await.unwrap();
+    leases.into_iter().find(|lease| lease.id == *id).unwrap()
+}
+
+/// No test takes longer.
+const LONG: Duration = Duration::from_secs(600);
 
 fn d(name: &str) -> crate::model::DirectorName {
     name.parse().unwrap()
@@ -39,14 +54,14 @@ async fn asked(store: &Store, key: &str, director: &str, failed: &str) -> Replac
 
 /// Brings a replacement to its offer with a given spare, as the engine would.
 async fn offered(store: &Store, id: &ReplacementId, spare: &str) {
-    let run = store.take_over().await.unwrap();
+    let lease = leased(store, "test", id).await;
     let claim = Claim {
         server: spare,
         role: "web.shop.example",
         steps: &[Step::Fence],
         rejected: Vec::new(),
     };
-    assert!(store.claim(run, id, claim).await.unwrap());
+    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
     for event in [
         Event::Started { position: 0 },
         Event::Done { position: 0 },
@@ -54,7 +69,7 @@ async fn offered(store: &Store, id: &ReplacementId, spare: &str) {
     ] {
         let note = Note::default();
         store
-            .advance(run, id, &event, note, &Retry::STANDARD)
+            .advance(&lease, &event, note, &Retry::STANDARD)
             .await
             .unwrap();
     }
@@ -86,29 +101,17 @@ fn said(answer: &InventoryAnswer, action: ChangeAction) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_made_or_is_something_else_is_named() {
-    let dir = TempDir::new().unwrap();
-    let e = Store::open(&dir.path().join("no/such/store")).await;
-    assert!(matches!(e, Err(StoreError::Create { .. })), "{e:?}");
-
-    let garbage = dir.path().join("garbage");
-    std::fs::write(&garbage, vec![b'x'; 8192]).unwrap();
-    let e = Store::open(&garbage).await;
-    assert!(matches!(e, Err(StoreError::NotADatabase { .. })), "{e:?}");
-}
-
-#[tokio::test]
 async fn a_store_of_a_newer_version_is_refused() {
-    let (dir, store) = fresh().await;
+    let (home, store) = fresh().await;
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (99, 'later', 1, x'00', 0)",
+         SELECT 99, 'later', success, checksum, 0 FROM _sqlx_migrations",
     )
     .execute(&store.pool)
     .await
     .unwrap();
     store.close().await;
-    let e = Store::open(&dir.path().join("store.sqlite")).await;
+    let e = Store::open_at(&home.place).await;
     assert!(
         matches!(e, Err(StoreError::Newer { migration: 99, .. })),
         "{e:?}"
@@ -116,31 +119,9 @@ async fn a_store_of_a_newer_version_is_refused() {
 }
 
 #[tokio::test]
-async fn the_file_is_private_and_its_path_may_have_blanks() {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("a ?b#%20.db");
-    let store = Store::open(&path).await.unwrap();
-    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    store.apply(&inventory(), false, "test").await.unwrap();
-    store.close().await;
-    let store = Store::open(&path).await.unwrap();
-    assert_eq!(store.servers().await.unwrap().len(), 5);
-    for (pragma, want) in [
-        ("PRAGMA synchronous", 2_i64),
-        ("PRAGMA foreign_keys", 1),
-        ("PRAGMA busy_timeout", 10_000),
-    ] {
-        let row = sqlx::query(pragma).fetch_one(&store.pool).await.unwrap();
-        assert_eq!(row.try_get::<i64, _>(0).unwrap(), want, "{pragma}");
-    }
-}
-
-#[tokio::test]
 async fn applying_twice_changes_nothing() {
-    let dir = TempDir::new().unwrap();
-    let store = Store::open(&dir.path().join("s")).await.unwrap();
+    let home = Home::of(module_path!()).await;
+    let store = home.open().await;
     let dry = store.apply(&inventory(), true, "test").await.unwrap();
     assert!(!dry.applied);
     assert_eq!(dry.changes.len(), 9, "{dry:?}");
@@ -287,14 +268,14 @@ async fn what_a_replacement_gave_is_held_against_the_files() {
 async fn a_server_at_work_is_held() {
     let (_dir, store) = fresh().await;
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
-    let run = store.take_over().await.unwrap();
+    let lease = leased(&store, "test", &id).await;
     let claim = Claim {
         server: "spare1",
         role: "web.shop.example",
         steps: &[Step::Fence],
         rejected: Vec::new(),
     };
-    store.claim(run, &id, claim).await.unwrap();
+    store.claim(&lease, claim).await.unwrap().unwrap();
     let mut new = inventory();
     new.servers.remove("spare1");
     let answer = store.apply(&new, false, "test").await.unwrap();
@@ -306,8 +287,8 @@ async fn a_server_at_work_is_held() {
     );
     assert_eq!(
         store.release("spare1", "test").await.unwrap(),
-        ReleaseOutcome::Refused(
-            "spare1 is claimed: only a server that is quarantined or failed can be released".into()
+        ServerOutcome::Refused(
+            "spare1 is claimed: only a server that is quarantined, failed or kept warm can be released".into()
         )
     );
 }
@@ -435,7 +416,7 @@ async fn a_stand_in_that_is_given_back_leaves_its_place_to_whom_the_files_gave_i
         assert_eq!(want(director).await, None);
     }
     let released = store.release("spare1", "test").await.unwrap();
-    assert_eq!(released, ReleaseOutcome::Released);
+    assert_eq!(released, ServerOutcome::Done);
     // If the first server fails once more, that is another failure.
     assert_ne!(asked(&store, "k2", "lb1", "10.0.0.1").await, id);
     assert!(!store.give_back(&d("lb9"), &id).await.unwrap());
@@ -456,7 +437,7 @@ async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
     offered(&store, &second, "spare2").await;
     assert_eq!(
         store.release("spare1", "test").await.unwrap(),
-        ReleaseOutcome::Refused(
+        ServerOutcome::Refused(
             "spare1 may still be in service: not confirmed to be withdrawn by lb1".into()
         )
     );
@@ -481,7 +462,7 @@ async fn a_stand_in_that_fails_is_replaced_in_its_origins_place() {
     assert_eq!(state(&store, "spare1").await, ServerState::Failed);
     assert_eq!(
         store.release("spare1", "test").await.unwrap(),
-        ReleaseOutcome::Released
+        ServerOutcome::Done
     );
     // It can stand in again, for another.
     let third = asked(&store, "k3", "lb1", "10.0.0.2").await;
@@ -539,9 +520,10 @@ async fn a_place_keeps_its_addresses_when_its_server_leaves_the_inventory() {
     store.apply(&new, false, "test").await.unwrap();
     assert!(!store.world().await.unwrap().servers.contains_key("web1"));
     let second = asked(&store, "k2", "lb1", "10.0.0.11").await;
-    let work = store.work_on(&second).await.unwrap();
+    let work = work(&store, &second).await;
     let world = store.world().await.unwrap();
-    let brief = world.brief(work.failed, &work.origins).unwrap();
+    let place = work.place().unwrap();
+    let brief = world.brief(place.failed, &place.origins).unwrap();
     assert_eq!(brief.services.len(), 2);
     offered(&store, &second, "spare2").await;
     let members = store.members(&d("lb1")).await.unwrap().unwrap().members;
@@ -638,15 +620,15 @@ async fn a_director_asks_only_for_its_own_servers_and_their_stand_ins() {
 
 #[tokio::test]
 async fn a_restored_backup_does_not_fence_itself_out() {
-    let (dir, store) = fresh().await;
+    let (home, store) = fresh().await;
     sqlx::query("UPDATE meta SET value = 5 WHERE name = 'fence'")
         .execute(&store.pool)
         .await
         .unwrap();
     store.close().await;
-    let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+    let store = home.open().await;
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
-    assert!(store.work_on(&id).await.unwrap().fence > 1_600_000_000_000);
+    assert!(work(&store, &id).await.fence > 1_600_000_000_000);
 }
 
 #[tokio::test]
@@ -654,22 +636,24 @@ async fn only_a_ready_server_can_be_claimed() {
     let (_dir, store) = fresh().await;
     let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
     let second = asked(&store, "k2", "lb1", "10.0.0.2").await;
-    let run = store.take_over().await.unwrap();
+    let run = store.begin_run("test").await.unwrap();
+    let leases = store.lease(&run, LONG, 100).await.unwrap();
     let claim = async |id: &ReplacementId, server: &str| {
+        let lease = leases.iter().find(|lease| lease.id == *id).unwrap();
         let claim = Claim {
             server,
             role: "web.shop.example",
             steps: &[Step::Fence],
             rejected: Vec::new(),
         };
-        store.claim(run, id, claim).await.unwrap()
+        store.claim(lease, claim).await.unwrap().is_some()
     };
     assert!(claim(&first, "spare1").await);
     // Claimed by another, serving, unknown: the journal is as it was.
     for server in ["spare1", "web2", "nobody"] {
         assert!(!claim(&second, server).await, "{server}");
     }
-    let work = store.work_on(&second).await.unwrap();
+    let work = work(&store, &second).await;
     assert_eq!(work.journal.hand, None);
     assert!(claim(&second, "spare2").await);
 }
@@ -678,24 +662,91 @@ async fn only_a_ready_server_can_be_claimed() {
 async fn an_older_run_can_write_no_more() {
     let (_dir, store) = fresh().await;
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
-    let old = store.take_over().await.unwrap();
-    let new = store.take_over().await.unwrap();
+    let old = leased(&store, "test", &id).await;
+    let new = leased(&store, "test", &id).await;
+    assert!(new.fence() > old.fence());
     let waits = Event::Waits {
         reason: "no_spare: x".into(),
     };
-    let write = |run| store.advance(run, &id, &waits, Note::default(), &Retry::STANDARD);
-    assert!(matches!(write(old).await, Err(StoreError::Fenced)));
-    assert!(write(new).await.is_ok());
+    let write = |lease| store.advance(lease, &waits, Note::default(), &Retry::STANDARD);
+    // By its word, and by its fence alone.
+    let stale = Lease {
+        fence: old.fence,
+        ..new.clone()
+    };
+    for lost in [&old, &stale] {
+        let e = write(lost).await;
+        assert!(matches!(e, Err(StoreError::LeaseLost { .. })), "{e:?}");
+        let e = store.work_on(lost).await;
+        assert!(matches!(e, Err(StoreError::LeaseLost { .. })), "{e:?}");
+        let claim = Claim {
+            server: "spare1",
+            role: "web.shop.example",
+            steps: &[Step::Fence],
+            rejected: Vec::new(),
+        };
+        let e = store.claim(lost, claim).await;
+        assert!(matches!(e, Err(StoreError::LeaseLost { .. })), "{e:?}");
+    }
+    assert!(write(&new).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_lease_is_one_runs_until_it_runs_out_or_is_given_back() {
+    let (_home, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let a = store.begin_run("a").await.unwrap();
+    let b = store.begin_run("b").await.unwrap();
+    let first = store.lease(&a, LONG, 8).await.unwrap();
+    assert_eq!(first.len(), 1);
+    assert!(!store.look().await.unwrap().free);
+    assert_eq!(store.lease(&b, LONG, 8).await.unwrap(), []);
+    // Given back it is anybody's, under a higher fence.
+    store.hand_back(&first).await.unwrap();
+    assert!(store.look().await.unwrap().free);
+    let second = store.lease(&b, Duration::ZERO, 8).await.unwrap();
+    assert!(second[0].fence > first[0].fence);
+    // What somebody else has is not given back by who had it once, nor renewed.
+    store.hand_back(&first).await.unwrap();
+    assert!(store.renew(&a, LONG).await.unwrap().is_empty());
+    // It has run out. Renewed in time it is not taken over.
+    assert!(store.look().await.unwrap().free);
+    let held = store.renew(&b, LONG).await.unwrap();
+    assert_eq!(held, BTreeSet::from([id.clone()]));
+    assert_eq!(store.lease(&a, LONG, 8).await.unwrap(), []);
+    // A run that ends, and one that begins anew, free what they had.
+    store.end_run(&b).await.unwrap();
+    let third = store.lease(&a, LONG, 8).await.unwrap();
+    assert!(third[0].fence > second[0].fence);
+    let a = store.begin_run("a").await.unwrap();
+    let fourth = store.lease(&a, LONG, 8).await.unwrap();
+    assert!(fourth[0].fence > third[0].fence);
+}
+
+#[tokio::test]
+async fn nobody_changes_or_removes_what_the_audit_trail_says() {
+    let (home, store) = fresh().await;
+    // Opened twice, it is guarded once.
+    let again = home.open().await;
+    for change in ["UPDATE event SET actor = 'nobody'", "DELETE FROM event"] {
+        let e = sqlx::query(change).execute(&again.pool).await.unwrap_err();
+        assert!(e.to_string().contains("append-only"), "{e}");
+    }
+    let page = store
+        .events(None, None, &EventFilter::default())
+        .await
+        .unwrap();
+    assert!(page.events.len() > 5, "{page:?}");
 }
 
 #[tokio::test]
 async fn fences_only_rise_and_start_above_those_of_a_lost_store() {
     let (_dir, store) = fresh().await;
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
-    let first = store.work_on(&id).await.unwrap().fence;
+    let first = work(&store, &id).await.fence;
     assert!(first > 1_600_000_000_000);
     offered(&store, &id, "spare1").await;
-    assert!(store.work_on(&id).await.unwrap().fence > first);
+    assert!(work(&store, &id).await.fence > first);
 }
 
 #[tokio::test]
@@ -704,17 +755,17 @@ async fn the_audit_trail_tells_the_story() {
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
     offered(&store, &id, "spare1").await;
     confirm(&store, "lb1", &id, Want::Attach).await;
-    let rows = sqlx::query("SELECT what FROM event WHERE object = $1 ORDER BY id")
-        .bind(id.as_str())
-        .fetch_all(&store.pool)
+    let page = store
+        .events(None, None, &EventFilter::default())
         .await
         .unwrap();
-    let story: Vec<String> = rows.iter().map(|r| r.try_get(0).unwrap()).collect();
+    let of_it = |e: &&Told| e.replacement.as_deref() == Some(id.as_str());
+    let story: Vec<_> = page.events.iter().filter(of_it).collect();
+    let said: Vec<_> = story.iter().map(|e| e.reason.as_deref().unwrap()).collect();
     assert_eq!(
-        story,
+        said,
         [
             "asked",
-            "resumed",
             "claimed",
             "step_started",
             "step_done",
@@ -723,6 +774,12 @@ async fn the_audit_trail_tells_the_story() {
             "attached"
         ]
     );
+    let told = |e: &Told| (e.actor.clone().unwrap(), e.origin.clone());
+    assert_eq!(told(story[0]), ("lb1".into(), Some("10.0.0.251".into())));
+    assert_eq!(told(story[1]), ("engine".into(), Some("test".into())));
+    assert_eq!(story[0].server, Some(ip("10.0.0.1").into()));
+    assert_eq!(story[0].kind, EventKind::ReplacementRequested);
+    assert!(page.events.iter().map(|e| e.number).eq(1..=page.next));
 }
 
 #[tokio::test]
@@ -738,8 +795,95 @@ async fn counts_by_state_name_every_state() {
 
 #[tokio::test]
 async fn an_empty_inventory_is_no_fault() {
-    let dir = TempDir::new().unwrap();
-    let store = Store::open(&dir.path().join("s")).await.unwrap();
+    let home = Home::of(module_path!()).await;
+    let store = home.open().await;
     let answer = store.apply(&Inventory::default(), false, "test").await;
     assert!(!answer.unwrap().applied);
+}
+
+#[tokio::test]
+async fn a_quarantine_ends_by_itself_and_a_longer_one_follows() {
+    let (_dir, store) = fresh().await;
+    let until = |world: &crate::provisioner::plan::World| {
+        let keeping = &world.servers["spare1"].keeping;
+        keeping.quarantined_until.map(|at| at.0 - now_ms().0)
+    };
+    let minutes = |ms: Option<i64>| ms.map(|ms| (ms + 30_000) / 60_000);
+    for expected in [Some(10), Some(60), Some(24 * 60), None] {
+        let mut tx = store.begin().await.unwrap();
+        sqlx::query("UPDATE server SET state = 'quarantined' WHERE name = 'spare1'")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        pool::put_aside(&mut tx, "spare1").await.unwrap();
+        store.commit(tx, News::Work).await.unwrap();
+        assert_eq!(minutes(until(&store.world().await.unwrap())), expected);
+        assert_eq!(store.end_quarantines().await.unwrap(), [""; 0]);
+        assert_eq!(state(&store, "spare1").await, ServerState::Quarantined);
+        // Its time is over.
+        sqlx::query("UPDATE server SET quarantined_until = 1 WHERE quarantined_until IS NOT NULL")
+            .execute(&store.pool)
+            .await
+            .unwrap();
+        let ended = store.end_quarantines().await.unwrap();
+        assert_eq!(ended.len(), usize::from(expected.is_some()));
+    }
+    assert_eq!(state(&store, "spare1").await, ServerState::Quarantined);
+    // Whoever releases it says that it is well: counted from the start.
+    store.release("spare1", "test").await.unwrap();
+    store
+        .quarantine("spare1", "smells of smoke", None, "test")
+        .await
+        .unwrap();
+    assert_eq!(state(&store, "spare1").await, ServerState::Quarantined);
+    let refused = store.quarantine("web1", "why not", None, "test").await;
+    assert!(
+        matches!(refused, Ok(ServerOutcome::Refused(_))),
+        "it serves: {refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_rehearsal_is_made_once_and_says_what_is_new() {
+    let (_dir, store) = fresh().await;
+    let later = WallMillis(now_ms().0 - 1000);
+    assert!(store.begin_rehearsal("spare1", later).await.unwrap());
+    assert!(!store.begin_rehearsal("spare1", later).await.unwrap());
+    let refused = Some("auth_refused: no".to_owned());
+    let (os, trouble) = (None, refused.clone());
+    let found = Rehearsed { os, trouble };
+    assert!(store.rehearsed("spare1", &found).await.unwrap());
+    assert!(!store.rehearsed("spare1", &found).await.unwrap());
+    let world = store.world().await.unwrap();
+    assert_eq!(world.servers["spare1"].keeping.trouble, refused);
+    let os = Some("debian-12".to_owned());
+    let trouble = None;
+    let found = Rehearsed { os, trouble };
+    assert!(store.rehearsed("spare1", &found).await.unwrap());
+    let world = store.world().await.unwrap();
+    assert_eq!(
+        world.servers["spare1"].os_seen.as_deref(),
+        Some("debian-12")
+    );
+    assert_eq!(world.servers["spare1"].keeping.trouble, None);
+    // Who serves is not looked at.
+    assert!(!store.begin_rehearsal("web1", later).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_in_maintenance_is_no_spare_until_that_is_over() {
+    let (_dir, store) = fresh().await;
+    let usable = async || {
+        let world = store.world().await.unwrap();
+        world.readiness(&world.roles["web.shop.example"]).usable
+    };
+    assert_eq!(usable().await, 3);
+    let why = Some("new disks");
+    let done = store.maintain("spare1", why, "test").await.unwrap();
+    assert_eq!(done, ServerOutcome::Done);
+    assert_eq!(usable().await, 2);
+    store.maintain("spare1", None, "test").await.unwrap();
+    assert_eq!(usable().await, 3);
+    let unknown = store.maintain("nobody", why, "test").await.unwrap();
+    assert_eq!(unknown, ServerOutcome::NoSuchServer);
 }

@@ -8,11 +8,11 @@ use super::{
 };
 use crate::{
     model::{
-        ReplacementId,
+        ReplacementId, WallMillis,
         inventory::{Role, Server, ServerState, ServerView, ServiceFile, Software},
         wire::ReplacementState,
     },
-    provisioner::plan::{Assignment, PoolServer, Source, World},
+    provisioner::plan::{Assignment, Keeping, PoolServer, Source, World},
 };
 
 impl Store {
@@ -21,7 +21,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn world(&self) -> Result<World, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.read().await?;
         let world = world(&mut tx).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(world)
@@ -59,10 +59,12 @@ impl Store {
     pub async fn replacements_by_state(
         &self,
     ) -> Result<BTreeMap<ReplacementState, u64>, StoreError> {
-        let rows = sqlx::query("SELECT state, count(*) AS n FROM replacement GROUP BY state")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed("count the replacements"))?;
+        let rows = sqlx::query(
+            "SELECT state, count(*) AS n FROM replacement WHERE kind = 'replace' GROUP BY state",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("count the replacements"))?;
         let mut counts: BTreeMap<_, _> =
             ReplacementState::ALL.into_iter().map(|s| (s, 0)).collect();
         for row in rows {
@@ -144,7 +146,7 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
 }
 
 async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
-    let rows = sqlx::query("SELECT code, domain, os, gateways, clients FROM role")
+    let rows = sqlx::query("SELECT code, domain, os, gateways, clients, spares FROM role")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the roles"))?;
@@ -157,6 +159,7 @@ async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             software: Vec::new(),
             gateways: row.json("gateways")?,
             clients: row.json("clients")?,
+            spares: row.json("spares")?,
         };
         world.roles.insert(code, role);
     }
@@ -221,7 +224,8 @@ async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
 async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
     let rows = sqlx::query(
         "SELECT name, ssh_address, ssh_port, host_keys, files_role, state, reason, os_seen, \
-         replacement FROM server",
+         replacement, labels, reserved_for, maintenance, quarantined_until, failed_ms, rehearsed_ms, \
+         trouble, warm, clean_after, placed FROM server",
     )
     .fetch_all(&mut **tx)
     .await
@@ -236,6 +240,19 @@ async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             ssh_port: u16::try_from(port).map_err(|_big| corrupt("port", port.to_string()))?,
             host_keys: row.json("host_keys")?,
             role: row.text_opt("files_role")?,
+            labels: row.json("labels")?,
+            reserved_for: row.json("reserved_for")?,
+        };
+        let at = |column| Ok::<_, StoreError>(row.number_opt(column)?.map(WallMillis));
+        let keeping = Keeping {
+            maintenance: row.text_opt("maintenance")?,
+            quarantined_until: at("quarantined_until")?,
+            failed_at: at("failed_ms")?,
+            rehearsed_at: at("rehearsed_ms")?,
+            trouble: row.text_opt("trouble")?,
+            warm: row.json_opt("warm")?,
+            clean_after: row.text_opt("clean_after")?,
+            placed: row.json("placed")?,
         };
         world.servers.insert(
             name,
@@ -245,6 +262,7 @@ async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
                 reason: row.text_opt("reason")?,
                 os_seen: row.text_opt("os_seen")?,
                 claimed_for: row.parsed_opt::<ReplacementId>("replacement")?,
+                keeping,
             },
         );
     }

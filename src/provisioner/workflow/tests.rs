@@ -73,6 +73,77 @@ fn goes_through_the_steps_in_order() {
 }
 
 #[test]
+fn what_was_done_beforehand_is_offered_at_once() {
+    let claimed = Event::Claimed {
+        server: "s1".into(),
+        steps: Vec::new(),
+    };
+    let journal = after(&[claimed]);
+    assert_eq!(journal.next(), Action::Offer);
+    let asked = journal.handle(&Event::CancelAsked, &RETRY).unwrap();
+    let put_down = asked.journal.handle(&Event::Abandoned, &RETRY).unwrap();
+    assert_eq!(put_down.spare.unwrap().state, ServerState::Ready);
+}
+
+#[test]
+fn upkeep_ends_with_its_last_step_and_takes_no_other_server() {
+    for (kind, in_hand, at_the_end) in [
+        (Kind::Warm, ServerState::Configuring, ServerState::Standby),
+        (Kind::Clean, ServerState::Cleaning, ServerState::Ready),
+    ] {
+        let begin = |events: &[Event]| {
+            events.iter().fold(Journal::begun(kind), |journal, event| {
+                journal.handle(event, &RETRY).unwrap().journal
+            })
+        };
+        let mut events = vec![Event::Claimed {
+            server: "s1".into(),
+            steps: vec!["fence".into(), "install:nginx".into()],
+        }];
+        events.extend([Event::Started { position: 0 }, Event::Done { position: 0 }]);
+        let started = begin(&events).handle(&Event::Started { position: 1 }, &RETRY);
+        assert_eq!(started.unwrap().spare.unwrap().state, in_hand);
+        events.push(Event::Started { position: 1 });
+
+        let failed = begin(&events).handle(&failed(1, Class::Permanent), &RETRY);
+        let failed = failed.unwrap();
+        assert_eq!(failed.journal.state, ReplacementState::Failed);
+        assert_eq!(failed.journal.next(), Action::Ended);
+        assert_eq!(failed.spare.unwrap().state, ServerState::Quarantined);
+
+        events.push(Event::Done { position: 1 });
+        let journal = begin(&events);
+        assert_eq!(journal.next(), Action::Finish);
+        assert!(journal.handle(&Event::Offered, &RETRY).is_err());
+        let done = journal.handle(&Event::Finished, &RETRY).unwrap();
+        assert_eq!(done.journal.state, ReplacementState::Succeeded);
+        let spare = done.spare.unwrap();
+        assert_eq!(spare.state, at_the_end);
+        assert_eq!(spare.ended, Some(AttemptEnd::Finished));
+    }
+}
+
+#[test]
+fn what_is_not_cleaned_to_the_end_is_no_spare() {
+    let mut journal = Journal::begun(Kind::Clean);
+    for event in [
+        Event::Claimed {
+            server: "s1".into(),
+            steps: vec!["fence".into(), "clean".into()],
+        },
+        Event::Started { position: 0 },
+        Event::Done { position: 0 },
+        Event::CancelAsked,
+    ] {
+        journal = journal.handle(&event, &RETRY).unwrap().journal;
+    }
+    let put_down = journal.handle(&Event::Abandoned, &RETRY).unwrap();
+    let spare = put_down.spare.unwrap();
+    assert_eq!(spare.state, ServerState::Quarantined);
+    assert_eq!(spare.reason.as_deref(), Some(NOT_CLEANED));
+}
+
+#[test]
 fn a_restart_fences_first_and_goes_on_where_it_was() {
     let mut events = through(2);
     events.push(Event::Started { position: 3 });
@@ -266,7 +337,11 @@ fn op() -> impl Strategy<Value = Op> {
 impl Play {
     fn new() -> Self {
         Self {
-            journals: vec![Journal::asked(); 3],
+            journals: vec![
+                Journal::asked(),
+                Journal::asked(),
+                Journal::begun(Kind::Warm),
+            ],
             pool: (0..3)
                 .map(|n| (format!("s{n}"), ServerState::Ready))
                 .collect(),
@@ -311,6 +386,7 @@ impl Play {
                     assert!(self.take(*r, &event));
                 }
                 Action::Offer => assert!(self.take(*r, &Event::Offered)),
+                Action::Finish => assert!(self.take(*r, &Event::Finished)),
                 Action::Abandon => assert!(self.take(*r, &Event::Abandoned)),
                 Action::Await | Action::Ended => {}
             },
@@ -340,7 +416,8 @@ impl Play {
         let mut held = BTreeSet::new();
         for journal in &self.journals {
             let at_work = journal.state.is_live() && journal.state != ReplacementState::Pending;
-            let holds = at_work || journal.state == ReplacementState::Succeeded;
+            let serves = journal.state == ReplacementState::Succeeded;
+            let holds = at_work || serves && journal.kind == Kind::Replace;
             assert_eq!(journal.hand.is_some(), holds, "{journal:?}");
             if let Some(hand) = &journal.hand {
                 assert!(held.insert(&hand.server), "{} in two hands", hand.server);
@@ -359,7 +436,12 @@ impl Play {
             }
         }
         for (name, state) in &self.pool {
-            let in_hand = !matches!(state, ServerState::Ready | ServerState::Quarantined);
+            let free = [
+                ServerState::Ready,
+                ServerState::Standby,
+                ServerState::Quarantined,
+            ];
+            let in_hand = !free.contains(state);
             assert_eq!(in_hand, held.contains(name), "{name} is {state:?}");
         }
     }

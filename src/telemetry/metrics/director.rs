@@ -71,6 +71,18 @@ words! {
     }
 }
 
+words! {
+    /// How a warm spare is.
+    StandbyState {
+        /// It passes wherever it could be needed.
+        Ready => "ready",
+        /// There is no verdict yet.
+        Waiting => "waiting",
+        /// It does not pass.
+        Failing => "failing",
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ServerLabels {
     service: String,
@@ -145,6 +157,11 @@ struct StandInLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StandbyLabel {
+    state: StandbyState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SettingLabel {
     setting: String,
 }
@@ -179,6 +196,7 @@ pub struct DirectorMetrics {
     replacement_held: Family<GuardLabel, Gauge>,
     removal_held: Family<GuardLabel, Gauge>,
     stand_ins: Family<StandInLabel, Gauge>,
+    standbys: Family<StandbyLabel, Gauge>,
     kernel_setting_wrong: Family<SettingLabel, Gauge>,
     virtual_address_on: Family<AddressLabel, Gauge>,
     /// Times that another host answered for a virtual address that was to be put on.
@@ -228,6 +246,7 @@ impl DirectorMetrics {
             replacement_held: Family::default(),
             removal_held: Family::default(),
             stand_ins: Family::default(),
+            standbys: Family::default(),
             kernel_setting_wrong: Family::default(),
             virtual_address_on: Family::default(),
             virtual_address_conflicts: Counter::default(),
@@ -354,6 +373,11 @@ impl DirectorMetrics {
             m.stand_ins.clone(),
         );
         r.register(
+            "standbys",
+            "Warm spares that could stand in, by state",
+            m.standbys.clone(),
+        );
+        r.register(
             "state_file_ok",
             "1 while the state file is readable and writable",
             m.state_file_ok.clone(),
@@ -391,6 +415,7 @@ impl DirectorMetrics {
         m.config_reload_ok.set(1);
         m.hooks.register(r);
         m.set_stand_ins(&BTreeMap::new());
+        m.set_standbys(&BTreeMap::new());
         m
     }
 
@@ -503,6 +528,16 @@ impl DirectorMetrics {
             let count = by_state.get(&state).copied().unwrap_or_default();
             self.stand_ins
                 .get_or_create(&StandInLabel { state })
+                .set(i64::from(count));
+        }
+    }
+
+    /// How many warm spares there are; none of a state that is not named.
+    pub fn set_standbys(&self, by_state: &BTreeMap<StandbyState, u32>) {
+        for state in StandbyState::ALL.iter().copied() {
+            let count = by_state.get(&state).copied().unwrap_or_default();
+            self.standbys
+                .get_or_create(&StandbyLabel { state })
                 .set(i64::from(count));
         }
     }

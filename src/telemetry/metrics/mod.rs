@@ -7,8 +7,8 @@ mod hooks;
 mod provisioner;
 
 pub use director::{
-    DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState, StepLabels, StepResult,
-    To, TransitionLabels,
+    DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState, StandbyState,
+    StepLabels, StepResult, To, TransitionLabels,
 };
 pub use hooks::{DeliveryResult, HookMetrics, Untold};
 pub use provisioner::ProvisionerMetrics;

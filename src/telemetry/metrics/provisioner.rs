@@ -9,7 +9,10 @@ use prometheus_client::{
 };
 
 use super::{Build, begin};
-use crate::model::{inventory::ServerState, wire::ReplacementState};
+use crate::model::{
+    inventory::ServerState,
+    wire::{ReplacementState, RoleView},
+};
 
 /// Seconds: from a fence to the longest script.
 const STEP_SECONDS: [f64; 11] = [
@@ -43,6 +46,11 @@ struct RouteLabels {
     status: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: String,
+}
+
 /// What a provisioner counts. Clones share the numbers.
 #[derive(Clone, Debug)]
 pub struct ProvisionerMetrics {
@@ -52,7 +60,12 @@ pub struct ProvisionerMetrics {
     step_duration: Family<StepLabel, Histogram, fn() -> Histogram>,
     pool: Family<StateLabel, Gauge>,
     stopped: Gauge,
+    usable: Family<RoleLabel, Gauge>,
+    warm: Family<RoleLabel, Gauge>,
+    short: Family<RoleLabel, Gauge>,
     api_requests: Family<RouteLabels, Counter>,
+    store_up: Gauge,
+    leases_lost: Counter,
 }
 
 impl ProvisionerMetrics {
@@ -65,7 +78,12 @@ impl ProvisionerMetrics {
             step_duration: Family::new_with_constructor(|| Histogram::new(STEP_SECONDS)),
             pool: Family::default(),
             stopped: Gauge::default(),
+            usable: Family::default(),
+            warm: Family::default(),
+            short: Family::default(),
             api_requests: Family::default(),
+            store_up: Gauge::default(),
+            leases_lost: Counter::default(),
         };
         let r = begin(registry, build);
         r.register(
@@ -99,9 +117,34 @@ impl ProvisionerMetrics {
             m.stopped.clone(),
         );
         r.register(
+            "role_spares",
+            "Spares that a role could claim and with which nothing is known to be wrong",
+            m.usable.clone(),
+        );
+        r.register(
+            "role_spares_warm",
+            "Those that are configured and tested beforehand",
+            m.warm.clone(),
+        );
+        r.register(
+            "role_short_of_spares",
+            "1 where a role that is served has fewer usable spares than its low_water",
+            m.short.clone(),
+        );
+        r.register(
             "api_requests",
             "Requests to the API, by the status of the answer",
             m.api_requests.clone(),
+        );
+        r.register(
+            "store_up",
+            "Whether the store answers (1) or is away (0)",
+            m.store_up.clone(),
+        );
+        r.register(
+            "leases_lost",
+            "Replacements that another provisioner took over from this one",
+            m.leases_lost.clone(),
         );
         m.set_replacements(&BTreeMap::new());
         m.set_pool(&BTreeMap::new());
@@ -118,6 +161,22 @@ impl ProvisionerMetrics {
             self.replacements
                 .get_or_create(&label)
                 .set(i64::from(count));
+        }
+    }
+
+    /// How each role stands; those that are not named are no more.
+    pub fn set_roles(&self, roles: &[RoleView]) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        for family in [&self.usable, &self.warm, &self.short] {
+            family.clear();
+        }
+        for view in roles {
+            let role = view.role.clone();
+            let label = RoleLabel { role };
+            self.usable.get_or_create(&label).set(number(view.usable));
+            self.warm.get_or_create(&label).set(number(view.warm));
+            let short = i64::from(view.short.is_some());
+            self.short.get_or_create(&label).set(short);
         }
     }
 
@@ -155,6 +214,16 @@ impl ProvisionerMetrics {
     /// How many roles are stopped.
     pub fn set_stopped(&self, roles: u32) {
         self.stopped.set(i64::from(roles));
+    }
+
+    /// Whether the store answers.
+    pub fn set_store(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
+    /// Another provisioner took a replacement over.
+    pub fn lease_lost(&self) {
+        self.leases_lost.inc();
     }
 
     /// A request was answered. `route` is the route's pattern, never the path that was asked.

@@ -193,6 +193,7 @@ async fn the_test_reads_everything_back() {
             limit: Duration::from_millis(300),
         }],
         paths: Vec::new(),
+        sealed: Vec::new(),
     };
     let done = lab.perform(1, test("true", "content", lab.port)).await;
     let done = done.unwrap();

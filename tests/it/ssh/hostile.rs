@@ -138,7 +138,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        drop(umount2(&self.0, MntFlags::MNT_DETACH));
+        umount2(&self.0, MntFlags::MNT_DETACH).ok();
     }
 }
 
@@ -227,6 +227,7 @@ async fn the_way_back_is_read_on_the_spare() {
             digests: Vec::new(),
             answers: Vec::new(),
             paths: vec![path],
+            sealed: Vec::new(),
         };
         match lab.perform(1, step).await {
             Ok(_) => "fine",

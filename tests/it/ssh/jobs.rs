@@ -301,7 +301,7 @@ async fn a_secret_is_in_the_environment_and_nowhere_else() {
     let order = Order {
         server: lab.server(),
         fence: 1,
-        step: step.reveal(&[], &values),
+        step: step.reveal(&values),
         masks: Masks::of(&values),
     };
     let e = lab.hands().perform(&order, &drop).await.unwrap_err();

@@ -150,6 +150,8 @@ impl Lab {
             ssh_port: self.port,
             host_keys: vec![fs::read_to_string(self.path("host.pub")).unwrap()],
             role: None,
+            labels: Default::default(),
+            reserved_for: Vec::new(),
         }
     }
 

@@ -1,8 +1,9 @@
 -- One schema for SQLite (3.35 and later) and PostgreSQL (12 and later): TEXT ids, BIGINT unix
 -- milliseconds, BIGINT 0/1 for truth, JSON as TEXT; no serials, no engine's own types.
 
--- Counters. 'owner' is the fence of the newest run of the engine: only that one may write. 'fence' is seeded with the wall clock when the store is made, so that a store that was
--- lost and made anew is still above every fence the spares have seen.
+-- Counters. 'fence' is seeded with the wall clock when the store is made, so that a store that was lost and made anew
+-- is still above every fence the spares have seen. 'born' is the wall clock when it was made. 'work' moves with every change that may let a
+-- waiting replacement go on.
 CREATE TABLE meta (
   name  TEXT   NOT NULL PRIMARY KEY,
   value BIGINT NOT NULL
@@ -14,7 +15,9 @@ CREATE TABLE role (
   domain   TEXT NOT NULL,
   os       TEXT NOT NULL,
   gateways TEXT NOT NULL,
-  clients  TEXT NOT NULL
+  clients  TEXT NOT NULL,
+  -- Which spares it takes, JSON.
+  spares   TEXT NOT NULL
 );
 
 -- The catalogue: a role's software in the order of installation.
@@ -56,17 +59,31 @@ CREATE TABLE service_config (
   PRIMARY KEY (domain, software, path)
 );
 
--- The pool. files_role is what the files said last; what a server holds now is in role_assignment.
+-- The pool. files_role is what the files said last; what a server holds now is in role_assignment. maintenance is
+-- the reason; quarantines counts them since it was last released by hand; trouble is what the last rehearsal found;
+-- warm (JSON) what it was configured for beforehand; clean_after the role after which it is to be cleaned; placed
+-- (JSON) the files that were placed there since it was clean.
 CREATE TABLE server (
   name        TEXT   NOT NULL PRIMARY KEY,
   ssh_address TEXT   NOT NULL,
   ssh_port    BIGINT NOT NULL,
   host_keys   TEXT   NOT NULL,
   files_role  TEXT,
-  state       TEXT   NOT NULL CHECK (state IN ('enrolled', 'ready', 'claimed', 'configuring', 'testing', 'serving', 'failed', 'quarantined')),
+  state       TEXT   NOT NULL CHECK (state IN ('enrolled', 'ready', 'claimed', 'configuring', 'testing', 'standby', 'serving', 'failed', 'quarantined', 'cleaning')),
   reason      TEXT,
   os_seen     TEXT,
   replacement TEXT,
+  labels            TEXT   NOT NULL,
+  reserved_for      TEXT   NOT NULL,
+  maintenance       TEXT,
+  quarantined_until BIGINT,
+  quarantines       BIGINT NOT NULL,
+  failed_ms         BIGINT,
+  rehearsed_ms      BIGINT,
+  trouble           TEXT,
+  warm              TEXT,
+  clean_after       TEXT,
+  placed            TEXT   NOT NULL,
   CHECK (state NOT IN ('claimed', 'configuring', 'testing') OR replacement IS NOT NULL)
 );
 
@@ -95,16 +112,19 @@ CREATE TABLE director (
   registered_ms BIGINT NOT NULL
 );
 
--- slot is the failed server's name, or the address where the inventory knows no such server; origin
+-- Work on servers: a spare for a failed server, a spare made ready beforehand, a server cleaned; the last two have no
+-- failed server, and their server's name in slot. Else slot is the failed server's name, or the address where the inventory knows no such server; origin
 -- the configured server whose place it is, origins all its addresses, whatever becomes of it in the
--- inventory; role what the spare was configured as.
+-- inventory; role what the spare was configured as. owner is the run of a provisioner that works on it, host that
+-- provisioner's name; until lease_until nobody else may, and whoever does then has a higher fence.
 CREATE TABLE replacement (
   id            TEXT   NOT NULL PRIMARY KEY,
+  kind          TEXT   NOT NULL CHECK (kind IN ('replace', 'warm', 'clean')),
   first_key     TEXT   NOT NULL UNIQUE,
-  director      TEXT   NOT NULL REFERENCES director (name),
-  failed        TEXT   NOT NULL,
+  director      TEXT   REFERENCES director (name),
+  failed        TEXT,
   slot          TEXT   NOT NULL,
-  origin        TEXT   NOT NULL,
+  origin        TEXT,
   origins       TEXT   NOT NULL,
   role          TEXT,
   state         TEXT   NOT NULL CHECK (state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching', 'succeeded', 'failed', 'cancelled', 'superseded', 'refused')),
@@ -112,11 +132,15 @@ CREATE TABLE replacement (
   rejected      TEXT   NOT NULL,
   cancel        BIGINT NOT NULL CHECK (cancel IN (0, 1)),
   fence         BIGINT NOT NULL,
+  owner         TEXT,
+  host          TEXT,
+  lease_until   BIGINT NOT NULL,
   supersedes    TEXT,
   superseded_by TEXT,
   version       BIGINT NOT NULL,
   created_ms    BIGINT NOT NULL,
-  ended_ms      BIGINT
+  ended_ms      BIGINT,
+  CHECK (kind <> 'replace' OR (director IS NOT NULL AND failed IS NOT NULL AND origin IS NOT NULL))
 );
 
 -- One live replacement for a failed server, whoever asks.
@@ -137,7 +161,7 @@ CREATE TABLE attempt (
   replacement TEXT   NOT NULL REFERENCES replacement (id),
   number      BIGINT NOT NULL,
   server      TEXT   NOT NULL,
-  state       TEXT   NOT NULL CHECK (state IN ('open', 'serving', 'failed', 'passed_over', 'abandoned', 'superseded')),
+  state       TEXT   NOT NULL CHECK (state IN ('open', 'serving', 'failed', 'passed_over', 'abandoned', 'superseded', 'finished')),
   reason      TEXT,
   role        TEXT   NOT NULL,
   failed_step TEXT,
@@ -190,13 +214,18 @@ CREATE TABLE attachment (
   PRIMARY KEY (director, replacement)
 );
 
--- Append-only.
+-- The audit trail: append-only, which a trigger of each engine's own kind sees to. kind and reason are words that
+-- later versions keep; server is an address, origin where actor spoke from.
 CREATE TABLE event (
-  id     TEXT   NOT NULL PRIMARY KEY,
-  at_ms  BIGINT NOT NULL,
-  actor  TEXT   NOT NULL,
-  object TEXT   NOT NULL,
-  what   TEXT   NOT NULL,
-  detail TEXT   NOT NULL
+  number      BIGINT NOT NULL PRIMARY KEY,
+  at_ms       BIGINT NOT NULL,
+  kind        TEXT   NOT NULL,
+  actor       TEXT   NOT NULL,
+  origin      TEXT,
+  director    TEXT,
+  replacement TEXT,
+  server      TEXT,
+  reason      TEXT   NOT NULL,
+  detail      TEXT   NOT NULL
 );
-CREATE INDEX event_of ON event (object, id);
+CREATE INDEX event_of ON event (replacement, number);

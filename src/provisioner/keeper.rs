@@ -1,0 +1,227 @@
+//! Keeps the pool: looks at spares before they are needed, ends quarantines, and says where spares are short.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    engine::{Fact, Observer},
+    order::{Hands, Order, Step},
+    plan::{PoolServer, World},
+    sealed::Masks,
+    store::{Rehearsed, Store, StoreError, new_id},
+    upkeep::Upkeep,
+};
+use crate::{
+    clock,
+    model::{
+        WallMillis,
+        inventory::{Server, ServerState},
+        wire::RoleView,
+    },
+    telemetry::Chain,
+};
+
+/// How the pool is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Each spare is looked at so often.
+    pub rehearse: Duration,
+    /// How often it is seen what is due.
+    pub turn: Duration,
+}
+
+impl Settings {
+    /// A day has time for a second look before anybody is woken.
+    pub const STANDARD: Self = Self {
+        rehearse: Duration::from_secs(3600),
+        turn: Duration::from_secs(5),
+    };
+}
+
+/// Spares looked at at the same time.
+const AT_ONCE: usize = 4;
+
+/// A look is over after this, whatever the hands' own limits.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What was said of each role.
+type Told = BTreeMap<String, String>;
+
+/// Works until `stop`.
+pub async fn run<H: Hands>(
+    store: Store,
+    hands: Arc<H>,
+    settings: Settings,
+    observer: Observer,
+    stop: CancellationToken,
+) {
+    let mut told = Told::new();
+    let mut fails = false;
+    loop {
+        let turn = async {
+            end_quarantines(&store).await?;
+            rehearse(&store, &hands, settings.rehearse).await?;
+            let world = store.world().await?;
+            tell_shortages(&world, &mut told, &observer);
+            begin_upkeep(&store, &world).await?;
+            Ok::<(), StoreError>(())
+        };
+        let ended = tokio::select! {
+            // A look that is cut off is looked at again at the next turn that is due.
+            () = stop.cancelled() => return,
+            ended = turn => ended,
+        };
+        match ended {
+            Ok(()) => fails = false,
+            // The engine and the gauges say the same: once is enough.
+            Err(e) if !fails => {
+                fails = true;
+                warn!(error = %Chain(&e), "pool cannot be kept: spares are neither looked at nor made ready until the store answers");
+            }
+            Err(_known) => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(settings.turn) => {}
+        }
+    }
+}
+
+async fn end_quarantines(store: &Store) -> Result<(), StoreError> {
+    for server in store.end_quarantines().await? {
+        info!(server, "quarantine is over: it is a spare again");
+    }
+    Ok(())
+}
+
+/// What is begun here is done by the engine, this one's or another provisioner's.
+async fn begin_upkeep(store: &Store, world: &World) -> Result<(), StoreError> {
+    for upkeep in world.upkeep(&store.upkeep_in_hand().await?) {
+        let work = upkeep.kind.as_str();
+        let id = new_id(work)?;
+        let Some(steps) = world.upkeep_steps(&upkeep, id.as_str()) else {
+            continue;
+        };
+        if store.begin_upkeep(&id, &upkeep, &steps).await? {
+            let Upkeep { server, role, .. } = upkeep;
+            info!(server, role, work, %id, "server is taken in hand before it is needed");
+        }
+    }
+    Ok(())
+}
+
+/// Whether a server is looked at before it is needed.
+fn is_spare(s: &PoolServer) -> bool {
+    let spare = matches!(s.state, ServerState::Ready | ServerState::Standby);
+    spare && s.keeping.maintenance.is_none()
+}
+
+async fn rehearse<H: Hands>(
+    store: &Store,
+    hands: &Arc<H>,
+    every: Duration,
+) -> Result<(), StoreError> {
+    let ms = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
+    let before = WallMillis(clock::wall().0.saturating_sub(ms));
+    let world = store.world().await?;
+    let due = world.servers.values().filter(|s| {
+        let last = s.keeping.rehearsed_at;
+        is_spare(s) && last.is_none_or(|last| last <= before)
+    });
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut looks = JoinSet::new();
+    for s in due {
+        let (store, hands, places) = (store.clone(), Arc::clone(hands), Arc::clone(&places));
+        let server = s.server.clone();
+        looks.spawn(async move {
+            // Never closed.
+            let _place = places.acquire().await;
+            look(&store, &*hands, server, before).await
+        });
+    }
+    while let Some(ended) = looks.join_next().await {
+        match ended {
+            Ok(looked) => looked?,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            // Only this function could abort one, by being dropped.
+            Err(_cut_off) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn look<H: Hands>(
+    store: &Store,
+    hands: &H,
+    server: Server,
+    before: WallMillis,
+) -> Result<(), StoreError> {
+    // Another provisioner may be about to.
+    if !store.begin_rehearsal(&server.name, before).await? {
+        return Ok(());
+    }
+    let order = Order {
+        server,
+        fence: 0,
+        step: Step::Look,
+        masks: Masks::default(),
+    };
+    let found = match timeout(LIMIT, hands.perform(&order, &drop)).await {
+        Ok(Ok(done)) => Rehearsed {
+            os: done.os,
+            trouble: None,
+        },
+        Ok(Err(e)) => Rehearsed {
+            os: None,
+            trouble: Some(e.to_string()),
+        },
+        Err(_elapsed) => Rehearsed {
+            os: None,
+            trouble: Some(format!("overran: not ended after {} s", LIMIT.as_secs())),
+        },
+    };
+    let name = &order.server.name;
+    if store.rehearsed(name, &found).await? {
+        match &found.trouble {
+            Some(trouble) => warn!(
+                server = name,
+                reason = trouble,
+                "spare could not be used now: put it right before it is needed"
+            ),
+            None => info!(server = name, "spare could be used again"),
+        }
+    }
+    Ok(())
+}
+
+/// Says what is new: once where it begins, once where it ends.
+fn tell_shortages(world: &World, told: &mut Told, observer: &Observer) {
+    let views: Vec<RoleView> = world.roles.values().map(|r| world.readiness(r)).collect();
+    let mut now = Told::new();
+    for view in &views {
+        if let Some(short) = &view.short {
+            if told.get(&view.role) != Some(short) {
+                warn!(role = view.role, reason = short, "role is short of spares");
+            }
+            now.insert(view.role.clone(), short.clone());
+        } else if told.contains_key(&view.role) {
+            info!(
+                role = view.role,
+                usable = view.usable,
+                "role has enough spares again"
+            );
+        }
+    }
+    *told = now;
+    observer.tell(Fact::Readiness(views));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,291 @@
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    model::{
+        inventory::Cleanup,
+        wire::{Confirmation, Replacement, ReplacementState, Want},
+    },
+    provisioner::{
+        engine,
+        store::{Asked, ConfirmOutcome},
+        testing::*,
+        upkeep::InHand,
+    },
+};
+
+const LONG: Duration = Duration::from_secs(20);
+
+async fn until<T>(mut what: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = what().await {
+                return found;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, found).await.expect("in time")
+}
+
+#[tokio::test]
+async fn spares_are_looked_at_before_they_are_needed() {
+    let home = Home::of("sqlite").await;
+    let store = home.open().await;
+    let mut files = inventory();
+    let role = files.roles.get_mut("web.shop.example").unwrap();
+    role.spares.low_water = 3;
+    store.apply(&files, false, "test").await.unwrap();
+    let hands = FakeHands::default();
+    hands.temper("spare2", |t| assert!(t.broken.insert("look".to_owned())));
+    let views = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&views);
+    let observer = Observer::new(move |fact| {
+        if let Fact::Readiness(roles) = fact {
+            *seen.lock().unwrap() = roles;
+        }
+    });
+    let settings = Settings {
+        rehearse: Duration::from_secs(3600),
+        turn: Duration::from_millis(5),
+    };
+    let stop = CancellationToken::new();
+    let mut keeper = JoinSet::new();
+    keeper.spawn(run(
+        store.clone(),
+        Arc::new(hands.clone()),
+        settings,
+        observer,
+        stop.clone(),
+    ));
+    let short = until(async || {
+        let views = views.lock().unwrap();
+        views.first().and_then(|view| view.short.clone())
+    });
+    let short = short.await;
+    assert!(short.starts_with("2 usable of at least 3"), "{short}");
+    let world = store.world().await.unwrap();
+    let trouble = |name: &str| world.servers[name].keeping.trouble.clone();
+    assert_eq!(trouble("spare1"), None);
+    assert_eq!(
+        trouble("spare2").as_deref(),
+        Some("script_failed: exit 1"),
+        "what the look said"
+    );
+    // An hour is not over: nobody is looked at twice. Who is released is.
+    let looks = |name: &str| {
+        let orders = hands.orders();
+        orders
+            .iter()
+            .filter(|o| **o == format!("{name} look"))
+            .count()
+    };
+    assert_eq!(looks("spare2"), 1);
+    hands.temper("spare2", |t| t.broken.clear());
+    store.release("spare2", "test").await.unwrap();
+    until(async || {
+        let views = views.lock().unwrap();
+        let enough = views.first().is_some_and(|view| view.short.is_none());
+        enough.then_some(())
+    })
+    .await;
+    assert_eq!((looks("spare1"), looks("web1")), (1, 0));
+    stop.cancel();
+    let ended = timeout(LONG, keeper.join_next()).await.expect("ends");
+    ended.unwrap().unwrap();
+}
+
+/// A store, an engine and a keeper at work.
+struct Pool {
+    _home: Home,
+    store: Store,
+    hands: FakeHands,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Pool {
+    async fn new(keep_warm: u32) -> Self {
+        let home = Home::of("sqlite").await;
+        let store = home.open().await;
+        let mut files = inventory();
+        let role = files.roles.get_mut("web.shop.example").unwrap();
+        role.spares.keep_warm = keep_warm;
+        role.spares.cleanup = Some(Cleanup {
+            script: "purge\n".into(),
+            timeout: Duration::from_secs(60),
+        });
+        store.apply(&files, false, "test").await.unwrap();
+        let lb1 = "lb1".parse().unwrap();
+        store.register(&lb1, &registration("lb1")).await.unwrap();
+        let mut pool = Self {
+            _home: home,
+            store,
+            hands: FakeHands::default(),
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        };
+        pool.start();
+        pool
+    }
+
+    fn start(&mut self) {
+        let nobody = Observer::nobody;
+        let settings = Settings {
+            turn: Duration::from_millis(5),
+            ..Settings::STANDARD
+        };
+        let hands = Arc::new(self.hands.clone());
+        let keeper = run(
+            self.store.clone(),
+            Arc::clone(&hands),
+            settings,
+            nobody(),
+            self.stop.clone(),
+        );
+        self.tasks.spawn(keeper);
+        let (store, stop) = (self.store.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let settings = engine::Settings::STANDARD;
+            engine::run(
+                store,
+                hands,
+                "test",
+                settings,
+                Default::default(),
+                nobody(),
+                stop,
+            )
+            .await
+            .unwrap();
+        });
+    }
+
+    async fn state(&self, name: &str) -> ServerState {
+        self.store.world().await.unwrap().servers[name].state
+    }
+
+    async fn is(&self, name: &str, state: ServerState) {
+        until(async || (self.state(name).await == state).then_some(())).await;
+    }
+
+    async fn ask(&self, failed: &str) -> Replacement {
+        let asked = self.store.ask(failed, &request("lb1", failed)).await;
+        let Ok(Asked::Taken { replacement, .. }) = asked else {
+            panic!("{asked:?}");
+        };
+        let offered = || async {
+            let now = self.store.replacement(&replacement.id).await.unwrap();
+            (now.state == ReplacementState::Attaching).then_some(now)
+        };
+        until(offered).await
+    }
+
+    async fn end(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = timeout(LONG, self.tasks.join_next()).await.expect("ends") {
+            ended.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_spare_that_is_kept_warm_is_offered_without_an_order() {
+    let pool = Pool::new(1).await;
+    pool.is("spare1", ServerState::Standby).await;
+    let before = pool.hands.orders();
+    assert!(
+        before.contains(&"spare1 install:nginx".to_owned()),
+        "{before:?}"
+    );
+    let offered = pool.ask("10.0.0.1").await;
+    assert_eq!(offered.spare.unwrap().name, "spare1");
+    assert_eq!(offered.steps, []);
+    let after = pool.hands.orders();
+    let of_spare1 = |orders: &[String]| {
+        let own = orders.iter().filter(|o| o.starts_with("spare1 "));
+        own.filter(|o| *o != "spare1 look").count()
+    };
+    assert_eq!(of_spare1(&after), of_spare1(&before));
+    // Its place among those that are kept is filled.
+    pool.is("spare2", ServerState::Standby).await;
+    assert_eq!(
+        pool.state("spare3").await,
+        ServerState::Ready,
+        "one is enough"
+    );
+    pool.end().await;
+}
+
+#[tokio::test]
+async fn a_spare_that_cannot_be_made_ready_is_put_aside_and_the_role_rests() {
+    let mut pool = Pool::new(0).await;
+    pool.stop.cancel();
+    while pool.tasks.join_next().await.is_some() {}
+    pool.hands.temper("spare1", |t| {
+        assert!(t.broken.insert("install:nginx".into()))
+    });
+    let mut files = inventory();
+    files
+        .roles
+        .get_mut("web.shop.example")
+        .unwrap()
+        .spares
+        .keep_warm = 2;
+    pool.store.apply(&files, false, "test").await.unwrap();
+    pool.stop = CancellationToken::new();
+    pool.start();
+    pool.is("spare1", ServerState::Quarantined).await;
+    let in_hand = until(async || {
+        let in_hand = pool.store.upkeep_in_hand().await.unwrap();
+        in_hand.warming.is_empty().then_some(in_hand)
+    });
+    assert!(in_hand.await.failed.contains("web.shop.example"));
+    // A failure has a spare all the same.
+    let offered = pool.ask("10.0.0.1").await;
+    assert_eq!(offered.spare.unwrap().name, "spare2");
+    pool.end().await;
+}
+
+#[tokio::test]
+async fn a_spare_that_is_given_back_is_cleaned_once_nobody_has_it() {
+    let pool = Pool::new(0).await;
+    let offered = pool.ask("10.0.0.1").await;
+    let lb1 = "lb1".parse().unwrap();
+    let is = |is| Confirmation { is };
+    let confirm = async |want| {
+        pool.store
+            .confirm(&lb1, &offered.id, is(want))
+            .await
+            .unwrap()
+    };
+    assert_eq!(confirm(Want::Attach).await, ConfirmOutcome::Succeeded);
+    assert!(pool.store.give_back(&lb1, &offered.id).await.unwrap());
+    assert_eq!(pool.state("spare1").await, ServerState::Failed);
+    let world = pool.store.world().await.unwrap();
+    let keeping = &world.servers["spare1"].keeping;
+    assert_eq!(keeping.clean_after.as_deref(), Some("web.shop.example"));
+    assert_eq!(
+        world.upkeep(&InHand::default()).len(),
+        1,
+        "it would be cleaned"
+    );
+    let upkeep = &world.upkeep(&InHand::default())[0];
+    let steps = world.upkeep_steps(upkeep, "x").unwrap();
+    let id = new_id("clean").unwrap();
+    let begun = pool.store.begin_upkeep(&id, upkeep, &steps).await.unwrap();
+    assert!(!begun, "the director has it in its table still");
+    confirm(Want::Withdraw).await;
+    pool.is("spare1", ServerState::Ready).await;
+    let orders = pool.hands.orders();
+    assert_eq!(orders.iter().filter(|o| *o == "spare1 clean").count(), 1);
+    let world = pool.store.world().await.unwrap();
+    let keeping = &world.servers["spare1"].keeping;
+    assert_eq!((keeping.placed.len(), &keeping.clean_after), (0, &None));
+    // And it can be taken again.
+    let again = pool.ask("10.0.0.2").await;
+    assert_eq!(again.spare.unwrap().name, "spare1");
+    pool.end().await;
+}

@@ -1,0 +1,218 @@
+//! Spares that are configured and tested beforehand: what was done to one, and what is left to do when it is needed.
+//! PURE.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::model::{
+    DirectorName,
+    inventory::ServerState,
+    wire::{Spare, Standby},
+};
+
+use super::{
+    order::Step,
+    plan::{self, PoolServer, World},
+    render::hex,
+};
+
+/// What a spare was configured for beforehand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// The role's code.
+    pub role: String,
+    /// Digests of what was done to it and asked of it.
+    pub made: BTreeSet<String>,
+}
+
+impl Warm {
+    /// A spare on which these steps were done.
+    #[must_use]
+    pub fn of(role: &str, steps: &[Step]) -> Self {
+        Self {
+            role: role.to_owned(),
+            made: steps.iter().flat_map(digests).collect(),
+        }
+    }
+
+    fn has(&self, step: &Step) -> bool {
+        digests(step).all(|digest| self.made.contains(&digest))
+    }
+
+    /// Of the steps that a replacement takes those that are left: none at all where everything was done and every
+    /// service was asked, as it is asked now.
+    #[must_use]
+    pub fn left(&self, steps: Vec<Step>) -> Vec<Step> {
+        if steps.iter().all(|step| self.has(step)) {
+            return Vec::new();
+        }
+        let needed = |step: &Step| match step {
+            Step::Install { .. } | Step::Configure { .. } => !self.has(step),
+            _ => true,
+        };
+        steps.into_iter().filter(needed).collect()
+    }
+}
+
+/// What a step comes to, whenever and for whomever it is done: not the names of its job directory and of the failed
+/// server. A test is one of each question; what is only looked at comes to nothing.
+fn digests(step: &Step) -> impl Iterator<Item = String> {
+    let parts: Vec<Vec<u8>> = match step {
+        Step::Look | Step::Fence | Step::Os { .. } | Step::Clean { .. } => Vec::new(),
+        Step::Install { .. } => {
+            let mut step = step.clone();
+            if let Step::Install { job, variables, .. } = &mut step {
+                job.clear();
+                variables.remove("UNDERSTUDY_FAILED");
+            }
+            step.unseal();
+            vec![text(&step)]
+        }
+        Step::Configure { .. } => {
+            let mut step = step.clone();
+            step.unseal();
+            vec![text(&step)]
+        }
+        Step::Test { answers, .. } => answers.iter().map(text).collect(),
+    };
+    parts.into_iter().map(|part| hex(&Sha256::digest(part)))
+}
+
+/// Plain data always has a text.
+fn text(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+impl World {
+    /// The role for which a server is kept warm, where it is as that role now wants it.
+    #[must_use]
+    pub fn warm_for(&self, server: &PoolServer) -> Option<String> {
+        let warm = server.keeping.warm.as_ref()?;
+        let role = self.roles.get(&warm.role)?;
+        let brief = self.brief_beforehand(role).ok()?;
+        let steps = plan::steps(&brief, &server.server, "").ok()?;
+        let stands = steps.iter().all(|step| warm.has(step));
+        stands.then(|| role.code.clone())
+    }
+}
+
+impl World {
+    /// The warm spares that a director is to watch, each with those of its configured servers whose place it could take.
+    /// One that has just been claimed is among them until it is offered, so that nobody forgets it in between.
+    #[must_use]
+    pub fn standbys(&self, director: &DirectorName) -> Vec<Standby> {
+        let Some(registration) = self.directors.get(director) else {
+            return Vec::new();
+        };
+        let servers = registration.services.iter().flat_map(|s| &s.servers);
+        let servers: BTreeSet<IpAddr> = servers.map(|s| s.address).collect();
+        let kept = self.servers.values().filter(|s| match s.state {
+            ServerState::Standby => s.keeping.maintenance.is_none(),
+            ServerState::Claimed | ServerState::Configuring | ServerState::Testing => true,
+            _ => false,
+        });
+        let standby = |s: &PoolServer| {
+            let role = self.warm_for(s)?;
+            let has = |address: &&IpAddr| {
+                let held = self.assignments.get(*address);
+                held.is_some_and(|held| held.role == role)
+            };
+            let in_place_of: Vec<IpAddr> = servers.iter().filter(has).copied().collect();
+            (!in_place_of.is_empty()).then(|| Standby {
+                spare: Spare {
+                    name: s.server.name.clone(),
+                    addresses: s.server.addresses.clone(),
+                },
+                in_place_of,
+            })
+        };
+        kept.filter_map(standby).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provisioner::testing::{ip, world};
+
+    #[test]
+    fn what_was_done_beforehand_is_not_done_again() {
+        let world = world();
+        let role = &world.roles["web.shop.example"];
+        let spare = &world.servers["spare1"].server;
+        let beforehand = world.brief_beforehand(role).unwrap();
+        let steps = plan::steps(&beforehand, spare, "warm-1").unwrap();
+        let warm = Warm::of(&role.code, &steps);
+        let failed = ip("10.0.0.1");
+        let brief = world.brief(failed, &[failed]).unwrap();
+        let needed = plan::steps(&brief, spare, "r-1").unwrap();
+        assert_eq!(warm.left(needed.clone()), []);
+
+        // A script that is another now is run, and everything is asked again.
+        let mut other = needed.clone();
+        for step in &mut other {
+            if let Step::Install {
+                software, script, ..
+            } = step
+                && software == "nginx"
+            {
+                script.push_str("echo more\n");
+            }
+        }
+        let left: Vec<String> = warm.left(other).iter().map(Step::name).collect();
+        assert_eq!(left, ["fence", "os", "install:nginx", "test"]);
+
+        // A service that was not asked beforehand is asked now.
+        let mut asked = needed;
+        if let Some(Step::Test { answers, .. }) = asked.last_mut() {
+            answers[0].at.set_port(4711);
+        }
+        let left: Vec<String> = warm.left(asked).iter().map(Step::name).collect();
+        assert_eq!(left, ["fence", "os", "test"]);
+    }
+
+    #[test]
+    fn a_director_watches_the_warm_spares_of_its_own_servers() {
+        let mut world = world();
+        let role = world.roles["web.shop.example"].clone();
+        let brief = world.brief_beforehand(&role).unwrap();
+        let steps = plan::steps(&brief, &world.servers["spare1"].server, "").unwrap();
+        let spare = world.servers.get_mut("spare1").unwrap();
+        spare.keeping.warm = Some(Warm::of(&role.code, &steps));
+        let lb1 = "lb1".parse().unwrap();
+        assert_eq!(world.standbys(&lb1), [], "it is ready, and no more");
+        for (state, listed) in [
+            (ServerState::Standby, true),
+            (ServerState::Claimed, true),
+            (ServerState::Serving, false),
+            (ServerState::Quarantined, false),
+        ] {
+            world.servers.get_mut("spare1").unwrap().state = state;
+            assert_eq!(world.standbys(&lb1).len(), usize::from(listed), "{state:?}");
+        }
+        world.servers.get_mut("spare1").unwrap().state = ServerState::Standby;
+        let standby = &world.standbys(&lb1)[0];
+        assert_eq!(standby.spare.name, "spare1");
+        let of = ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"].map(ip);
+        assert_eq!(standby.in_place_of, of);
+        assert_eq!(world.standbys(&"lb9".parse().unwrap()), []);
+    }
+
+    #[test]
+    fn a_spare_is_warm_only_while_its_role_stays_as_it_was() {
+        let mut world = world();
+        let role = world.roles["web.shop.example"].clone();
+        let brief = world.brief_beforehand(&role).unwrap();
+        let steps = plan::steps(&brief, &world.servers["spare1"].server, "").unwrap();
+        let spare = world.servers.get_mut("spare1").unwrap();
+        spare.keeping.warm = Some(Warm::of(&role.code, &steps));
+        let spare = spare.clone();
+        assert_eq!(world.warm_for(&spare), Some(role.code.clone()));
+        world.files[0].body.push_str("# more\n");
+        assert_eq!(world.warm_for(&spare), None);
+        world.roles.clear();
+        assert_eq!(world.warm_for(&spare), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! A spare that was made ready beforehand: a failure costs its admission, and nothing is done to it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use understudy::model::inventory::ServerState;
+
+use crate::lab::server::Tree;
+use crate::lab::{Lab, show, vip4, wait_until};
+use crate::scene::{
+    LIGHT_SCRIPT, REPLACED, SOON, Scene, WIRING, real_server, service, status, wait_for_page,
+    wait_for_table,
+};
+
+/// When the first line that contains all these words was written.
+fn at(log: &str, words: &[&str]) -> Timestamp {
+    let has = |line: &&str| words.iter().all(|word| line.contains(word));
+    let line = log
+        .lines()
+        .find(has)
+        .unwrap_or_else(|| panic!("{words:?} in\n{log}"));
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    line["timestamp"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_warm_spare_is_in_service_at_once() {
+    let lab = Lab::new(
+        WIRING,
+        &[
+            ("web1", Tree::Web),
+            ("web2", Tree::Web),
+            ("spare1", Tree::Idle),
+            ("spare2", Tree::Idle),
+        ],
+    );
+    let vip = vip4(80);
+    let services = [service(&lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
+    let scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
+    let roles = std::fs::read_to_string(lab.dir().join("inventory/roles.toml")).unwrap();
+    lab.write("inventory/roles.toml", &format!("{roles}keep_warm = 1\n"));
+    scene.apply();
+    wait_until("a warm spare", REPLACED, || {
+        scene.spare("spare1").state == ServerState::Standby
+    });
+    wait_until("the director's own word on it", SOON, || {
+        let standbys = status(&lab).standbys;
+        standbys
+            .iter()
+            .any(|s| s.name == "spare1" && s.state == "ready")
+    });
+    let own = |service| real_server(&lab, service, vip);
+    let jobs = || lab.server("spare1").sh("ls /var/lib/understudy/jobs");
+    let before = (jobs(), lab.server("spare1").sshd_log().lines().count());
+
+    lab.server("web1").kill_nginx();
+    wait_for_table(&lab, "the spare", SOON, |t| {
+        t.get(&(vip, own("spare1"))) == Some(&5)
+    });
+    wait_for_page(&lab, vip, "spare1", SOON);
+    let log = scene.director.log();
+    let decided = at(&log, &["replacement of a failed server was requested"]);
+    let spare = own("spare1").to_string();
+    let in_service = at(&log, &["kernel table changed", "add", &spare]);
+    let took = Duration::try_from(in_service.duration_since(decided)).unwrap();
+    for (who, log) in [
+        ("director", &log),
+        ("provisioner", &scene.provisioner.log()),
+    ] {
+        for line in log.lines() {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
+                continue;
+            };
+            let Some(at) = line["timestamp"]
+                .as_str()
+                .and_then(|t| t.parse::<Timestamp>().ok())
+            else {
+                continue;
+            };
+            if at >= decided && at <= in_service {
+                let ms = at.duration_since(decided).as_millis();
+                show(&format!("{ms:>6} ms  {who}: {}", line["message"]));
+            }
+        }
+    }
+    show(&format!(
+        "from the request to IPVS, warm: {} ms",
+        took.as_millis()
+    ));
+    scene.wait_for_success(1);
+    let replacement = &scene.replacements()[0];
+    assert_eq!(replacement.steps, [], "nothing was done to it");
+    assert_eq!(
+        (jobs(), lab.server("spare1").sshd_log().lines().count()),
+        before
+    );
+    // The next one is made ready.
+    wait_until("another warm spare", REPLACED, || {
+        scene.spare("spare2").state == ServerState::Standby
+    });
+}
