@@ -40,8 +40,8 @@ pub struct Provisioner {
     pub listen: Option<SocketAddr>,
     /// Where `/metrics` listens.
     pub metrics: Option<SocketAddr>,
-    /// Each spare is looked at so often before it is needed.
-    pub rehearse: Duration,
+    /// Each spare is looked at so often before it is needed; never where there is none.
+    pub rehearse: Option<Duration>,
     /// How it logs in to servers.
     pub ssh: Ssh,
 }
@@ -196,19 +196,20 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
     }
     let rehearse = raw.pool.and_then(|pool| pool.rehearse);
     let rehearse = match &rehearse {
-        None => REHEARSE,
+        None => Some(REHEARSE),
+        Some(text) if text.get_ref() == "never" => None,
         Some(text) => match duration::parse(text.get_ref()) {
-            Ok(every) if every >= SHORTEST_REHEARSE => every,
+            Ok(every) if every >= SHORTEST_REHEARSE => Some(every),
             Ok(_) => {
                 bad.push(
                     text.span(),
                     "rehearse is at least 1m: each look is a log-in on each spare",
                 );
-                REHEARSE
+                Some(REHEARSE)
             }
             Err(e) => {
                 bad.push(text.span(), e.to_string());
-                REHEARSE
+                Some(REHEARSE)
             }
         },
     };

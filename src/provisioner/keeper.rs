@@ -31,8 +31,8 @@ use crate::{
 /// How the pool is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Each spare is looked at so often.
-    pub rehearse: Duration,
+    /// Each spare is looked at so often; never where there is none.
+    pub rehearse: Option<Duration>,
     /// How often it is seen what is due.
     pub turn: Duration,
 }
@@ -40,7 +40,7 @@ pub struct Settings {
 impl Settings {
     /// A day has time for a second look before anybody is woken.
     pub const STANDARD: Self = Self {
-        rehearse: Duration::from_secs(3600),
+        rehearse: Some(Duration::from_secs(3600)),
         turn: Duration::from_secs(5),
     };
 }
@@ -67,7 +67,9 @@ pub async fn run<H: Hands>(
     loop {
         let turn = async {
             end_quarantines(&store).await?;
-            rehearse(&store, &hands, settings.rehearse).await?;
+            if let Some(every) = settings.rehearse {
+                rehearse(&store, &hands, every).await?;
+            }
             let world = store.world().await?;
             tell_shortages(&world, &mut told, &observer);
             begin_upkeep(&store, &world).await?;

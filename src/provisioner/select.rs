@@ -1,6 +1,6 @@
 //! Which spare takes a failed server's place, and why not the others. PURE.
 //!
-//! A server is a spare for a role where its state allows it and nothing rules it out ([`why_not`]). Of several goes
+//! A server is a spare for a role where its state allows it and nothing rules it out (`why_not`). Of several goes
 //! first, in this order: one that is kept warm for the role; one that the last rehearsal found sound; one that was
 //! seen with the role's operating system; one that shares fewest of the labels in which it had better differ from the
 //! failed server; one that has most of the preferred labels; one that is reserved for the role; one that has not

@@ -48,7 +48,7 @@ async fn spares_are_looked_at_before_they_are_needed() {
         }
     });
     let settings = Settings {
-        rehearse: Duration::from_secs(3600),
+        rehearse: Some(Duration::from_secs(3600)),
         turn: Duration::from_millis(5),
     };
     let stop = CancellationToken::new();

@@ -12,7 +12,7 @@
 //! conflict, and each would have to be tried again. With the lock there is nothing to try again, no deadlock, and a
 //! unique index is never hit by a race. It costs that writers do not run side by side; theirs are milliseconds. Readers
 //! have a snapshot and wait for nobody. A provisioner that is stopped within a transaction is thrown out by the server
-//! after 5 s (see [`open`]).
+//! after 5 s (see `open.rs`).
 
 mod copy;
 mod diff;
