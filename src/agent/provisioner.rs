@@ -147,7 +147,7 @@ pub async fn run(config: config::Provisioner) -> Result<(), Error> {
         prober: Checks,
     });
 
-    let look: Arc<dyn step::Look> = Arc::clone(&hands) as _;
+    let look: Arc<dyn step::Look> = hands.clone();
     let mut tasks = Supervisor::default();
     let secrets = Secrets {
         dir: config.secrets_dir.clone(),

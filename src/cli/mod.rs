@@ -88,10 +88,10 @@ enum Command {
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
-    /// Replacements: what they do, what their scripts print; tries one again, or ends it
+    /// Replacements: what they do and print; one is tried again, or ended
     #[command(subcommand)]
     Replacement(replacement::Verb),
-    /// Roles: what one would do to a server, how a server differs, one that was stopped set going
+    /// Roles: what one does to a server, how a server differs; one set going again
     #[command(subcommand)]
     Role(role::Verb),
     /// The provisioner's store: shows it, migrates it, backs it up, copies it

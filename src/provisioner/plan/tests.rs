@@ -171,7 +171,7 @@ fn the_way_back_is_asked_of_nat_and_the_virtual_address_of_direct_routing() {
         vip: ip("2001:db8::1"),
         quiet_at: None,
     };
-    assert_eq!(of(&world), [holds.clone()]);
+    assert_eq!(of(&world).as_slice(), std::slice::from_ref(&holds));
     let role = world.roles.get_mut("web.shop.example").unwrap();
     role.gateways = vec![ip("10.0.0.251"), ip("fd00::251")];
     let back = |client: &str| PathTest::Back {
