@@ -419,6 +419,7 @@ address = "10.77.0.1"
             failed: [10, 0, 0, 1].into(),
             origin: [10, 0, 0, 1].into(),
             state: ReplacementState::Pending,
+            role: None,
             reason: None,
             spare: None,
             passed_over: Vec::new(),

@@ -33,6 +33,7 @@ use crate::{
         driver::{Installer, Pace},
         engine::{self, Fact, Observer, Settings},
         keeper,
+        secrets::Secrets,
         ssh::{ClientKey, ClientKeyError},
         step::{self, SshHands},
         store::{Place, Store, StoreError},
@@ -177,20 +178,27 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         }
     };
     let fingerprint = key.fingerprint();
+    let ssh = SshHands {
+        key,
+        user: config.ssh.user.clone(),
+        elevate: config.ssh.user != "root",
+        connect_timeout: config.ssh.connect_timeout,
+        base: step::BASE.to_owned(),
+        host_keys: step::HOST_KEYS.to_owned(),
+        prober: Checks,
+    };
+    let look: Arc<dyn step::Look> = Arc::new(ssh.clone());
     let hands = Arc::new(Installer {
-        hands: SshHands {
-            key,
-            user: config.ssh.user.clone(),
-            connect_timeout: config.ssh.connect_timeout,
-            base: step::BASE.to_owned(),
-            host_keys: step::HOST_KEYS.to_owned(),
-            prober: Checks,
-        },
+        hands: ssh,
         ledger: store.clone(),
         credentials: config.credentials.clone(),
         pace: Pace::STANDARD,
     });
 
+    let mut tasks = Supervisor::default();
+    let secrets = Secrets {
+        dir: config.secrets_dir.clone(),
+    };
     let (s, h, o, name) = (
         store.clone(),
         Arc::clone(&hands),
@@ -198,7 +206,7 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         config.name.clone(),
     );
     tasks.start("engine", |stop| async move {
-        if let Err(e) = engine::run(s, h, &name, Settings::STANDARD, o, stop).await {
+        if let Err(e) = engine::run(s, h, &name, Settings::STANDARD, secrets, o, stop).await {
             error!(error = %Chain(&e), "engine stopped");
         }
     });
@@ -213,6 +221,10 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         addresses: config.addresses(),
         observer,
         grants: granted,
+        look,
+        secrets: Secrets {
+            dir: config.secrets_dir,
+        },
     };
     tasks.start("api", |stop| api::serve(doors, app, stop));
     let (heartbeat, heartbeat_rx) = watch::channel(clock::now());
@@ -390,6 +402,8 @@ async fn read_gauges(store: &Store, metrics: &ProvisionerMetrics) -> Result<(), 
         .map(|(s, n)| (s, narrow(n)))
         .collect();
     metrics.set_replacements(&replacements);
+    let stopped = store.stopped_roles().await?.len();
+    metrics.set_stopped(u32::try_from(stopped).unwrap_or(u32::MAX));
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::{
     provisioner::folder,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
@@ -32,12 +32,12 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         Client::unix(self.socket.clone())
     }
 }
 
-fn unanswered(e: client::Error) -> Failure {
+pub(super) fn unanswered(e: client::Error) -> Failure {
     Failure::unanswered("provisioner", &e)
 }
 

@@ -12,6 +12,8 @@ mod live;
 mod members;
 mod order;
 mod reload;
+mod replacement;
+mod role;
 mod run;
 mod screen;
 mod status;
@@ -86,6 +88,12 @@ enum Command {
     /// The provisioner's tables: servers, roles, software, scripts, service configuration
     #[command(subcommand)]
     Inventory(inventory::Verb),
+    /// Replacements: what they do and print; one is tried again, or ended
+    #[command(subcommand)]
+    Replacement(replacement::Verb),
+    /// Roles: what one does to a server, how a server differs; one set going again
+    #[command(subcommand)]
+    Role(role::Verb),
     /// The provisioner's store: shows it, migrates it, backs it up, copies it
     #[command(subcommand)]
     Store(store::Verb),
@@ -241,6 +249,8 @@ pub fn main() -> ExitCode {
         Command::Weight(a) => order::set_weight(&a),
         Command::Members(verb) => members::run(&verb),
         Command::Inventory(verb) => inventory::run(&verb),
+        Command::Replacement(verb) => replacement::run(&verb),
+        Command::Role(verb) => role::run(&verb),
         Command::Store(verb) => store::run(&verb),
         Command::Ipvs(verb) => ipvs::run(&verb),
         Command::Completions(a) => documents::completions(&a),

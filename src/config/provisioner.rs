@@ -29,6 +29,9 @@ pub struct Provisioner {
     pub name: String,
     /// Folder of its store, where that is a file.
     pub state_dir: PathBuf,
+    /// Folder with secrets of scripts and files, one a file; the unit's credentials alone where there
+    /// is none.
+    pub secrets_dir: Option<PathBuf>,
     /// The server of its store, where that is none.
     pub store: Option<StoreServer>,
     /// Whether others share the store.
@@ -86,7 +89,7 @@ pub struct Listen {
 pub struct Ssh {
     /// Private key file; the systemd credential `ssh_key` where there is none.
     pub key: Option<PathBuf>,
-    /// User.
+    /// User; another than root becomes root by `sudo -n`.
     pub user: String,
     /// Connection, key exchange and log-in end within this.
     pub connect_timeout: Duration,
@@ -117,6 +120,7 @@ struct RawProvisioner {
     address: Spanned<String>,
     name: Option<Spanned<String>>,
     state_dir: Option<PathBuf>,
+    secrets_dir: Option<PathBuf>,
     store: Option<Spanned<String>>,
     store_password: Option<Spanned<PathBuf>>,
     fleet: Option<Spanned<bool>>,
@@ -272,6 +276,7 @@ pub fn parse(path: &Path, source: &str) -> Result<Provisioner, Diagnostics> {
         }),
         fleet: fleet.is_some_and(|fleet| *fleet.get_ref()),
         state_dir: or(raw.provisioner.state_dir, "/var/lib/understudy/provisioner"),
+        secrets_dir: raw.provisioner.secrets_dir,
         socket: or(raw.provisioner.socket, "/run/understudy/provisioner.sock"),
         fleet_address,
         listen,

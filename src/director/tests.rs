@@ -258,6 +258,7 @@ fn answer(key: &IncidentKey, id: &str, state: ReplacementState, reason: Option<&
         director: key.director.clone(),
         failed: key.failed,
         origin: key.failed,
+        role: None,
         state,
         reason: reason.map(str::to_owned),
         spare: None,

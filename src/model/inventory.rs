@@ -18,6 +18,13 @@ pub struct Role {
     pub os: String,
     /// Software names in the order of installation.
     pub software: Vec<String>,
+    /// Where a spare's way back to clients must lead through: the directors' addresses in its own
+    /// network. Nothing is asked of a family that has none.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Addresses of clients, of which that is asked; any address outside where there is none.
+    #[serde(default)]
+    pub clients: Vec<IpAddr>,
     /// Which spares it takes, and how many are kept.
     #[serde(default)]
     pub spares: SparePolicy,
@@ -74,6 +81,12 @@ pub struct Software {
     pub start: Option<String>,
     /// Makes it read its configuration again.
     pub reload: Option<String>,
+    /// Software of the same role that is installed before it.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// Names of secrets that its script finds in its environment.
+    #[serde(default)]
+    pub secrets: Vec<String>,
 }
 
 /// A service configuration file (R10): (domain, software, path) -> text.
@@ -95,6 +108,10 @@ pub struct ServiceFile {
     pub owner: String,
     /// Group's name.
     pub group: String,
+    /// Asked of a new content before it takes its place, `{file}` in it being where that lies: exit
+    /// status 0, it is sound.
+    #[serde(default)]
+    pub validate: Option<String>,
 }
 
 /// A server as the files enrol it: a spare where it has no role.

@@ -9,7 +9,9 @@
 //! | `POST /v1/replacements`, header `Idempotency-Key` | [`ReplacementRequest`] | 202 [`Replacement`], `Location` |
 //! | `GET /v1/replacements` | | 200 list of [`Replacement`] |
 //! | `GET /v1/replacements/{id}?after=V&wait=S` | | 200 [`Replacement`] |
+//! | `GET /v1/replacements/{id}/log?step=NAME&run=R&after=OFFSET&wait=S` | | 200 [`LogPart`] |
 //! | `POST /v1/replacements/{id}/cancel` | | 200 [`Replacement`] |
+//! | `POST /v1/replacements/{id}/retry` | | 200 [`Replacement`] |
 //! | `PUT /v1/inventory?dry_run=true` | [`super::inventory::Inventory`] | 200 [`super::inventory::InventoryAnswer`] |
 //! | `GET /v1/inventory/servers` | | 200 list of [`super::inventory::ServerView`] |
 //! | `POST /v1/servers/{name}/release` | | 204 |
@@ -18,6 +20,8 @@
 //! | `POST /v1/servers/{name}/maintenance` | [`MaintenanceOrder`] | 204 |
 //! | `GET /v1/roles` | | 200 list of [`RoleView`] |
 //! | `GET /v1/roles/{code}/spares?failed=NAME` | | 200 [`SparesView`] |
+//! | `POST /v1/roles/{code}/release` | | 204 |
+//! | `GET /v1/roles/{code}/servers/{name}` | | 200 [`RoleLook`] |
 //!
 //! Errors are problem documents (RFC 9457): [`Problem`].
 
@@ -174,6 +178,75 @@ pub struct StepView {
     pub ended_ms: Option<i64>,
     /// What it found, or why it failed.
     pub detail: String,
+    /// SHA-256, in hex, of what it was told to do.
+    #[serde(default)]
+    pub digest: String,
+    /// It is over after this many milliseconds.
+    #[serde(default)]
+    pub limit_ms: u64,
+    /// How often it was ordered on this server, after crashes too.
+    #[serde(default)]
+    pub tries: u64,
+    /// What makes it safe to order it again.
+    #[serde(default)]
+    pub repeatable: String,
+}
+
+/// A role held against a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleLook {
+    /// The role's code.
+    pub role: String,
+    /// The server's name.
+    pub server: String,
+    /// What would be done to it.
+    pub steps: Vec<PlannedStep>,
+    /// Why the server could not be read, where it could not.
+    pub unread: Option<String>,
+    /// How it differs from the role.
+    pub differences: Vec<RoleDifference>,
+}
+
+/// A step that would be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// Its name.
+    pub step: String,
+    /// It would be over after this many milliseconds.
+    pub limit_ms: u64,
+    /// Scripts, commands, files and questions, for people; secrets by name.
+    pub text: String,
+}
+
+/// What is not on a server as its role says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleDifference {
+    /// `os`, `software nginx`, or a file's path.
+    pub object: String,
+    /// What it is instead.
+    pub detail: String,
+    /// Lines that would go (`-`) and come (`+`); secrets are covered.
+    pub diff: String,
+}
+
+/// What a step printed, from an offset on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPart {
+    /// Name of the server it runs on.
+    pub server: String,
+    /// Which step.
+    pub step: String,
+    /// Names the step among all of the replacement; where it is another than before, offsets begin
+    /// anew.
+    pub run: String,
+    /// The text from `after` on. A line in it says where something was left out.
+    pub text: String,
+    /// Ask for what comes after this.
+    pub next: u64,
+    /// Whether the step has ended: no more text will come.
+    pub ended: bool,
+    /// Whether no further step can follow.
+    pub over: bool,
 }
 
 /// A replacement as the API shows it.
@@ -190,6 +263,9 @@ pub struct Replacement {
     /// The server whose place in the configuration is to be taken: `failed`, or, where `failed` was
     /// itself a stand-in, the configured server at the chain's start.
     pub origin: IpAddr,
+    /// The role that its last spare was claimed for.
+    #[serde(default)]
+    pub role: Option<String>,
     /// Where it stands.
     pub state: ReplacementState,
     /// Why it stands there, where that needs a word: `no_spare: …`.

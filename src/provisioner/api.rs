@@ -3,8 +3,9 @@
 
 mod gate;
 mod problem;
+mod roles;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -28,9 +29,14 @@ use problem::{Body, Path, Query, Refusal};
 
 use super::{
     engine::{Fact, Observer},
+    log::since,
     plan,
+    secrets::Secrets,
     select::Candidate,
-    store::{Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, ServerOutcome, Store},
+    step::Look,
+    store::{
+        Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome, Store,
+    },
 };
 use crate::{
     clock,
@@ -39,7 +45,7 @@ use crate::{
         DirectorName, EventPage, EventsAsked, Grant, ReplacementId, WallMillis,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
-            Confirmation, MaintenanceOrder, Members, QuarantineOrder, Registration,
+            Confirmation, LogPart, MaintenanceOrder, Members, QuarantineOrder, Registration,
             RegistrationAnswer, Replacement, ReplacementRequest, ReplacementState, RoleView,
             ServerWarning, SparesView,
         },
@@ -68,7 +74,7 @@ const REREAD: Duration = Duration::from_secs(1);
 const KEY: usize = 255;
 
 /// What the API answers from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct App {
     /// The store.
     pub store: Store,
@@ -78,6 +84,16 @@ pub struct App {
     pub observer: Observer,
     /// Which directors may ask over TLS, and for what.
     pub grants: watch::Receiver<Arc<Vec<Grant>>>,
+    /// Looks at servers.
+    pub look: Arc<dyn Look>,
+    /// Secrets of files, which are looked at.
+    pub secrets: Secrets,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone)]
@@ -120,7 +136,9 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         )
         .route("/v1/replacements", get(list).post(ask))
         .route("/v1/replacements/{id}", get(show))
+        .route("/v1/replacements/{id}/log", get(log))
         .route("/v1/replacements/{id}/cancel", post(cancel))
+        .route("/v1/replacements/{id}/retry", post(retry))
         .route("/v1/inventory", put(apply).layer(up_to(INVENTORY)))
         .route("/v1/inventory/servers", get(servers))
         .route("/v1/servers/{name}/release", post(release))
@@ -130,6 +148,8 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
         .route("/v1/servers/{name}/maintenance", post(maintain))
         .route("/v1/roles", get(roles))
         .route("/v1/roles/{code}/spares", get(spares))
+        .route("/v1/roles/{code}/release", post(roles::release))
+        .route("/v1/roles/{code}/servers/{name}", get(roles::look))
         .fallback(async || {
             Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -155,7 +175,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 17] = [
+const ROUTES: [&str; 21] = [
     "other",
     "/v1/directors/{name}",
     "/v1/directors/{name}/members",
@@ -163,7 +183,9 @@ const ROUTES: [&str; 17] = [
     "/v1/directors/{name}/members/{replacement}/release",
     "/v1/replacements",
     "/v1/replacements/{id}",
+    "/v1/replacements/{id}/log",
     "/v1/replacements/{id}/cancel",
+    "/v1/replacements/{id}/retry",
     "/v1/inventory",
     "/v1/inventory/servers",
     "/v1/servers/{name}/release",
@@ -173,6 +195,8 @@ const ROUTES: [&str; 17] = [
     "/v1/servers/{name}/maintenance",
     "/v1/roles",
     "/v1/roles/{code}/spares",
+    "/v1/roles/{code}/release",
+    "/v1/roles/{code}/servers/{name}",
 ];
 
 async fn counted(
@@ -601,6 +625,91 @@ async fn cancel(
             ),
         )),
         CancelOutcome::NoSuchReplacement => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no_such_replacement",
+            format!("there is no replacement {id}"),
+        )),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Follow {
+    step: Option<String>,
+    run: Option<String>,
+    after: Option<u64>,
+    wait: Option<u64>,
+}
+
+/// Outputs of scripts run as root may hold what is nobody else's business.
+async fn log(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    Query(follow): Query<Follow>,
+) -> Result<Json<LogPart>, Refusal> {
+    operator(&caller)?;
+    let id = replacement_id(&id)?;
+    let wait = Wait {
+        after: None,
+        wait: follow.wait,
+    };
+    let mut poll = Poll::new(&shared, &wait);
+    loop {
+        let found = shared.app.store.log(&id, follow.step.as_deref()).await?;
+        let none = match (&found, &follow.step) {
+            (Some(_), _) => None,
+            (None, Some(step)) => Some(format!("{id} has not begun a step {step}")),
+            (None, None) => Some(format!("{id} has not begun a step")),
+        };
+        let part = found.map(|log| {
+            // Of another step the reader has seen nothing.
+            let same = follow.run.as_ref().is_none_or(|r| *r == log.run);
+            let after = follow.after.filter(|_| same).unwrap_or(0);
+            let (text, next) = since(&log.text, after);
+            LogPart {
+                server: log.server,
+                step: log.step,
+                run: log.run,
+                text,
+                next,
+                ended: log.ended,
+                over: log.over,
+            }
+        });
+        let enough = part.as_ref().is_some_and(|p| {
+            let ended = p.over || (p.ended && follow.step.is_some());
+            !p.text.is_empty() || ended || follow.run.as_ref() != Some(&p.run)
+        });
+        if enough || !poll.moved().await {
+            return part.map(Json).ok_or_else(|| {
+                let detail = none.unwrap_or_default();
+                Refusal::new(StatusCode::NOT_FOUND, "no_such_step", detail)
+            });
+        }
+    }
+}
+
+async fn retry(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Replacement>, Refusal> {
+    operator(&caller)?;
+    let id = replacement_id(&id)?;
+    match shared.app.store.retry(&id, actor(&caller)).await? {
+        RetryOutcome::Retried(replacement) => {
+            info!(replacement = %id, %caller, "replacement is tried again");
+            Ok(Json(*replacement))
+        }
+        RetryOutcome::NotWaiting(replacement) => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "not_waiting",
+            format!(
+                "{id} is {}: only one that waits can be tried again",
+                replacement.state.as_str()
+            ),
+        )),
+        RetryOutcome::NoSuchReplacement => Err(Refusal::new(
             StatusCode::NOT_FOUND,
             "no_such_replacement",
             format!("there is no replacement {id}"),

@@ -18,6 +18,7 @@ use std::{
 };
 
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{sleep, sleep_until, timeout},
 };
@@ -26,6 +27,8 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
     order::{Class, Done, Hands, Order, Step, StepError},
+    sealed::{Masks, digest},
+    secrets::Secrets,
     store::{Claim, Lease, Note, Run, Store, StoreError, Vacancy, Work},
     workflow::{Action, Event, Hand, Journal, Retry},
 };
@@ -148,13 +151,14 @@ const REREADS: u32 = 5;
 /// A store that is away does not hold up the end.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Output of a step kept in the store.
-const OUTPUT: usize = 256 * 1024;
+/// Output of a step kept in the store: what a job's wrapper keeps, and a command's after it.
+const OUTPUT: usize = 384 * 1024;
 
 struct Context<H> {
     store: Store,
     hands: Arc<H>,
     settings: Settings,
+    secrets: Secrets,
     observer: Observer,
     stop: CancellationToken,
 }
@@ -169,6 +173,7 @@ pub async fn run<H: Hands>(
     hands: Arc<H>,
     host: &str,
     settings: Settings,
+    secrets: Secrets,
     observer: Observer,
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
@@ -177,6 +182,7 @@ pub async fn run<H: Hands>(
         store: store.clone(),
         hands,
         settings,
+        secrets,
         observer,
         stop: stop.clone(),
     });
@@ -494,11 +500,24 @@ impl<H: Hands> Context<H> {
                 return self.wait(lease, work, reason, Vec::new()).await;
             }
         };
+        if let Some(cause) = self.store.stopped(&brief.role.code).await? {
+            return self
+                .wait(lease, work, cause.reason(&brief.role.code), Vec::new())
+                .await;
+        }
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
-        let choice = match world.choose(world.pool(), &brief, &job) {
+        let mut choice = match world.choose(world.pool(), &brief, &job) {
             Ok(choice) => choice,
             Err(none) => return self.wait(lease, work, none.reason, none.not).await,
         };
+        let sealed = choice.steps.iter().flat_map(Step::secrets);
+        match self.secrets.read(sealed.map(|s| s.name.as_str())) {
+            Ok(values) => choice.steps.iter_mut().for_each(|s| s.seal(&values)),
+            Err(e) => {
+                let reason = format!("secret_missing: {}", Chain(&e));
+                return self.wait(lease, work, reason, Vec::new()).await;
+            }
+        }
         let claim = Claim {
             server: &choice.spare.name,
             role: &brief.role.code,
@@ -557,19 +576,29 @@ impl<H: Hands> Context<H> {
             }
         }
         let (server, step) = self.store.planned(&work.id, position).await?;
-        let order = Order {
+        let mut order = Order {
             server,
             fence: work.fence,
             step,
+            masks: Masks::default(),
         };
         self.advance(lease, Event::Started { position }, Note::default())
             .await?;
-        let limit = limit(&order.step);
+        let limit = order.step.limit();
         let begun = Instant::now();
+        // From here on the order holds secrets: it is shown nowhere.
+        let unsealed = self.unseal(work, &mut order).await?;
+        let (say, said) = watch::channel(String::new());
+        let tell = |text| drop(say.send_replace(text));
+        let perform = async {
+            unsealed?;
+            self.hands.perform(&order, &tell).await
+        };
         let result = tokio::select! {
             // The journal says it runs: the next run orders it again, and the hands find its job.
             () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
-            result = timeout(limit, self.hands.perform(&order)) => {
+            e = self.keep_said(lease, position, said) => return Err(e),
+            result = timeout(limit, perform) => {
                 result.unwrap_or_else(|_elapsed| Err(overran(limit)))
             }
         };
@@ -609,6 +638,58 @@ impl<H: Hands> Context<H> {
             }
         }
         Ok(None)
+    }
+
+    /// Puts the values of secrets in the places of their names.
+    async fn unseal(
+        &self,
+        work: &Work,
+        order: &mut Order,
+    ) -> Result<Result<(), StepError>, StoreError> {
+        let plan = self.store.plan(&work.id).await?;
+        let sealed: Vec<_> = plan.iter().flat_map(Step::secrets).collect();
+        if sealed.is_empty() {
+            return Ok(Ok(()));
+        }
+        let names = sealed.iter().map(|s| s.name.as_str());
+        let values = match self.secrets.read(names) {
+            Ok(values) => values,
+            Err(e) => return Ok(Err(secret_error(Class::Local, &Chain(&e).to_string()))),
+        };
+        for secret in sealed {
+            let now = values.get(&secret.name).map(|v| digest(&secret.name, v));
+            // What is made ready beforehand is planned without them.
+            if !secret.digest.is_empty() && now.as_ref() != Some(&secret.digest) {
+                let detail = format!(
+                    "the secret {} was changed while {} was configured with the old one: release it, \
+                     it is configured anew",
+                    secret.name, order.server.name
+                );
+                return Ok(Err(secret_error(Class::Permanent, &detail)));
+            }
+        }
+        order.masks = Masks::of(&values);
+        order.step = order.step.clone().reveal(&values);
+        Ok(Ok(()))
+    }
+
+    /// Writes down what a running script has printed so far, for whoever follows it. Ends only where
+    /// the store fails.
+    async fn keep_said(
+        &self,
+        lease: &Lease,
+        position: usize,
+        mut said: watch::Receiver<String>,
+    ) -> StoreError {
+        loop {
+            if said.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let text = clean(said.borrow_and_update().clone());
+            if let Err(e) = self.store.said(lease, position, &text).await {
+                return e;
+            }
+        }
     }
 
     async fn failed(
@@ -710,21 +791,15 @@ impl<H: Hands> Context<H> {
     }
 }
 
-/// Whatever the hands' own limits, a step is over after this.
-fn limit(step: &Step) -> Duration {
-    /// Connecting, uploading, asking: what any step needs around its own work.
-    const AROUND: Duration = Duration::from_secs(120);
-    match step {
-        Step::OsInstall { image, .. } => AROUND.saturating_add(image.timeout),
-        Step::Look | Step::Fence | Step::Os { .. } => AROUND,
-        Step::Install { timeout, .. } | Step::Clean { timeout, .. } => {
-            AROUND.saturating_add(*timeout)
-        }
-        // Three commands and the files.
-        Step::Configure { .. } => AROUND.saturating_mul(3),
-        Step::Test { answers, .. } => answers
-            .iter()
-            .fold(AROUND, |sum, a| sum.saturating_add(a.limit)),
+fn secret_error(class: Class, detail: &str) -> StepError {
+    StepError {
+        class,
+        code: match class {
+            Class::Permanent => "secret_changed",
+            _ => "local_fault",
+        },
+        detail: detail.to_owned(),
+        output: String::new(),
     }
 }
 

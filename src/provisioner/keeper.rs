@@ -14,6 +14,7 @@ use super::{
     engine::{Fact, Observer},
     order::{Hands, Order, Step},
     plan::{PoolServer, World},
+    sealed::Masks,
     store::{Rehearsed, Store, StoreError, new_id},
     upkeep::{InHand, Upkeep},
 };
@@ -174,8 +175,9 @@ async fn look<H: Hands>(
         server,
         fence: 0,
         step: Step::Look,
+        masks: Masks::default(),
     };
-    let found = match timeout(LIMIT, hands.perform(&order)).await {
+    let found = match timeout(LIMIT, hands.perform(&order, &drop)).await {
         Ok(Ok(done)) => Rehearsed {
             os: done.os,
             trouble: None,

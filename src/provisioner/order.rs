@@ -1,11 +1,12 @@
 //! What the workflow orders done on a spare, and what comes back: plain data, PURE. The workflow
 //! (store, journal, decisions) and the hands (SSH) meet here and nowhere else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::sealed::{Masks, Sealed};
 use crate::model::{
     CheckKind,
     inventory::{Server, Variables},
@@ -21,6 +22,8 @@ pub struct Order {
     pub fence: u64,
     /// What to do.
     pub step: Step,
+    /// What must not be seen in what comes back.
+    pub masks: Masks,
 }
 
 /// One step. Each may be ordered again after a crash and must then neither harm nor repeat itself:
@@ -63,6 +66,9 @@ pub enum Step {
         variables: Variables,
         /// Exit status 0 afterwards: it is installed.
         check: Option<String>,
+        /// More environment, by name.
+        #[serde(default)]
+        secrets: Vec<Sealed>,
     },
     /// Step 3: place files, then start the software or make it read them again.
     Configure {
@@ -102,6 +108,12 @@ pub enum Step {
         digests: Vec<(String, String)>,
         /// Where the service must answer, and how it is asked.
         answers: Vec<ServiceTest>,
+        /// What must be so for clients to get answers.
+        #[serde(default)]
+        paths: Vec<PathTest>,
+        /// The files with secrets: their digests are known when these are.
+        #[serde(default)]
+        sealed: Vec<RenderedFile>,
     },
 }
 
@@ -125,6 +137,39 @@ impl Step {
             Self::Test { .. } => "test".to_owned(),
         }
     }
+
+    /// Whatever the hands' own limits, the step is over after this.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        /// Connecting, uploading, asking: what any step needs around its own work.
+        const AROUND: Duration = Duration::from_secs(120);
+        match self {
+            Self::OsInstall { image, .. } => AROUND.saturating_add(image.timeout),
+            Self::Look | Self::Fence | Self::Os { .. } => AROUND,
+            Self::Install { timeout, .. } | Self::Clean { timeout, .. } => {
+                AROUND.saturating_add(*timeout)
+            }
+            // Three commands and the files.
+            Self::Configure { .. } => AROUND.saturating_mul(3),
+            Self::Test { answers, .. } => answers
+                .iter()
+                .fold(AROUND, |sum, a| sum.saturating_add(a.limit)),
+        }
+    }
+}
+
+/// What makes it safe to order a step of this name again after a crash, for people.
+#[must_use]
+pub fn repeatable(name: &str) -> &'static str {
+    match name.split(':').next().unwrap_or_default() {
+        "fence" => "raises the fence, never lowers it",
+        OS_INSTALL => "goes on where it was noted last",
+        "os" => "only reads",
+        "install" | "clean" => "found again by its job directory, never started twice",
+        "configure" => "places only what differs; a mark says that the service is to be told",
+        "test" => "only reads and asks",
+        _ => "",
+    }
 }
 
 /// A probe of step 4; repeated until it passes or `limit` is over.
@@ -138,6 +183,27 @@ pub struct ServiceTest {
     pub timeout: Duration,
     /// Time limit of all.
     pub limit: Duration,
+}
+
+/// Whether a client gets its answer from the spare; read there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathTest {
+    /// NAT: what goes to a client must pass the director, or it comes from the wrong address.
+    Back {
+        /// A client's address.
+        client: IpAddr,
+        /// The directors' addresses in the spare's network.
+        gateways: Vec<IpAddr>,
+    },
+    /// Direct routing and tunnels: the spare takes what is sent to the virtual address.
+    Holds {
+        /// The virtual address.
+        vip: IpAddr,
+        /// Of direct routing in IPv4 the spare's own address: on the link that has it nobody may
+        /// learn by ARP that the virtual address is here.
+        quiet_at: Option<IpAddr>,
+    },
 }
 
 /// A file ready to be placed.
@@ -155,6 +221,12 @@ pub struct RenderedFile {
     pub owner: String,
     /// Group's name.
     pub group: String,
+    /// Command that says whether the content is sound, `{file}` being where it lies.
+    #[serde(default)]
+    pub validate: Option<String>,
+    /// Secrets whose names stand in `body`.
+    #[serde(default)]
+    pub secrets: Vec<Sealed>,
 }
 
 /// A step that succeeded.
@@ -199,8 +271,15 @@ pub struct StepError {
     pub output: String,
 }
 
+/// Told, while a script runs, what it has printed so far.
+pub type Said<'a> = &'a (dyn Fn(String) + Send + Sync);
+
 /// Whoever carries out orders.
 pub trait Hands: Send + Sync + 'static {
     /// Carries out one order.
-    fn perform(&self, order: &Order) -> impl Future<Output = Result<Done, StepError>> + Send;
+    fn perform(
+        &self,
+        order: &Order,
+        said: Said<'_>,
+    ) -> impl Future<Output = Result<Done, StepError>> + Send;
 }

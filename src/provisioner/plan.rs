@@ -3,20 +3,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use crate::{
     model::{
-        DirectorName, Family, ReplacementId, WallMillis,
+        DirectorName, Family, ForwardMethod, ReplacementId, WallMillis,
         inventory::{Role, Server, ServerState, ServiceFile, Software},
         machine::Image,
         wire::{PassedOver, RegisteredServer, RegisteredService, Registration},
     },
     provisioner::{
-        order::{ServiceTest, Step},
+        order::{PathTest, ServiceTest, Step},
         render::{self, RenderError},
+        sealed::Sealed,
         select::{self, Candidate, Install, Need, select},
         warm::Warm,
     },
@@ -136,6 +137,18 @@ pub enum Miss {
         /// Operating system.
         os: String,
     },
+    /// R8.
+    #[error(
+        "the role {role} cannot have {software}: it needs {needs}, which the role lacks or which needs {software} itself; mend the inventory folder and apply"
+    )]
+    NeedUnmet {
+        /// Role code.
+        role: String,
+        /// Software.
+        software: String,
+        /// What it needs.
+        needs: String,
+    },
 }
 
 impl Miss {
@@ -147,6 +160,7 @@ impl Miss {
             Self::RoleUndefined { .. } => "role_undefined",
             Self::CatalogueEmpty(_) => "catalogue_empty",
             Self::ScriptMissing { .. } => "script_missing",
+            Self::NeedUnmet { .. } => "need_unmet",
         }
     }
 }
@@ -308,7 +322,11 @@ impl World {
         self.brief_of(role, None, None, self.services_with(&addresses))
     }
 
-    fn brief_of(
+    /// The same for a role that is known already, of these services; `server` is the name of the failed one.
+    ///
+    /// # Errors
+    /// [`Miss`] names what is not there.
+    pub fn brief_of(
         &self,
         role: &Role,
         failed: Option<IpAddr>,
@@ -320,19 +338,7 @@ impl World {
         }
         let failed_labels = server.and_then(|name| self.servers.get(name));
         let failed_labels = failed_labels.map(|s| &s.server.labels);
-        let software = role
-            .software
-            .iter()
-            .map(|name| {
-                script_for(&self.software, name, &role.os)
-                    .cloned()
-                    .ok_or_else(|| Miss::ScriptMissing {
-                        role: role.code.clone(),
-                        software: name.clone(),
-                        os: role.os.clone(),
-                    })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let software = ordered(role, &self.software)?;
         Ok(Brief {
             failed,
             files: self
@@ -437,12 +443,53 @@ impl World {
 }
 
 /// What precedes the steps of a server that has to be installed.
-pub(super) fn install_step(server: Option<&Candidate>, brief: &Brief, job: &str) -> Option<Step> {
+pub fn install_step(server: Option<&Candidate>, brief: &Brief, job: &str) -> Option<Step> {
     let image = select::must_install(server?, &brief.need)?;
     Some(Step::OsInstall {
         job: job.to_owned(),
         image: image.clone(),
     })
+}
+
+/// A role's software in the order of installation: what is needed first, and else as the catalogue
+/// has it.
+///
+/// # Errors
+/// [`Miss`] names software without a script, or that needs what is not there or needs itself.
+pub fn ordered(role: &Role, all: &[Software]) -> Result<Vec<Software>, Miss> {
+    let mut left = role
+        .software
+        .iter()
+        .map(|name| {
+            script_for(all, name, &role.os)
+                .cloned()
+                .ok_or_else(|| Miss::ScriptMissing {
+                    role: role.code.clone(),
+                    software: name.clone(),
+                    os: role.os.clone(),
+                })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut order: Vec<Software> = Vec::new();
+    while !left.is_empty() {
+        let here = |name: &String| order.iter().any(|s| s.name == *name);
+        let Some(next) = left.iter().position(|s| s.needs.iter().all(here)) else {
+            let (software, needs) = left
+                .iter()
+                .flat_map(|s| s.needs.iter().map(move |n| (s, n)))
+                .find(|(_, n)| !role.software.contains(n))
+                .or_else(|| left.iter().find_map(|s| Some((s, s.needs.first()?))))
+                .map(|(s, n)| (s.name.clone(), n.clone()))
+                .unwrap_or_default();
+            return Err(Miss::NeedUnmet {
+                role: role.code.clone(),
+                software,
+                needs,
+            });
+        };
+        order.push(left.remove(next));
+    }
+    Ok(order)
 }
 
 /// The script of a software for an operating system: one written for it before one for any.
@@ -484,9 +531,10 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             timeout: software.timeout,
             variables: render::variables(brief, spare, &software.name),
             check: software.check.clone(),
+            secrets: software.secrets.iter().map(Sealed::named).collect(),
         });
     }
-    let mut digests = Vec::new();
+    let (mut digests, mut sealed) = (Vec::new(), Vec::new());
     for software in &brief.software {
         let files = brief
             .files
@@ -495,6 +543,7 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             .map(|f| render::file(brief, spare, f))
             .collect::<Result<Vec<_>, _>>()?;
         digests.extend(files.iter().map(|f| (f.path.clone(), f.sha256.clone())));
+        sealed.extend(files.iter().filter(|f| !f.secrets.is_empty()).cloned());
         steps.push(Step::Configure {
             software: software.name.clone(),
             files,
@@ -512,6 +561,8 @@ pub fn steps(brief: &Brief, spare: &Server, job: &str) -> Result<Vec<Step>, Rend
             .collect(),
         digests,
         answers: answers(brief, spare),
+        paths: paths(brief, spare),
+        sealed,
     });
     Ok(steps)
 }
@@ -536,6 +587,53 @@ fn answers(brief: &Brief, spare: &Server) -> Vec<ServiceTest> {
                 timeout: check.timing.timeout,
                 limit: TEST_LIMIT,
             };
+            if !tests.contains(&test) {
+                tests.push(test);
+            }
+        }
+    }
+    tests
+}
+
+/// Clients of no network in particular: addresses for documentation, which no spare is in.
+const SOMEBODY: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)),
+];
+
+/// What must be so on the spare for clients of each service to get its answers.
+fn paths(brief: &Brief, spare: &Server) -> Vec<PathTest> {
+    let mut tests: Vec<PathTest> = Vec::new();
+    for slot in &brief.services {
+        let of = |all: &[IpAddr], family| -> Vec<IpAddr> {
+            let of_it = |a: &&IpAddr| Family::of(**a) == family;
+            all.iter().filter(of_it).copied().collect()
+        };
+        let found: Vec<PathTest> = match slot.service.forward {
+            ForwardMethod::Nat => {
+                let gateways = of(&brief.role.gateways, slot.family);
+                let mut clients = of(&brief.role.clients, slot.family);
+                if clients.is_empty() {
+                    clients = of(&SOMEBODY, slot.family);
+                }
+                clients.retain(|_| !gateways.is_empty());
+                let back = |client| PathTest::Back {
+                    client,
+                    gateways: gateways.clone(),
+                };
+                clients.into_iter().map(back).collect()
+            }
+            ForwardMethod::Dr | ForwardMethod::Tun => {
+                let arp = slot.service.forward == ForwardMethod::Dr && slot.family == Family::V4;
+                let own = address_for(spare, slot.family).filter(|_| arp);
+                let vip = render::local_vip(slot).map(|vip| vip.ip());
+                vip.map(|vip| PathTest::Holds { vip, quiet_at: own })
+                    .into_iter()
+                    .collect()
+            }
+            ForwardMethod::Local | ForwardMethod::Bypass => Vec::new(),
+        };
+        for test in found {
             if !tests.contains(&test) {
                 tests.push(test);
             }

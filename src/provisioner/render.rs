@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt::Write, net::SocketAddr};
 
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, syntax::SyntaxConfig};
+use minijinja::{
+    AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Value, syntax::SyntaxConfig,
+};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
     provisioner::{
         order::RenderedFile,
         plan::{Brief, SlotService, address_for},
+        sealed::{Sealed, placeholder},
     },
 };
 
@@ -54,6 +57,7 @@ fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     env.set_undefined_behavior(UndefinedBehavior::Strict);
     env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.add_function("secret", secret);
     // Only delimiters can be wrong, and they are the usual ones.
     if let Ok(syntax) = SyntaxConfig::builder()
         .keep_trailing_newline(true)
@@ -88,12 +92,10 @@ pub fn file(
     spare: &Server,
     file: &ServiceFile,
 ) -> Result<RenderedFile, RenderError> {
-    let text = if file.template {
-        environment()
-            .render_named_str(&file.path, &file.body, context(brief, spare, file))
-            .map_err(|e| RenderError::of(file, e))?
+    let (text, secrets) = if file.template {
+        template(file, context(brief, spare, file)).map_err(|e| RenderError::of(file, e))?
     } else {
-        file.body.clone()
+        (file.body.clone(), Vec::new())
     };
     let body = text.into_bytes();
     Ok(RenderedFile {
@@ -103,7 +105,55 @@ pub fn file(
         mode: file.mode,
         owner: file.owner.clone(),
         group: file.group.clone(),
+        validate: file.validate.clone(),
+        secrets,
     })
+}
+
+/// The text, with the secrets that it names: their values come in when the file is placed.
+fn template(file: &ServiceFile, context: Value) -> Result<(String, Vec<Sealed>), minijinja::Error> {
+    let env = environment();
+    let template = env.template_from_named_str(&file.path, &file.body)?;
+    let captured = template.render_captured(context)?;
+    let called = captured.state().get_temp(SECRETS).unwrap_or_default();
+    let text = captured.into_output();
+    let mut names = Vec::new();
+    for name in called.try_iter().into_iter().flatten() {
+        names.push(name.as_str().unwrap_or_default().to_owned());
+    }
+    let mut secrets: Vec<Sealed> = Vec::new();
+    for name in &names {
+        let calls = names.iter().filter(|n| *n == name).count();
+        if text.matches(&placeholder(name)).count() != calls {
+            let detail = format!(
+                "secret({name:?}) can only be written as it is: no filter, no condition, no length"
+            );
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, detail));
+        }
+        if !secrets.iter().any(|s| s.name == *name) {
+            secrets.push(Sealed::named(name));
+        }
+    }
+    Ok((text, secrets))
+}
+
+/// Where the calls of `secret` are noted while a template is rendered.
+const SECRETS: &str = "secrets";
+
+/// What `secret` leaves in the text.
+fn secret(state: &mut State<'_, '_>, name: String) -> Result<String, minijinja::Error> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(fine) {
+        let detail = format!("{name:?} is no name of a secret: A-Z, a-z, 0-9, '.', '_', '-'");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, detail));
+    }
+    let mut called: Vec<Value> = match state.get_temp(SECRETS) {
+        Some(list) => list.try_iter()?.collect(),
+        None => Vec::new(),
+    };
+    called.push(Value::from(name.clone()));
+    state.set_temp(SECRETS, Value::from(called));
+    Ok(placeholder(&name))
 }
 
 fn context(brief: &Brief, spare: &Server, file: &ServiceFile) -> Value {
@@ -240,7 +290,7 @@ fn failed(brief: &Brief) -> String {
     brief.failed.map(|a| a.to_string()).unwrap_or_default()
 }
 
-fn local_vip(slot: &SlotService) -> Option<SocketAddr> {
+pub(super) fn local_vip(slot: &SlotService) -> Option<SocketAddr> {
     match (slot.service.key, slot.service.forward) {
         (ServiceKey::Addr(_, at), ForwardMethod::Dr | ForwardMethod::Tun) => Some(at),
         _ => None,

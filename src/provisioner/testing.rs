@@ -12,8 +12,10 @@ use std::{
 pub(crate) use home::{Home, Postgres};
 
 use super::{
-    order::{Class, Done, Hands, Order, Step, StepError},
+    order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
     plan::{Assignment, Keeping, PoolServer, Source, World},
+    step::{Difference, Look, Looking, Wanted},
+    text_diff::diff,
 };
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
@@ -52,6 +54,8 @@ fn software(name: &str) -> Software {
         running: None,
         start: Some(format!("start {name}")),
         reload: None,
+        needs: Vec::new(),
+        secrets: Vec::new(),
     }
 }
 
@@ -61,6 +65,8 @@ pub(crate) fn inventory() -> Inventory {
         domain: "shop.example".into(),
         os: "debian-12".into(),
         software: vec!["storage".into(), "nginx".into()],
+        gateways: Vec::new(),
+        clients: Vec::new(),
         spares: SparePolicy::default(),
         install: false,
     };
@@ -77,6 +83,7 @@ pub(crate) fn inventory() -> Inventory {
             mode: 0o644,
             owner: "root".into(),
             group: "root".into(),
+            validate: None,
         }],
         servers: [
             server("web1", &["10.0.0.1", "fd00::1"], web),
@@ -238,6 +245,8 @@ pub(crate) struct Remote {
 pub(crate) struct FakeHands {
     pub(crate) tempers: Arc<Mutex<BTreeMap<String, Temper>>>,
     pub(crate) remotes: Arc<Mutex<BTreeMap<String, Remote>>>,
+    /// Every step as it was ordered.
+    pub(crate) steps: Arc<Mutex<Vec<Step>>>,
     /// Every order, `server step`.
     pub(crate) orders: Arc<Mutex<Vec<String>>>,
     /// How long each step takes.
@@ -325,10 +334,30 @@ fn error(class: Class, code: &'static str, detail: &str, output: &str) -> StepEr
     }
 }
 
+impl Look for FakeHands {
+    fn look<'a>(&'a self, _server: &'a Server, wanted: &'a Wanted) -> Looking<'a> {
+        Box::pin(async move {
+            let file = |f: &RenderedFile| Difference {
+                object: f.path.clone(),
+                detail: "not there".to_owned(),
+                diff: diff(
+                    "",
+                    &wanted.masks.cover(String::from_utf8_lossy(&f.body).into()),
+                ),
+            };
+            Ok(wanted.files.iter().map(file).collect())
+        })
+    }
+}
+
 impl Hands for FakeHands {
-    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+    async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         // A script goes on on the spare when the link to it is dropped: it is started before the wait.
         self.begin(order)?;
+        self.steps.lock().unwrap().push(order.step.clone());
+        if matches!(order.step, Step::Install { .. }) {
+            said("working\n".to_owned());
+        }
         if let Some((step, gate)) = &self.gate
             && *step == order.step.name()
         {

@@ -42,7 +42,7 @@ fn assert_golden(file: &Path, found: &str) {
     assert_eq!(found, wanted, "{}", file.display());
 }
 
-const SUBCOMMANDS: [&[&str]; 34] = [
+const SUBCOMMANDS: [&[&str]; 43] = [
     &[],
     &["director"],
     &["provisioner"],
@@ -67,6 +67,15 @@ const SUBCOMMANDS: [&[&str]; 34] = [
     &["inventory", "apply"],
     &["inventory", "list"],
     &["inventory", "release"],
+    &["replacement"],
+    &["role"],
+    &["replacement", "list"],
+    &["replacement", "show"],
+    &["replacement", "cancel"],
+    &["replacement", "retry"],
+    &["role", "plan"],
+    &["role", "verify"],
+    &["role", "release"],
     &["ipvs"],
     &["ipvs", "list"],
     &["ipvs", "save"],

@@ -21,6 +21,7 @@ const ORDERS: &[&str] = &[
     "provisioner::quarantine",
     "provisioner::readiness",
     "provisioner::render",
+    "provisioner::sealed",
     "provisioner::select",
     "provisioner::upkeep",
     "provisioner::warm",
@@ -29,7 +30,7 @@ const ORDERS: &[&str] = &[
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 27] = [
+const PURE: [Room; 31] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -148,6 +149,22 @@ const PURE: [Room; 27] = [
     Room {
         place: "provisioner/pace.rs",
         knows: &["model"],
+    },
+    Room {
+        place: "provisioner/sealed.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/same_cause.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/log.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/text_diff.rs",
+        knows: ORDERS,
     },
 ];
 

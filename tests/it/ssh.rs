@@ -4,6 +4,7 @@
 
 mod connect;
 mod files;
+mod hostile;
 mod jobs;
 pub(crate) mod lab;
 mod pool;

@@ -22,7 +22,7 @@ use super::*;
 use crate::{
     api::client::{Client, Error, NOTHING},
     config::{Endpoint, TlsFiles},
-    provisioner::testing::{self, CENTRE, inventory, ip, registration},
+    provisioner::testing::{self, CENTRE, FakeHands, inventory, ip, registration},
     tls::{
         self, Identity as _,
         pki::{Authority, Leaf, Side},
@@ -98,6 +98,8 @@ impl Fleet {
             addresses: vec![ip(CENTRE)],
             observer: Observer::nobody(),
             grants: grants.subscribe(),
+            look: Arc::new(FakeHands::default()),
+            secrets: Secrets::default(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(doors, app, CancellationToken::new()));

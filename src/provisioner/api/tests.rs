@@ -22,6 +22,7 @@ use crate::{
     },
     provisioner::{
         engine::{self, Settings},
+        secrets::Secrets,
         testing::{self, CENTRE, FakeHands, inventory, ip, registration},
     },
 };
@@ -126,6 +127,8 @@ impl Rig {
             addresses: vec![ip(CENTRE)],
             observer: Observer::nobody(),
             grants: watch::channel(Arc::default()).1,
+            look: Arc::new(FakeHands::default()),
+            secrets: Secrets::default(),
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -148,9 +151,17 @@ impl Rig {
         rig.tasks.spawn(async move {
             let hands = Arc::new(FakeHands::default());
             let observer = Observer::nobody();
-            engine::run(store, hands, "centre", Settings::STANDARD, observer, stop)
-                .await
-                .unwrap();
+            engine::run(
+                store,
+                hands,
+                "centre",
+                Settings::STANDARD,
+                Secrets::default(),
+                observer,
+                stop,
+            )
+            .await
+            .unwrap();
         });
         let answer = rig.send("PUT", "/v1/inventory", &json!(inventory())).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -323,6 +334,8 @@ async fn every_answer_is_counted_under_its_route() {
         addresses: Vec::new(),
         observer: Observer::new(move |fact| told.lock().unwrap().push(fact)),
         grants: watch::channel(Arc::default()).1,
+        look: Arc::new(FakeHands::default()),
+        secrets: Secrets::default(),
     };
     let socket = dir.path().join("api.sock");
     let doors = Doors::open(Some(&socket), None).await.unwrap();
@@ -442,6 +455,30 @@ async fn a_door_is_opened_only_where_it_may() {
     let stale = dir.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     Doors::open(Some(&stale), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_is_held_against_a_server() {
+    let rig = Rig::working().await;
+    let look = rig.get("/v1/roles/web.shop.example/servers/spare1").await;
+    let look: crate::model::wire::RoleLook = look.is();
+    let names: Vec<_> = look.steps.iter().map(|s| s.step.as_str()).collect();
+    assert_eq!(names[2..4], ["install:storage", "install:nginx"]);
+    let install = &look.steps[3].text;
+    assert!(install.contains("install nginx") && install.contains("UNDERSTUDY_ROLE=web"));
+    // The services of the place that it would take.
+    assert!(look.steps[6].text.contains("10.0.0.11:8080"));
+    let file = &look.differences[0];
+    assert_eq!(file.object, "/etc/nginx/conf.d/shop.conf");
+    assert_eq!(file.diff, "+server_name shop.example;\n");
+    let orders: Vec<Replacement> = rig.get("/v1/replacements").await.is();
+    assert!(orders.is_empty(), "nothing was begun");
+    for path in [
+        "/v1/roles/nobody/servers/spare1",
+        "/v1/roles/web.shop.example/servers/x",
+    ] {
+        assert_eq!(rig.send("GET", path, &Value::Null).await.status, 404);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

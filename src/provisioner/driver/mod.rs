@@ -31,7 +31,7 @@ use crate::{
     },
     prepare,
     provisioner::{
-        order::{Class, Done, Hands, Order, Step, StepError},
+        order::{Class, Done, Hands, Order, Said, Step, StepError},
         select::BARE,
         store::StoreError,
     },
@@ -272,7 +272,7 @@ pub struct Installer<H, L> {
 }
 
 impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
-    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+    async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         match &order.step {
             Step::OsInstall { job, image } => {
                 let hold = Hold {
@@ -284,7 +284,7 @@ impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
                 // Its future is large: most steps are others.
                 Box::pin(self.install(&order.server, &Job { name: job, image }, &hold)).await
             }
-            Step::Look => match self.hands.perform(order).await {
+            Step::Look => match self.hands.perform(order, said).await {
                 Err(e) if may_be_installed(&order.server) && e.class != Class::Local => {
                     Err(Box::pin(self.bare(&order.server, e)).await)
                 }
@@ -295,7 +295,7 @@ impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
             | Step::Install { .. }
             | Step::Configure { .. }
             | Step::Clean { .. }
-            | Step::Test { .. } => self.hands.perform(order).await,
+            | Step::Test { .. } => self.hands.perform(order, said).await,
         }
     }
 }

@@ -121,8 +121,18 @@ async fn three_provisioners_share_sixty_failures_and_no_spare_has_two_places() {
     let mut engines = JoinSet::new();
     for (store, host) in stores.iter().zip(["one", "two", "three"]) {
         let (store, hands, stop) = (store.clone(), Arc::new(hands.clone()), stop.clone());
-        engines
-            .spawn(async move { run(store, hands, host, QUICK, Observer::nobody(), stop).await });
+        engines.spawn(async move {
+            run(
+                store,
+                hands,
+                host,
+                QUICK,
+                Secrets::default(),
+                Observer::nobody(),
+                stop,
+            )
+            .await
+        });
     }
     // Both directors of a pair see each failure, and ask different provisioners at the same moment.
     let mut asked = JoinSet::new();
@@ -221,7 +231,7 @@ async fn a_server_that_is_restarted_under_work_loses_nothing() {
     };
     let (s, h, st) = (store.clone(), Arc::new(hands.clone()), stop.clone());
     let mut engine = JoinSet::new();
-    engine.spawn(async move { run(s, h, "one", patient, observer, st).await });
+    engine.spawn(async move { run(s, h, "one", patient, Secrets::default(), observer, st).await });
     for i in 1..=10 {
         ask(&store, "lb1", &format!("k{i}"), &format!("10.1.0.{i}")).await;
     }
@@ -287,7 +297,18 @@ async fn a_provisioner_that_was_stopped_goes_on_with_nothing_that_another_took_o
     let hands = Arc::new(FakeHands::default());
     let (s, st) = (store.clone(), stop.clone());
     let mut engine = JoinSet::new();
-    engine.spawn(async move { run(s, hands, "other", QUICK, Observer::nobody(), st).await });
+    engine.spawn(async move {
+        run(
+            s,
+            hands,
+            "other",
+            QUICK,
+            Secrets::default(),
+            Observer::nobody(),
+            st,
+        )
+        .await
+    });
     let all = until(&store, |all| attaching(all) == 1).await;
     assert_eq!(all[0].id, id);
     let before = done_by(&store, "stopped").await;
@@ -341,7 +362,18 @@ async fn the_one_that_is_stopped() {
     });
     let st = stop.clone();
     let mut engine = JoinSet::new();
-    engine.spawn(async move { run(store, hands, "stopped", QUICK, observer, st).await });
+    engine.spawn(async move {
+        run(
+            store,
+            hands,
+            "stopped",
+            QUICK,
+            Secrets::default(),
+            observer,
+            st,
+        )
+        .await
+    });
     // Until its parent has no more use for it.
     let closed = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     closed.await.unwrap().unwrap();

@@ -9,7 +9,7 @@ use crate::{
         wire::{Confirmation, RegisteredServer, Replacement, Want},
     },
     provisioner::{
-        store::{Asked, CancelOutcome, ConfirmOutcome, ServerOutcome},
+        store::{Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome},
         testing::*,
     },
 };
@@ -34,6 +34,7 @@ struct Rig {
     home: Home,
     store: Store,
     hands: FakeHands,
+    secrets: Secrets,
     facts: Arc<std::sync::Mutex<Vec<Fact>>>,
     stop: CancellationToken,
     tasks: JoinSet<Result<(), StoreError>>,
@@ -48,6 +49,7 @@ impl Rig {
             home,
             store,
             hands: FakeHands::default(),
+            secrets: Secrets::default(),
             facts: Arc::default(),
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -84,9 +86,10 @@ impl Rig {
     fn start_at(&mut self, host: &'static str, settings: Settings, store: Store) {
         let facts = Arc::clone(&self.facts);
         let observer = Observer::new(move |fact| facts.lock().unwrap().push(fact));
+        let secrets = self.secrets.clone();
         let (hands, stop) = (Arc::new(self.hands.clone()), self.stop.clone());
         self.tasks
-            .spawn(async move { run(store, hands, host, settings, observer, stop).await });
+            .spawn(async move { run(store, hands, host, settings, secrets, observer, stop).await });
     }
 
     async fn ask(&self, key: &str, failed: &str) -> ReplacementId {
@@ -270,9 +273,13 @@ async fn another_operating_system_is_passed_over_once_and_remembered() {
 #[tokio::test]
 async fn with_no_spare_left_it_waits_says_so_and_goes_on_after_a_release() {
     let mut rig = Rig::new().await;
-    for spare in ["spare1", "spare2", "spare3"] {
-        rig.hands
-            .temper(spare, |t| t.broken.extend(["test".into()]));
+    // Each in another place: the role is not at fault.
+    for (spare, step) in [
+        ("spare1", "test"),
+        ("spare2", "install:nginx"),
+        ("spare3", "test"),
+    ] {
+        rig.hands.temper(spare, |t| t.broken.extend([step.into()]));
     }
     rig.start();
     let id = rig.ask("k1", "10.0.0.1").await;
@@ -542,6 +549,7 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
                 hands,
                 "centre",
                 FAST,
+                Secrets::default(),
                 Observer::nobody(),
                 stop,
             );
@@ -582,4 +590,249 @@ async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
         crashes >= seeds,
         "only {crashes} crashes: the moments are chosen badly"
     );
+}
+
+/// Another word in the script, as an operator's correction has it.
+fn mended() -> crate::model::inventory::Inventory {
+    let mut inventory = inventory();
+    inventory.software[1].script.push_str("# mended\n");
+    inventory
+}
+
+#[tokio::test]
+async fn two_spares_that_fail_in_the_same_script_stop_the_role() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2", "spare3"] {
+        rig.hands.temper(spare, |t| {
+            t.broken.insert("install:nginx".into());
+        });
+    }
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let stopped = |r: &Replacement| {
+        r.reason
+            .as_ref()
+            .is_some_and(|r| r.contains("role_stopped"))
+    };
+    let r = rig.until(&id, stopped).await;
+    let reason = r.reason.unwrap();
+    assert!(
+        reason.contains("spare2 and spare1 both failed in install:nginx (script_failed)"),
+        "{reason}"
+    );
+    assert_eq!(rig.hands.remote("spare3").fence, 0, "it was not touched");
+    assert_eq!(
+        rig.store.stopped_roles().await.unwrap(),
+        ["web.shop.example"]
+    );
+
+    // The same files change nothing; a script that was mended does.
+    rig.store.apply(&inventory(), false, "test").await.unwrap();
+    assert_eq!(rig.store.stopped_roles().await.unwrap().len(), 1);
+    rig.hands.temper("spare3", |t| t.broken.clear());
+    rig.store.apply(&mended(), false, "test").await.unwrap();
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let r = rig.until(&id, attached).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+    assert!(rig.store.stopped_roles().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn connections_that_fail_stop_no_role() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2"] {
+        rig.hands.temper(spare, |t| {
+            t.shaky.insert("install:nginx".into(), 99);
+        });
+    }
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let r = rig.until(&id, attached).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+}
+
+#[tokio::test]
+async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
+    for by_role in [true, false] {
+        let mut rig = Rig::new().await;
+        for spare in ["spare1", "spare2"] {
+            rig.hands.temper(spare, |t| {
+                t.broken.insert("test".into());
+            });
+        }
+        rig.start();
+        let id = rig.ask("k", "10.0.0.1").await;
+        let waits = |r: &Replacement| {
+            r.reason
+                .as_ref()
+                .is_some_and(|r| r.contains("role_stopped"))
+        };
+        rig.until(&id, waits).await;
+        if by_role {
+            assert!(
+                rig.store
+                    .release_role("web.shop.example", "test")
+                    .await
+                    .unwrap()
+            );
+            assert!(!rig.store.release_role("nobody", "test").await.unwrap());
+        } else {
+            let outcome = rig.store.retry(&id, "test").await.unwrap();
+            assert!(matches!(outcome, RetryOutcome::Retried(_)), "{outcome:?}");
+        }
+        let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+        let r = rig.until(&id, attached).await;
+        assert_eq!(r.spare.unwrap().name, "spare3");
+        let outcome = rig.store.retry(&id, "test").await.unwrap();
+        assert!(
+            matches!(outcome, RetryOutcome::NotWaiting(_)),
+            "{outcome:?}"
+        );
+    }
+}
+
+/// An inventory whose software and file use secrets, and a folder with their values.
+fn with_secrets(rig: &mut Rig) -> (crate::model::inventory::Inventory, tempfile::TempDir) {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::TempDir::new().unwrap();
+    let dir = home.path().to_owned();
+    let closed = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    closed(&dir, 0o700);
+    for (name, value) in [("DB_PASSWORD", "opensesame"), ("token", "swordfish")] {
+        std::fs::write(dir.join(name), value).unwrap();
+        closed(&dir.join(name), 0o600);
+    }
+    rig.secrets.dir = Some(dir);
+    let mut inventory = inventory();
+    inventory.software[1].secrets = vec!["DB_PASSWORD".into()];
+    inventory.files[0].body = "token {{ secret('token') }};\n".into();
+    (inventory, home)
+}
+
+#[tokio::test]
+async fn secrets_reach_the_spare_and_not_the_journal() {
+    let mut rig = Rig::new().await;
+    let (inventory, _home) = with_secrets(&mut rig);
+    rig.store.apply(&inventory, false, "test").await.unwrap();
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let shown = rig.until(&id, attached).await;
+    let steps = rig.hands.steps.lock().unwrap().clone();
+    let placed = steps.iter().any(|s| {
+        matches!(s, Step::Configure { files, .. }
+            if files.iter().any(|f| f.body == b"token swordfish;\n"))
+    });
+    let told = steps.iter().any(|s| {
+        matches!(s, Step::Install { variables, .. }
+            if variables.get("DB_PASSWORD").is_some_and(|v| v == "opensesame"))
+    });
+    let read_back = steps.iter().any(|s| {
+        matches!(s, Step::Test { digests, .. }
+            if steps.iter().any(|c| matches!(c, Step::Configure { files, .. }
+                if files.iter().any(|f| f.sha256 == digests[0].1))))
+    });
+    assert!(placed && told && read_back, "{steps:?}");
+    // Nothing of it in the journal, in the audit trail or in what is shown. Bodies of files as text.
+    let plan = rig.store.plan(&id).await.unwrap();
+    let events = rig.store.events(None, Some(0), &Default::default()).await;
+    let mut all = format!("{plan:?} {shown:?} {:?}", events.unwrap());
+    for step in &plan {
+        if let Step::Configure { files, .. } | Step::Test { sealed: files, .. } = step {
+            for file in files {
+                all.push_str(&String::from_utf8_lossy(&file.body));
+            }
+        }
+    }
+    assert!(all.contains("{{ secret(\"token\") }}"));
+    for secret in ["opensesame", "swordfish"] {
+        assert!(!all.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
+    let mut rig = Rig::new().await;
+    let (inventory, home) = with_secrets(&mut rig);
+    let dir = home.path();
+    rig.store.apply(&inventory, false, "test").await.unwrap();
+    std::fs::remove_file(dir.join("token")).unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:storage".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let waits = |r: &Replacement| {
+        r.reason
+            .as_ref()
+            .is_some_and(|r| r.contains("secret_missing"))
+    };
+    let r = rig.until(&id, waits).await;
+    assert!(r.reason.unwrap().contains("\"token\""));
+    assert!(rig.hands.orders().is_empty(), "no spare was touched");
+
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let token = dir.join("token");
+        std::fs::write(&token, "swordfish").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    rig.store.retry(&id, "test").await.unwrap();
+    let runs = |r: &Replacement| r.steps.iter().any(|s| s.step == "install:storage");
+    rig.until(&id, runs).await;
+    std::fs::write(dir.join("token"), "another one").unwrap();
+    gate.add_permits(9);
+    let passed = |r: &Replacement| !r.passed_over.is_empty();
+    let r = rig.until(&id, passed).await;
+    let reason = &r.passed_over[0].reason;
+    assert!(
+        reason.contains("secret_changed") && !reason.contains("another"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_script_prints_is_kept_while_it_runs_and_shown_in_parts() {
+    let mut rig = Rig::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:nginx".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let log = async || rig.store.log(&id, Some("install:nginx")).await.unwrap();
+    let mut changes = rig.store.changes();
+    let live = timeout(SOON, async {
+        loop {
+            changes.borrow_and_update();
+            if let Some(log) = log().await
+                && !log.text.is_empty()
+            {
+                return log;
+            }
+            changes.changed().await.unwrap();
+        }
+    });
+    let live = live.await.unwrap();
+    assert_eq!(
+        (live.text.as_str(), live.ended, live.over),
+        ("working\n", false, false)
+    );
+    gate.add_permits(9);
+    rig.until_state(&id, ReplacementState::Attaching).await;
+    let kept = log().await.unwrap();
+    assert!(kept.ended && kept.over);
+    assert_eq!(kept.run, live.run);
+    let shown = rig.store.replacement(&id).await.unwrap();
+    let step = shown
+        .steps
+        .iter()
+        .find(|s| s.step == "install:nginx")
+        .unwrap();
+    assert_eq!(
+        (step.tries, step.limit_ms, step.digest.len()),
+        (1, 180_000, 64)
+    );
+    assert!(step.repeatable.contains("never started twice"));
+    assert_eq!(rig.store.log(&id, Some("nothing")).await.unwrap(), None);
 }

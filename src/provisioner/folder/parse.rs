@@ -12,8 +12,8 @@ use super::{
     FILES, machines,
     table::{Entry, Sections, sections, several},
     values::{
-        Seen, address, host_keys, is_account, limit, list, name, operating_system, permissions,
-        script_mistake, target_path,
+        Seen, address, host_keys, is_account, is_variable, limit, list, name, operating_system,
+        permissions, script_mistake, target_path,
     },
 };
 use crate::{
@@ -71,6 +71,8 @@ struct Names {
     software: BTreeMap<String, Vec<Option<String>>>,
     /// Software with service files.
     configured: BTreeSet<String>,
+    /// (name, operating system) to what it needs.
+    needs: BTreeMap<(String, Option<String>), Vec<String>>,
 }
 
 /// Reads the four texts of the folder `dir`, and by `attach` the files that they name.
@@ -100,6 +102,8 @@ pub fn parse(
         "domain",
         "os",
         "software",
+        "gateways",
+        "clients",
         "requires",
         "prefers",
         "apart",
@@ -112,11 +116,12 @@ pub fn parse(
     let kinds: [(&str, &[&str]); 2] = [("role", &keys), ("image", &machines::IMAGE)];
     let [roles, images] = several(&mut p.roles, texts.roles, kinds);
     let keys = [
-        "name", "os", "script", "timeout", "check", "running", "start", "reload",
+        "name", "os", "script", "timeout", "check", "running", "start", "reload", "needs",
+        "secrets",
     ];
     let software = sections(&mut p.software, texts.software, "software", &keys);
     let keys = [
-        "domain", "software", "path", "source", "mode", "owner", "group", "template",
+        "domain", "software", "path", "source", "mode", "owner", "group", "template", "validate",
     ];
     let config = sections(&mut p.config, texts.service_config, "service_config", &keys);
     let keys = [
@@ -154,6 +159,30 @@ pub fn parse(
     }
 }
 
+impl Names {
+    /// What a software needs on an operating system.
+    fn needs_of(&self, name: &str, os: &str) -> &[String] {
+        let of = |os: Option<&str>| self.needs.get(&(name.to_owned(), os.map(str::to_owned)));
+        of(Some(os)).or_else(|| of(None)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether `from` needs `to`, itself or by others.
+    fn leads_to(&self, from: &str, to: &str, os: Option<&str>) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut left = vec![from];
+        while let Some(name) = left.pop() {
+            if name == to {
+                return true;
+            }
+            if seen.insert(name) {
+                let needs = self.needs_of(name, os.unwrap_or_default());
+                left.extend(needs.iter().map(String::as_str));
+            }
+        }
+        false
+    }
+}
+
 struct Parser<'a> {
     dir: &'a Path,
     attach: &'a mut Attach<'a>,
@@ -186,6 +215,9 @@ impl Parser<'_> {
         for e in &software.entries {
             if let Some(name) = text(e, "name") {
                 let os = text(e, "os");
+                let needs = e.texts(&mut Diagnostics::new(self.dir, ""), "needs");
+                let needs = needs.into_iter().map(Spanned::into_inner).collect();
+                self.names.needs.insert((name.clone(), os.clone()), needs);
                 self.names.software.entry(name).or_default().push(os);
             }
         }
@@ -251,6 +283,24 @@ impl Parser<'_> {
                     (Some(_), None) => {}
                 }
             }
+            if let Some(os) = &os {
+                for s in &wanted {
+                    for need in self.names.needs_of(s.get_ref(), os.get_ref()) {
+                        let known = self.names.software.contains_key(need);
+                        if known && !wanted.iter().any(|w| w.get_ref() == need) {
+                            let message = format!(
+                                "software {:?} needs {need:?}, which this role lacks: list it here",
+                                s.get_ref()
+                            );
+                            d.push(s.span(), message);
+                        }
+                    }
+                }
+            }
+            let [gateways, clients] = ["gateways", "clients"].map(|key| {
+                let texts = e.texts(d, key);
+                texts.iter().filter_map(|t| address(d, t)).collect()
+            });
             let spares = spare_policy(d, &mut *self.attach, e);
             if let (Some(code), Some(domain), Some(os)) = (code, domain, os) {
                 let code = code.into_inner();
@@ -259,6 +309,8 @@ impl Parser<'_> {
                     domain: domain.into_inner(),
                     os: os.into_inner(),
                     software: wanted.into_iter().map(Spanned::into_inner).collect(),
+                    gateways,
+                    clients,
                     spares,
                     install,
                 };
@@ -302,6 +354,29 @@ impl Parser<'_> {
                 operating_system(d, os);
             }
             let os = os.map(Spanned::into_inner);
+            let needs = e.texts(d, "needs");
+            for need in &needs {
+                let text = need.get_ref();
+                if !self.names.software.contains_key(text) {
+                    let there = list(self.names.software.keys());
+                    let message =
+                        format!("no software {text:?} in software.toml; there is {there}");
+                    d.push(need.span(), message);
+                } else if let Some(found) = &found_name
+                    && self.names.leads_to(text, found.get_ref(), os.as_deref())
+                {
+                    let message = format!("{:?} needs itself by way of {text:?}", found.get_ref());
+                    d.push(need.span(), message);
+                }
+            }
+            let secrets = e.texts(d, "secrets");
+            for secret in &secrets {
+                if !is_variable(secret.get_ref()) {
+                    let message = "a secret of a script is named as its environment has it: A-Z, \
+                                   a-z, 0-9 and '_', no digit first, not UNDERSTUDY_";
+                    d.push(secret.span(), message);
+                }
+            }
             if let Some(found) = &found_name {
                 name(d, "a software's name", found);
                 let both = match &os {
@@ -340,6 +415,8 @@ impl Parser<'_> {
                     running,
                     start,
                     reload,
+                    needs: needs.into_iter().map(Spanned::into_inner).collect(),
+                    secrets: secrets.into_iter().map(Spanned::into_inner).collect(),
                 });
             }
         }
@@ -366,6 +443,14 @@ impl Parser<'_> {
                 }
             });
             let template = e.flag(d, "template", false);
+            let validate = e.text(d, "validate");
+            if let Some(command) = &validate
+                && !command.get_ref().contains("{file}")
+            {
+                let message = "`validate` says with {file} where the new content lies, as in \
+                               \"nginx -t -c {file}\"";
+                d.push(command.span(), message);
+            }
             if let (Some(domain), true) = (&domain, roles_known)
                 && !self.names.domains.contains(domain.get_ref())
             {
@@ -449,6 +534,7 @@ impl Parser<'_> {
                     mode,
                     owner,
                     group,
+                    validate: validate.map(Spanned::into_inner),
                 });
             }
         }

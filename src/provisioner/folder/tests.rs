@@ -211,3 +211,59 @@ fn drivers_and_images_are_read() {
     let inventory = read([&roles, SOFTWARE, "", &site]).unwrap();
     assert_eq!(inventory.servers["spare1"].driver.kind(), "http");
 }
+
+#[test]
+fn needs_are_of_the_role_and_end_somewhere() {
+    let part =
+        |name: &str, needs: &str| SOFTWARE.replace("nginx", name) + &format!("needs = [{needs}]\n");
+    let role = ROLE.replace("[\"nginx\"]", "[\"nginx\", \"php\"]");
+    let good = part("nginx", "\"php\"") + &part("php", "");
+    let inventory = read([&role, &good, "", ""]).unwrap();
+    assert_eq!(inventory.software[0].needs, ["php"]);
+
+    let said = |role: &str, software: &str| read([role, software, "", ""]).unwrap_err();
+    let lacks = said(ROLE, &good);
+    assert!(lacks.contains("roles.toml:5:13"), "{lacks}");
+    assert!(
+        lacks.contains("needs \"php\", which this role lacks"),
+        "{lacks}"
+    );
+    let unknown = said(ROLE, &part("nginx", "\"perl\""));
+    assert!(unknown.contains("software.toml:5:10"), "{unknown}");
+    assert!(unknown.contains("no software \"perl\""), "{unknown}");
+    let circle = said(
+        &role,
+        &(part("nginx", "\"php\"") + &part("php", "\"nginx\"")),
+    );
+    assert!(circle.contains("software.toml:5:10"), "{circle}");
+    assert!(
+        circle.contains("needs itself by way of \"php\""),
+        "{circle}"
+    );
+    let itself = said(ROLE, &part("nginx", "\"nginx\""));
+    assert!(itself.contains("needs itself"), "{itself}");
+}
+
+#[test]
+fn secrets_are_variables_and_validate_names_the_file() {
+    let software = |names: &str| format!("{SOFTWARE}secrets = [{names}]\n");
+    let inventory = read([ROLE, &software("\"DB_PASSWORD\""), "", ""]).unwrap();
+    assert_eq!(inventory.software[0].secrets, ["DB_PASSWORD"]);
+    for name in ["1A", "A-B", "PATH", "UNDERSTUDY_ROLE", ""] {
+        let said = read([ROLE, &software(&format!("{name:?}")), "", ""]).unwrap_err();
+        assert!(said.contains("software.toml:5:12"), "{said}");
+    }
+    let config = |command: &str| {
+        format!(
+            "[[service_config]]\ndomain = \"shop\"\nsoftware = \"nginx\"\npath = \"/x\"\n\
+             source = \"files/x\"\nvalidate = \"{command}\"\n"
+        )
+    };
+    let inventory = read([ROLE, SOFTWARE, &config("nginx -t -c {file}"), ""]).unwrap();
+    assert!(inventory.files[0].validate.is_some());
+    let said = read([ROLE, SOFTWARE, &config("nginx -t"), ""]).unwrap_err();
+    assert!(
+        said.contains("service_config.toml:6:12") && said.contains("{file}"),
+        "{said}"
+    );
+}

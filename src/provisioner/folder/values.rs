@@ -52,6 +52,17 @@ pub(super) fn is_account(text: &str) -> bool {
     is_name(text) && !text.starts_with(['-', '+'])
 }
 
+/// Whether a secret can be of this name in a script's environment.
+pub(super) fn is_variable(text: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let first = text.chars().next();
+    first.is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && text.len() <= 128
+        && text.chars().all(fine)
+        && !text.starts_with("UNDERSTUDY_")
+        && !["PATH", "HOME", "LC_ALL"].contains(&text)
+}
+
 pub(super) fn name(d: &mut Diagnostics, what: &str, found: &Spanned<String>) {
     if !is_name(found.get_ref()) {
         let message = format!(

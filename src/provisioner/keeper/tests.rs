@@ -149,9 +149,17 @@ impl Pool {
         let (store, stop) = (self.store.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             let settings = engine::Settings::STANDARD;
-            engine::run(store, hands, "test", settings, nobody(), stop)
-                .await
-                .unwrap();
+            engine::run(
+                store,
+                hands,
+                "test",
+                settings,
+                Default::default(),
+                nobody(),
+                stop,
+            )
+            .await
+            .unwrap();
         });
     }
 

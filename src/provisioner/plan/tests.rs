@@ -113,3 +113,84 @@ fn a_stand_ins_services_are_its_origins() {
     assert_eq!(brief.need.failed, "spare1");
     assert_eq!(brief.services.len(), 2);
 }
+
+/// A role of software named by letters, and what each needs.
+fn needing(role: &str, needs: &[(&str, &str)]) -> Result<String, Miss> {
+    let mut inventory = inventory();
+    let letters = |text: &str| text.chars().map(String::from).collect::<Vec<_>>();
+    let like = inventory.software.remove(0);
+    let software: Vec<_> = needs
+        .iter()
+        .map(|(name, needs)| Software {
+            name: (*name).to_owned(),
+            needs: letters(needs),
+            ..like.clone()
+        })
+        .collect();
+    let role = Role {
+        software: letters(role),
+        ..inventory.roles["web.shop.example"].clone()
+    };
+    let order = ordered(&role, &software)?;
+    Ok(order.into_iter().map(|s| s.name).collect())
+}
+
+#[test]
+fn what_is_needed_is_installed_first_and_the_rest_as_listed() {
+    let free = [("a", ""), ("b", ""), ("c", "")];
+    assert_eq!(needing("cab", &free).unwrap(), "cab");
+    assert_eq!(
+        needing("abc", &[("a", "c"), ("b", ""), ("c", "")]).unwrap(),
+        "bca"
+    );
+    assert_eq!(
+        needing("abc", &[("a", "b"), ("b", "c"), ("c", "")]).unwrap(),
+        "cba"
+    );
+    let circle = needing("ab", &[("a", "b"), ("b", "a")]).unwrap_err();
+    assert_eq!(circle.code(), "need_unmet");
+    let lacking = needing("a", &[("a", "z")]).unwrap_err().to_string();
+    assert!(lacking.contains("needs z"), "{lacking}");
+}
+
+#[test]
+fn the_way_back_is_asked_of_nat_and_the_virtual_address_of_direct_routing() {
+    let mut world = world();
+    let of = |world: &World| {
+        let brief = world
+            .brief(ip("10.0.0.1"), &[ip("10.0.0.1"), ip("fd00::1")])
+            .unwrap();
+        let steps = steps(&brief, &world.servers["spare1"].server, "j").unwrap();
+        match steps.last().unwrap() {
+            Step::Test { paths, .. } => paths.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Of NAT only where the role says who the director is there. In IPv6 nobody asks by ARP.
+    let holds = PathTest::Holds {
+        vip: ip("2001:db8::1"),
+        quiet_at: None,
+    };
+    assert_eq!(of(&world).as_slice(), std::slice::from_ref(&holds));
+    let role = world.roles.get_mut("web.shop.example").unwrap();
+    role.gateways = vec![ip("10.0.0.251"), ip("fd00::251")];
+    let back = |client: &str| PathTest::Back {
+        client: ip(client),
+        gateways: vec![ip("10.0.0.251")],
+    };
+    assert_eq!(of(&world), [back("198.51.100.1"), holds.clone()]);
+    let role = world.roles.get_mut("web.shop.example").unwrap();
+    role.clients = vec![ip("203.0.113.7"), ip("203.0.113.8")];
+    assert_eq!(
+        of(&world),
+        [back("203.0.113.7"), back("203.0.113.8"), holds]
+    );
+    for director in world.directors.values_mut() {
+        director.services[0].forward = ForwardMethod::Dr;
+    }
+    let quiet = PathTest::Holds {
+        vip: ip("192.0.2.1"),
+        quiet_at: Some(ip("10.0.0.11")),
+    };
+    assert_eq!(of(&world)[0], quiet);
+}

@@ -139,3 +139,31 @@ fn a_scripts_environment() {
         ]
     );
 }
+
+#[test]
+fn a_secret_is_a_name_until_the_file_is_placed() {
+    let (brief, spare) = brief();
+    let text =
+        "a {{ secret('token') }}\n{% if secret(\"x.y\") %}b {{ secret('token') }}{% endif %}\n";
+    // In a condition it would be no secret any more.
+    let e = file(&brief, &spare, &template(text)).unwrap_err();
+    assert!(e.line().contains("as it is"), "{}", e.line());
+    let text = "a {{ secret('token') }} {{ secret('token') }} {{ secret('x.y') }}\n";
+    let mut f = file(&brief, &spare, &template(text)).unwrap();
+    let names: Vec<_> = f.secrets.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["token", "x.y"]);
+    let sealed = f.sha256.clone();
+    assert!(String::from_utf8_lossy(&f.body).contains("{{ secret(\"token\") }}"));
+    let values = [("token", "one"), ("x.y", "two")];
+    f.reveal(&values.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    assert_eq!(f.body, b"a one one two\n");
+    assert_ne!(f.sha256, sealed);
+    for bad in [
+        "{{ secret('token') | upper }}",
+        "{{ secret('token') | length }}",
+        "{{ secret('../x') }}",
+        "{{ secret('') }}",
+    ] {
+        assert!(file(&brief, &spare, &template(bad)).is_err(), "{bad}");
+    }
+}

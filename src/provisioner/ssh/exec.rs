@@ -7,8 +7,9 @@ use tokio::time::timeout;
 
 use super::{Ssh, SshError};
 
-/// Kept of each of stdout and stderr: this much from the beginning and as much from the end.
-const KEPT: usize = 64 * 1024;
+/// Kept of each of stdout and stderr: this much from the beginning and as much from the end. All that
+/// a job's wrapper keeps fits in.
+const KEPT: usize = 160 * 1024;
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

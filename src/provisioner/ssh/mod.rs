@@ -51,12 +51,15 @@ pub struct Target {
     pub pins: Vec<HostKey>,
     /// For TCP, key exchange and authentication together.
     pub connect_timeout: Duration,
+    /// Whether `sudo -n` goes before what needs root.
+    pub elevate: bool,
 }
 
 /// A connection that is logged in.
 pub struct Ssh {
     handle: Handle<Verifier>,
     peer: SocketAddr,
+    elevate: bool,
 }
 
 impl fmt::Debug for Ssh {
@@ -133,7 +136,11 @@ impl Ssh {
         match answer {
             Err(_elapsed) => Err(SshError::Mute { peer, limit }),
             Ok(Err(e)) => Err(SshError::from_russh(peer, e)),
-            Ok(Ok(result)) if result.success() => Ok(Self { handle, peer }),
+            Ok(Ok(result)) if result.success() => Ok(Self {
+                handle,
+                peer,
+                elevate: target.elevate,
+            }),
             Ok(Ok(_refused)) => Err(SshError::AuthRefused {
                 peer,
                 user: target.user.clone(),
@@ -146,6 +153,12 @@ impl Ssh {
     #[must_use]
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Whether `sudo -n` must go before what needs root.
+    #[must_use]
+    pub fn elevates(&self) -> bool {
+        self.elevate
     }
 
     /// Says goodbye. A connection that is only dropped is closed too, with a complaint in sshd's log.

@@ -4,17 +4,18 @@ use super::{
     install::{self, Job},
     remote::{QUICK, Remote, script},
 };
-use crate::provisioner::order::{Done, StepError};
+use crate::provisioner::order::{Done, Said, StepError};
 
 pub(super) async fn clean<'a, F>(
     connect: impl Fn() -> F,
     job: &Job<'_>,
     files: &[String],
+    said: Said<'_>,
 ) -> Result<Done, StepError>
 where
     F: Future<Output = Result<Remote<'a>, StepError>>,
 {
-    let ran = install::install(&connect, job).await?;
+    let ran = install::install(&connect, job, said).await?;
     let remote = connect().await?;
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
     let swept = remote.act(script!(fenced "sweep"), &files, QUICK).await;

@@ -12,10 +12,13 @@ use std::{
 };
 
 use super::{
-    error,
+    checked_paths, error,
     remote::{Command, QUICK, Remote, checked_name, garbled, one_line, script},
 };
-use crate::provisioner::order::{Class, Done, RenderedFile, StepError};
+use crate::provisioner::{
+    order::{Class, Done, RenderedFile, StepError},
+    ssh::quote,
+};
 
 /// The limit of `start` and `reload`: they return when the service is told, not when it ends.
 const COMMAND: Duration = Duration::from_secs(60);
@@ -39,9 +42,7 @@ pub(super) async fn configure(
     service: &Service<'_>,
 ) -> Result<Done, StepError> {
     let software = checked_name("software", service.software)?;
-    for file in files {
-        checked_path(&file.path)?;
-    }
+    checked_paths(files)?;
     let marker = remote.path(&format!("pending/{software}"));
     let mut differ = Vec::new();
     let mut homes = BTreeSet::new();
@@ -93,7 +94,7 @@ pub(super) async fn configure(
 }
 
 /// Whether `line` (digest, mode, owner and group by name and by number) is what `file` should be.
-fn stands(file: &RenderedFile, line: &str) -> bool {
+pub(super) fn stands(file: &RenderedFile, line: &str) -> bool {
     match line.split(' ').collect::<Vec<_>>().as_slice() {
         [digest, mode, user, group, uid, gid] => {
             *digest == file.sha256
@@ -116,11 +117,16 @@ async fn place(
         let name = file.path.rsplit('/').next().unwrap_or_default();
         let random = RandomState::new().hash_one(name);
         let upload = format!("{}/.{name}.understudy.{random:016x}", folder(&file.path));
-        if let Err(e) = sftp.create(&upload, &file.body, 0o600).await {
+        let put = sftp.create(&upload, &file.body, 0o600).await;
+        uploads.push(upload.clone());
+        let sound = match put {
+            Ok(()) => validate(remote, file, &upload).await,
+            Err(e) => Err(e.into()),
+        };
+        if let Err(e) = sound {
             sftp.remove(&uploads).await;
-            return Err(e.into());
+            return Err(e);
         }
-        uploads.push(upload);
     }
     let modes: Vec<_> = files.iter().map(|f| format!("{:o}", f.mode)).collect();
     let mut args = vec![marker];
@@ -133,6 +139,30 @@ async fn place(
         sftp.remove(&uploads).await;
     }
     placed.map(drop)
+}
+
+/// Asks the file's own command whether the upload is sound, before it takes the old file's place.
+async fn validate(remote: &Remote<'_>, file: &RenderedFile, upload: &str) -> Result<(), StepError> {
+    let Some(command) = &file.validate else {
+        return Ok(());
+    };
+    let text = command.replace("{file}", &quote(upload));
+    let limit = COMMAND;
+    let answer = remote.ask(Command { text: &text, limit }).await?;
+    if answer.status == 0 {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} on {} stays as it was: `{command}` refuses the new content with status {}: {}",
+        file.path,
+        remote.name,
+        answer.status,
+        one_line(&answer.output)
+    );
+    Err(StepError {
+        output: answer.output,
+        ..error(Class::Permanent, "validate_failed", detail)
+    })
 }
 
 /// What was told to the service.
@@ -231,7 +261,7 @@ fn folder(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _name)| folder)
 }
 
-fn checked_path(path: &str) -> Result<(), StepError> {
+pub(super) fn checked_path(path: &str) -> Result<(), StepError> {
     let sound = path.starts_with('/')
         && !path.ends_with('/')
         && !path.contains(|c: char| c.is_control())
@@ -272,6 +302,8 @@ mod tests {
             mode: 0o640,
             owner: "root".into(),
             group: "www-data".into(),
+            validate: None,
+            secrets: Vec::new(),
         };
         assert!(stands(&file, "ab 640 root www-data 0 33"));
         for line in [

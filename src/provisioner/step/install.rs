@@ -16,11 +16,12 @@ use super::{
 };
 use crate::{
     model::inventory::Variables,
-    provisioner::order::{Class, Done, StepError},
+    provisioner::order::{Class, Done, Said, StepError},
 };
 
-/// One look at a running job waits for its end this long.
-const LOOK_SECS: &str = "20";
+/// One look at a running job waits for its end this long; then its output is fetched, where there is
+/// more of it, for whoever follows.
+const LOOK_SECS: &str = "2";
 const LOOK: Duration = Duration::from_secs(50);
 /// Beyond the script's limit: `timeout -k 5`, killing what is left, and finding the way back after a
 /// lost link.
@@ -56,14 +57,24 @@ enum Known {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Absent,
-    Running,
+    /// With a word that changes when it has printed more.
+    Running(String),
     Lost,
-    Exited { status: u32, seconds: u64 },
-    TimedOut { seconds: u64 },
+    Exited {
+        status: u32,
+        seconds: u64,
+    },
+    TimedOut {
+        seconds: u64,
+    },
 }
 
 /// Runs the job, or goes on with it, over as many connections as it takes.
-pub(super) async fn install<'a, C, F>(connect: C, job: &Job<'_>) -> Result<Done, StepError>
+pub(super) async fn install<'a, C, F>(
+    connect: C,
+    job: &Job<'_>,
+    said: Said<'_>,
+) -> Result<Done, StepError>
 where
     C: Fn() -> F,
     F: Future<Output = Result<Remote<'a>, StepError>>,
@@ -74,7 +85,7 @@ where
     loop {
         let result = match connect().await {
             Ok(remote) => {
-                let result = drive(&remote, job, &mut known, end).await;
+                let result = drive(&remote, job, &mut known, end, said).await;
                 remote.close().await;
                 result
             }
@@ -98,8 +109,10 @@ async fn drive(
     job: &Job<'_>,
     known: &mut Known,
     end: Instant,
+    said: Said<'_>,
 ) -> Result<Done, StepError> {
     let mut wait = "0";
+    let mut told = String::new();
     loop {
         let (status, seconds) = match look(remote, job.name, wait).await? {
             State::Absent if *known == Known::Seen => return Err(lost(remote, job)),
@@ -110,16 +123,25 @@ async fn drive(
                 *known = Known::Seen;
                 continue;
             }
-            State::Running if Instant::now() >= end => {
+            State::Running(_) if Instant::now() >= end => {
                 let detail = format!(
                     "the script of {} still runs on {}, long after its limit of {:?}",
                     job.software, remote.name, job.timeout
                 );
                 return Err(error(Class::Permanent, "script_timed_out", detail));
             }
-            State::Running => {
+            State::Running(printed) => {
                 *known = Known::Seen;
                 wait = LOOK_SECS;
+                if printed != told {
+                    let output = collect(remote, job).await?;
+                    // A line, or a character, that is not whole yet would change afterwards.
+                    let whole = output
+                        .rfind('\n')
+                        .map_or("", |n| output.get(..=n).unwrap_or(""));
+                    said(whole.to_owned());
+                    told = printed;
+                }
                 continue;
             }
             State::Lost => return Err(lost(remote, job)),
@@ -136,7 +158,7 @@ async fn look(remote: &Remote<'_>, name: &str, wait: &str) -> Result<State, Step
     let words: Vec<_> = said.split_whitespace().collect();
     let state = match words.as_slice() {
         ["absent"] => Some(State::Absent),
-        ["running"] => Some(State::Running),
+        ["running", printed] => Some(State::Running((*printed).to_owned())),
         ["lost"] => Some(State::Lost),
         ["ended", how, status, seconds] => {
             match (*how, status.parse::<u32>(), seconds.parse::<u64>()) {
@@ -165,6 +187,7 @@ async fn upload(remote: &Remote<'_>, job: &Job<'_>) -> Result<String, StepError>
         ("script", job.script),
         ("env", &environment),
         ("run", include_str!("sh/run.sh")),
+        ("keep", include_str!("sh/keep.sh")),
     ] {
         let path = format!("{stage}/{name}");
         files.create(&path, text.as_bytes(), 0o600).await?;
@@ -183,13 +206,17 @@ async fn claim(remote: &Remote<'_>, job: &Job<'_>, stage: &str) -> Result<(), St
     }
 }
 
+async fn collect(remote: &Remote<'_>, job: &Job<'_>) -> Result<String, StepError> {
+    remote.read(script!("collect"), &[job.name], QUICK).await
+}
+
 async fn ended(
     remote: &Remote<'_>,
     job: &Job<'_>,
     status: Option<u32>,
     seconds: u64,
 ) -> Result<Done, StepError> {
-    let output = remote.read(script!("collect"), &[job.name], QUICK).await?;
+    let output = collect(remote, job).await?;
     let (name, software, last) = (remote.name, job.software, one_line(&output));
     let failed = |code, detail: String, output| {
         Err(StepError {

@@ -6,7 +6,8 @@
 //!
 //! - `fence`, `fence.lock`: the highest fence seen
 //! - `staging/`: uploads that are no job yet
-//! - `jobs/<job>/`: `script`, `env`, `run`, `out`, `err`, `rc`, and `lock`, held while it runs
+//! - `jobs/<job>/`: `script`, `env`, `run`, `keep`, `out` with its parts, `rc`, and `lock`, held while
+//!   it runs
 //! - `pending/<software>`: files were placed, the software does not know yet
 //! - `output/`: what start and reload commands print, also later
 
@@ -14,7 +15,9 @@ mod clean;
 mod configure;
 mod fence;
 mod install;
+mod look;
 mod os;
+mod path;
 mod rehearse;
 mod remote;
 mod test;
@@ -25,11 +28,13 @@ use crate::{
     model::{CheckKind, Outcome, inventory::Server},
     provisioner::{
         driver::{Reach, Sight},
-        order::{Class, Done, Hands, Order, Step, StepError},
+        order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
+        sealed::Masks,
         ssh::{ClientKey, HostKey, Ssh, SshError, Target},
     },
 };
 
+pub use look::{Difference, Look, Looking, Wanted};
 use remote::Remote;
 
 /// Where a spare's sshd has its host keys.
@@ -54,8 +59,10 @@ pub trait Prober: Send + Sync + 'static {
 pub struct SshHands<P> {
     /// Logs in on every spare.
     pub key: ClientKey,
-    /// As this user: root, or one that may do the same.
+    /// As this user.
     pub user: String,
+    /// Whether `sudo -n` goes before what needs root.
+    pub elevate: bool,
     /// For TCP, key exchange and login together.
     pub connect_timeout: Duration,
     /// The folder on the spare: [`BASE`], except in tests.
@@ -67,7 +74,7 @@ pub struct SshHands<P> {
 }
 
 impl<P: Prober> Hands for SshHands<P> {
-    async fn perform(&self, order: &Order) -> Result<Done, StepError> {
+    async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         match &order.step {
             Step::OsInstall { .. } => Err(error(
                 Class::Permanent,
@@ -99,6 +106,7 @@ impl<P: Prober> Hands for SshHands<P> {
                 timeout,
                 variables,
                 check,
+                secrets: _,
             } => {
                 let job = install::Job {
                     name: job,
@@ -108,7 +116,7 @@ impl<P: Prober> Hands for SshHands<P> {
                     variables,
                     check: check.as_deref(),
                 };
-                install::install(|| self.remote(order), &job).await
+                install::install(|| self.remote(order), &job, said).await
             }
             Step::Clean {
                 job,
@@ -127,7 +135,7 @@ impl<P: Prober> Hands for SshHands<P> {
                     variables,
                     check: None,
                 };
-                clean::clean(|| self.remote(order), &job, files).await
+                clean::clean(|| self.remote(order), &job, files, said).await
             }
             Step::Configure {
                 software,
@@ -152,9 +160,11 @@ impl<P: Prober> Hands for SshHands<P> {
                 installed,
                 digests,
                 answers,
+                paths,
+                sealed: _,
             } => {
                 let remote = self.remote(order).await?;
-                let found = test::read_back(&remote, os, installed, digests).await;
+                let found = test::read_back(&remote, os, installed, digests, paths).await;
                 remote.close().await;
                 test::answers(&self.prober, found?, answers).await
             }
@@ -166,7 +176,8 @@ impl<P: Prober> Reach for SshHands<P> {
     async fn look(&self, server: &Server, pins: &[String]) -> Result<Sight, StepError> {
         let ssh = self.connect(server, pins).await?;
         // Nothing is changed: no fence is needed.
-        let remote = Remote::new(ssh, &self.base, 0, &server.name);
+        let masks = Masks::default();
+        let remote = Remote::new(ssh, &self.base, 0, &server.name, &masks);
         let sight = os::sight(&remote, &self.host_keys).await;
         remote.close().await;
         sight
@@ -181,6 +192,7 @@ impl<P> SshHands<P> {
             &self.base,
             order.fence,
             &order.server.name,
+            &order.masks,
         ))
     }
 
@@ -199,9 +211,17 @@ impl<P> SshHands<P> {
             user: self.user.clone(),
             pins,
             connect_timeout: self.connect_timeout,
+            elevate: self.elevate,
         };
         Ok(Ssh::connect(&target, &self.key).await?)
     }
+}
+
+/// Whether all paths can be placed.
+fn checked_paths(files: &[RenderedFile]) -> Result<(), StepError> {
+    files
+        .iter()
+        .try_for_each(|f| configure::checked_path(&f.path))
 }
 
 /// An error without output.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::error;
 use crate::provisioner::{
     order::{Class, StepError},
+    sealed::Masks,
     ssh::{End, Files, Ssh, SshError, quote},
 };
 
@@ -71,10 +72,17 @@ pub(super) struct Remote<'a> {
     fence: String,
     /// The server's name, for errors.
     pub(super) name: &'a str,
+    masks: &'a Masks,
 }
 
 impl<'a> Remote<'a> {
-    pub(super) fn new(ssh: Ssh, base: &'a str, fence: u64, name: &'a str) -> Self {
+    pub(super) fn new(
+        ssh: Ssh,
+        base: &'a str,
+        fence: u64,
+        name: &'a str,
+        masks: &'a Masks,
+    ) -> Self {
         // The shell counts to i64::MAX.
         let fence = fence.min(i64::MAX.unsigned_abs()).to_string();
         Self {
@@ -82,6 +90,7 @@ impl<'a> Remote<'a> {
             base,
             fence,
             name,
+            masks,
         }
     }
 
@@ -153,8 +162,13 @@ impl<'a> Remote<'a> {
             return Err(error(Class::Permanent, "bad_value", detail));
         }
         // The far side gives up first; and ends what a lost link would leave running.
+        let become_root = if self.ssh.elevates() {
+            "sudo -n -H "
+        } else {
+            ""
+        };
         let mut command = format!(
-            "exec timeout -k 5 {} sh -c {} understudy",
+            "exec {become_root}timeout -k 5 {} sh -c {} understudy",
             whole_seconds(limit),
             quote(text)
         );
@@ -163,9 +177,16 @@ impl<'a> Remote<'a> {
             command.push_str(&quote(arg));
         }
         let ran = self.ssh.exec(&command, limit + TRAVEL).await?;
-        let stdout = ran.stdout.text();
-        let complaint = ran.stderr.text();
+        let stdout = self.masks.cover(ran.stdout.text());
+        let complaint = self.masks.cover(ran.stderr.text());
         let complaint = complaint.trim();
+        if !become_root.is_empty() && !stdout.contains(MARK) {
+            let detail = format!(
+                "{} does not let the SSH user become root: {complaint:?}; install sudo, and write                  USER ALL=(ALL) NOPASSWD: ALL into /etc/sudoers.d there",
+                self.name
+            );
+            return Err(error(Class::Permanent, "sudo_refused", detail));
+        }
         let Some((_chatter, said)) = stdout.split_once(MARK) else {
             let detail = format!(
                 "{} ran no shell script for us: {:?}, {complaint:?}; does the login shell work, \

@@ -10,11 +10,12 @@ use super::{
     error,
     install::CHECK,
     os,
+    path::paths,
     remote::{Command, QUICK, Remote, garbled, one_line, script},
 };
 use crate::{
     model::{FailReason, Outcome},
-    provisioner::order::{Class, Done, ServiceTest, StepError},
+    provisioner::order::{Class, Done, PathTest, ServiceTest, StepError},
 };
 
 /// Between the probes of a service that does not answer yet.
@@ -26,6 +27,7 @@ pub(super) async fn read_back(
     wanted: &str,
     installed: &[(String, String)],
     digests: &[(String, String)],
+    ways: &[PathTest],
 ) -> Result<Done, StepError> {
     let mut done = os::os(remote, wanted).await?;
     for (software, text) in installed {
@@ -59,11 +61,15 @@ pub(super) async fn read_back(
             }
         }
     }
+    let ways = paths(remote, ways).await?;
     done.detail = format!(
         "{} software and {} files as they should be",
         installed.len(),
         digests.len()
     );
+    for way in ways {
+        done.detail.push_str(&format!(", {way}"));
+    }
     Ok(done)
 }
 

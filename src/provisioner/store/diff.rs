@@ -17,7 +17,7 @@ use crate::{
         machine::{Driver, Image},
     },
     provisioner::{
-        plan::{Assignment, PoolServer, Source, World, script_for},
+        plan::{Assignment, Miss, PoolServer, Source, World, ordered, script_for},
         render,
     },
 };
@@ -89,6 +89,12 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
                     role.os
                 ));
             }
+        }
+    }
+    for role in wanted.roles.values() {
+        // A missing script is told above.
+        if let Err(e @ Miss::NeedUnmet { .. }) = ordered(role, &wanted.software) {
+            all.push(e.to_string());
         }
     }
     let mut seen = BTreeSet::new();

@@ -4,6 +4,7 @@ use super::{
     Actor, Entry, News, Problems, Store, StoreError, Tx, audit,
     diff::{Attached, Catalogue, ServerOp, diff, problems},
     failed,
+    roles::forget_changed,
     rows::{Columns, json, stored},
     world::world,
 };
@@ -37,12 +38,14 @@ impl Store {
         problems(wanted)?;
         let mut tx = self.begin().await?;
         let attached = attached(&mut tx).await?;
-        let diff = diff(&world(&mut tx).await?, &attached, wanted)?;
+        let world = world(&mut tx).await?;
+        let diff = diff(&world, &attached, wanted)?;
         let differs = diff.catalogue.is_some() || !diff.servers.is_empty();
         let applied = differs && !dry_run;
         if applied {
             if let Some(catalogue) = &diff.catalogue {
                 write_catalogue(&mut tx, catalogue).await?;
+                forget_changed(&mut tx, &world, catalogue).await?;
             }
             write_servers(&mut tx, &diff.servers).await?;
             let actor = actor.into();
@@ -101,11 +104,14 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
     }
     for role in &catalogue.roles {
         sqlx::query(
-            "INSERT INTO role (code, domain, os, spares, install) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO role (code, domain, os, gateways, clients, spares, install) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(role.code.as_str())
         .bind(role.domain.as_str())
         .bind(role.os.as_str())
+        .bind(json("gateways", &role.gateways)?)
+        .bind(json("clients", &role.clients)?)
         .bind(json("spares of a role", &role.spares)?)
         .bind(i64::from(role.install))
         .execute(&mut **tx)
@@ -124,8 +130,8 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
     for (ord, s) in (0_i64..).zip(&catalogue.software) {
         sqlx::query(
             "INSERT INTO script (software, os, ord, body, timeout_ms, check_command, \
-             running_command, start_command, reload_command) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             running_command, start_command, reload_command, needs, secrets) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(s.name.as_str())
         .bind(s.os.as_deref().unwrap_or_default())
@@ -138,6 +144,8 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
         .bind(s.running.clone())
         .bind(s.start.clone())
         .bind(s.reload.clone())
+        .bind(json("needs", &s.needs)?)
+        .bind(json("secrets", &s.secrets)?)
         .execute(&mut **tx)
         .await
         .map_err(failed("write a script"))?;
@@ -153,7 +161,7 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
     for (ord, f) in (0_i64..).zip(&catalogue.files) {
         sqlx::query(
             "INSERT INTO service_config (domain, software, path, ord, body, template, mode, owner, \
-             grp) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             grp, validate) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(f.domain.as_str())
         .bind(f.software.as_str())
@@ -164,6 +172,7 @@ async fn write_catalogue(tx: &mut Tx, catalogue: &Catalogue) -> Result<(), Store
         .bind(i64::from(f.mode))
         .bind(f.owner.as_str())
         .bind(f.group.as_str())
+        .bind(f.validate.clone())
         .execute(&mut **tx)
         .await
         .map_err(failed("write a service configuration file"))?;

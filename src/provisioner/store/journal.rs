@@ -1,7 +1,13 @@
 //! The journal: every event of a replacement is taken in by the workflow and written down in one
 //! transaction, together with what it does to the spare.
 
-use std::net::IpAddr;
+use std::{
+    io::{Read, Write},
+    net::IpAddr,
+};
+
+use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
+use sha2::{Digest, Sha256};
 
 use super::{
     Actor, Entry, Lease, News, Store, StoreError, Tx, audit, failed,
@@ -134,6 +140,36 @@ impl Store {
         Ok((server.server, row.json("payload")?))
     }
 
+    /// All addresses of the configured server whose place a replacement's spare has.
+    ///
+    /// # Errors
+    /// [`StoreError::NoReplacement`] and others.
+    pub async fn origins(&self, id: &ReplacementId) -> Result<Vec<IpAddr>, StoreError> {
+        let mut tx = self.read().await?;
+        let work = load(&mut tx, id).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(work.place()?.origins.clone())
+    }
+
+    /// All steps planned for the spare in hand.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn plan(&self, id: &ReplacementId) -> Result<Vec<Step>, StoreError> {
+        let mut tx = self.read().await?;
+        let rows = sqlx::query(
+            "SELECT s.payload FROM step s JOIN attempt a ON a.replacement = s.replacement \
+             AND a.number = s.attempt WHERE s.replacement = $1 AND a.state = 'open' \
+             ORDER BY s.position",
+        )
+        .bind(id.as_str())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("read a plan"))?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        rows.iter().map(|row| row.json("payload")).collect()
+    }
+
     /// Claims a spare for a replacement and writes its plan down; from then on the lease has a higher fence. `None` where
     /// the spare is no longer free: choose again.
     pub(in crate::provisioner) async fn claim(
@@ -214,6 +250,113 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Keeps what a running step has printed so far.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] where another run has taken over, and others.
+    pub async fn said(&self, lease: &Lease, position: usize, text: &str) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        guard(&mut tx, lease).await?;
+        sqlx::query(
+            "UPDATE step SET output = $3 WHERE replacement = $1 AND position = $2 \
+             AND state = 'running' AND attempt = (SELECT number FROM attempt \
+             WHERE replacement = $1 AND state = 'open')",
+        )
+        .bind(lease.id.as_str())
+        .bind(index(position))
+        .bind(pack(text)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("keep a script's output"))?;
+        self.commit(tx, News::State).await
+    }
+
+    /// What the last step of this name has printed, or the last step that was begun.
+    ///
+    /// # Errors
+    /// [`StoreError::NoReplacement`] and others.
+    pub async fn log(
+        &self,
+        id: &ReplacementId,
+        step: Option<&str>,
+    ) -> Result<Option<StepLog>, StoreError> {
+        let mut tx = self.read().await?;
+        let state = load(&mut tx, id).await?.journal.state;
+        let row = sqlx::query(
+            "SELECT s.name, s.state, s.attempt, s.position, s.output, a.server FROM step s \
+             JOIN attempt a ON a.replacement = s.replacement AND a.number = s.attempt \
+             WHERE s.replacement = $1 AND s.state <> 'planned' AND (s.name = $2 OR $2 = '') \
+             ORDER BY s.attempt DESC, s.position DESC LIMIT 1",
+        )
+        .bind(id.as_str())
+        .bind(step.unwrap_or_default())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("read a script's output"))?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(StepLog {
+            server: row.text("server")?,
+            step: row.text("name")?,
+            run: format!("{}.{}", row.number("attempt")?, row.number("position")?),
+            ended: row.text("state")? != MarkState::Running.as_str(),
+            over: !matches!(
+                state,
+                ReplacementState::Pending
+                    | ReplacementState::Claiming
+                    | ReplacementState::Configuring
+                    | ReplacementState::Testing
+            ),
+            text: unpack(row.bytes("output")?)?,
+        }))
+    }
+}
+
+/// What a step has printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepLog {
+    /// Where.
+    pub server: String,
+    /// Which.
+    pub step: String,
+    /// Names the step among all of the replacement: another spare, another word.
+    pub run: String,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Whether no further step can follow.
+    pub over: bool,
+    /// The text; a line in it says where something was left out.
+    pub text: String,
+}
+
+/// No output is longer when it is unpacked.
+const UNPACKED: u64 = 4 * 1024 * 1024;
+
+fn pack(text: &str) -> Result<Vec<u8>, StoreError> {
+    let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
+    // Into memory: it cannot fail.
+    packed
+        .write_all(text.as_bytes())
+        .and_then(|()| packed.finish())
+        .map_err(|e| corrupt("output to compress", e.to_string()))
+}
+
+fn unpack(packed: Option<Vec<u8>>) -> Result<String, StoreError> {
+    let mut text = String::new();
+    if let Some(packed) = packed {
+        ZlibDecoder::new(packed.as_slice())
+            .take(UNPACKED)
+            .read_to_string(&mut text)
+            .map_err(|e| corrupt("compressed output", e.to_string()))?;
+    }
+    Ok(text)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Writes down what is going to be done to a server.
 pub(super) async fn note_planned(
     tx: &mut Tx,
@@ -223,15 +366,21 @@ pub(super) async fn note_planned(
     steps: &[Step],
 ) -> Result<(), StoreError> {
     for (position, step) in steps.iter().enumerate() {
+        let payload = json("step", step)?;
         sqlx::query(
-            "INSERT INTO step (replacement, attempt, position, name, payload, state, failures, \
-             fence, detail, output) VALUES ($1, $2, $3, $4, $5, 'planned', 0, 0, '', '')",
+            "INSERT INTO step (replacement, attempt, position, name, payload, digest, limit_ms, \
+             state, tries, failures, fence, detail) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'planned', 0, 0, 0, '')",
         )
         .bind(id.as_str())
         .bind(i64::from(attempt))
         .bind(index(position))
         .bind(step.name())
-        .bind(json("step", step)?)
+        .bind(payload.as_str())
+        .bind(hex(&Sha256::digest(&payload)))
+        .bind(stored(
+            u64::try_from(step.limit().as_millis()).unwrap_or(u64::MAX),
+        ))
         .execute(&mut **tx)
         .await
         .map_err(failed("plan a step"))?;
@@ -365,8 +514,9 @@ pub(super) async fn apply(
     match event {
         Event::Claimed { server, .. } => {
             sqlx::query(
-                "INSERT INTO attempt (replacement, number, server, state, started_ms) \
-                 VALUES ($1, $2, $3, 'open', $4)",
+                "INSERT INTO attempt (replacement, number, server, state, role, started_ms) \
+                 VALUES ($1, $2, $3, 'open', (SELECT COALESCE(role, '') FROM replacement \
+                 WHERE id = $1), $4)",
             )
             .bind(id.as_str())
             .bind(i64::from(journal.attempts))
@@ -383,10 +533,13 @@ pub(super) async fn apply(
             mark(tx, &work, *position, MarkState::Done, false, &note).await?
         }
         Event::Failed {
-            position, class, ..
+            position,
+            class,
+            reason,
         } => {
             let counts = *class != Class::Local;
             mark(tx, &work, *position, MarkState::Failed, counts, &note).await?;
+            note_failure(tx, &work, *position, reason).await?;
         }
         Event::Offered => offer(tx, &work).await?,
         Event::Finished => finish(tx, &work).await?,
@@ -479,8 +632,8 @@ async fn mark(
         "UPDATE step SET state = $4, failures = failures + $5, \
          fence = CASE WHEN $6 = 1 THEN $7 ELSE fence END, \
          started_ms = CASE WHEN $6 = 1 THEN $8 ELSE started_ms END, \
-         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, output = $10 \
-         WHERE replacement = $1 AND attempt = $2 AND position = $3",
+         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, output = $10, \
+         tries = tries + $6 WHERE replacement = $1 AND attempt = $2 AND position = $3",
     )
     .bind(work.id.as_str())
     .bind(i64::from(work.journal.attempts))
@@ -491,7 +644,7 @@ async fn mark(
     .bind(stored(work.fence))
     .bind(now_ms().0)
     .bind(note.detail.as_str())
-    .bind(note.output.as_str())
+    .bind(pack(&note.output)?)
     .execute(&mut **tx)
     .await
     .map_err(failed("journal a step"))?;
@@ -500,6 +653,28 @@ async fn mark(
     } else {
         Err(corrupt("journal without step", position.to_string()))
     }
+}
+
+/// Notes at the spare in hand where it failed.
+async fn note_failure(
+    tx: &mut Tx,
+    work: &Work,
+    position: usize,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let hand = work.journal.hand.as_ref();
+    let step = hand.and_then(|h| h.steps.get(position)).map(|m| &m.name);
+    sqlx::query(
+        "UPDATE attempt SET failed_step = $2, failed_code = $3 \
+         WHERE replacement = $1 AND state = 'open'",
+    )
+    .bind(work.id.as_str())
+    .bind(step.map(String::as_str))
+    .bind(reason.split(':').next())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("note a failure"))?;
+    Ok(())
 }
 
 async fn move_spare(

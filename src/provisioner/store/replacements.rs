@@ -16,6 +16,7 @@ use crate::{
         wire::{PassedOver, Replacement, ReplacementRequest, ReplacementState, StepView},
     },
     provisioner::{
+        order::repeatable,
         plan::{Source, World},
         workflow::{Event, Retry},
     },
@@ -314,9 +315,9 @@ pub(in crate::provisioner) fn new_id(whose: &str) -> Result<ReplacementId, Store
 }
 
 /// A replacement as the API shows it.
-async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
+pub(super) async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError> {
     let row = sqlx::query(
-        "SELECT first_key, director, failed, origin, state, reason, rejected, version \
+        "SELECT first_key, director, failed, origin, role, state, reason, rejected, version \
          FROM replacement WHERE id = $1 AND kind = 'replace'",
     )
     .bind(id.as_str())
@@ -362,6 +363,7 @@ async fn view(tx: &mut Tx, id: &ReplacementId) -> Result<Replacement, StoreError
         director: row.parsed("director")?,
         failed: row.parsed("failed")?,
         origin: row.parsed("origin")?,
+        role: row.text_opt("role")?,
         state,
         reason,
         spare,
@@ -389,7 +391,8 @@ async fn awaited(tx: &mut Tx, id: &ReplacementId) -> Result<String, StoreError> 
 
 async fn steps(tx: &mut Tx, id: &ReplacementId) -> Result<Vec<StepView>, StoreError> {
     let rows = sqlx::query(
-        "SELECT a.server, s.name, s.state, s.started_ms, s.ended_ms, s.detail FROM step s \
+        "SELECT a.server, s.name, s.state, s.started_ms, s.ended_ms, s.detail, s.digest, s.limit_ms, \
+         s.tries FROM step s \
          JOIN attempt a ON a.replacement = s.replacement AND a.number = s.attempt \
          WHERE s.replacement = $1 AND s.state <> 'planned' ORDER BY s.attempt, s.position",
     )
@@ -406,6 +409,10 @@ async fn steps(tx: &mut Tx, id: &ReplacementId) -> Result<Vec<StepView>, StoreEr
                 started_ms: row.number_opt("started_ms")?.unwrap_or(0),
                 ended_ms: row.number_opt("ended_ms")?,
                 detail: row.text("detail")?,
+                digest: row.text("digest")?,
+                limit_ms: row.count("limit_ms")?,
+                tries: row.count("tries")?,
+                repeatable: repeatable(&row.text("name")?).to_owned(),
             })
         })
         .collect()

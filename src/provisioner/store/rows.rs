@@ -10,6 +10,7 @@ use super::{StoreError, failed};
 pub(super) trait Columns {
     fn text(&self, column: &'static str) -> Result<String, StoreError>;
     fn text_opt(&self, column: &'static str) -> Result<Option<String>, StoreError>;
+    fn bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError>;
     fn number(&self, column: &'static str) -> Result<i64, StoreError>;
     fn number_opt(&self, column: &'static str) -> Result<Option<i64>, StoreError>;
 
@@ -65,6 +66,10 @@ impl Columns for AnyRow {
     }
 
     fn text_opt(&self, column: &'static str) -> Result<Option<String>, StoreError> {
+        self.try_get(column).map_err(failed("read a column"))
+    }
+
+    fn bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
         self.try_get(column).map_err(failed("read a column"))
     }
 

@@ -53,6 +53,8 @@ impl Store {
                 Kind::Warm => *in_hand.warming.entry(role).or_default() += number,
             }
         }
+        // A role whose spares fail in one place fails in it beforehand too.
+        in_hand.failed.extend(self.stopped_roles().await?);
         Ok(in_hand)
     }
 

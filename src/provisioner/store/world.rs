@@ -146,7 +146,7 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
 }
 
 async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
-    let rows = sqlx::query("SELECT code, domain, os, spares, install FROM role")
+    let rows = sqlx::query("SELECT code, domain, os, gateways, clients, spares, install FROM role")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the roles"))?;
@@ -157,6 +157,8 @@ async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             domain: row.text("domain")?,
             os: row.text("os")?,
             software: Vec::new(),
+            gateways: row.json("gateways")?,
+            clients: row.json("clients")?,
             spares: row.json("spares")?,
             install: row.number("install")? != 0,
         };
@@ -184,7 +186,7 @@ async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
 async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
     let rows = sqlx::query(
         "SELECT software, os, body, timeout_ms, check_command, running_command, start_command, \
-         reload_command FROM script ORDER BY ord",
+         reload_command, needs, secrets FROM script ORDER BY ord",
     )
     .fetch_all(&mut **tx)
     .await
@@ -199,10 +201,12 @@ async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             running: row.text_opt("running_command")?,
             start: row.text_opt("start_command")?,
             reload: row.text_opt("reload_command")?,
+            needs: row.json("needs")?,
+            secrets: row.json("secrets")?,
         });
     }
     let rows = sqlx::query(
-        "SELECT domain, software, path, body, template, mode, owner, grp FROM service_config \
+        "SELECT domain, software, path, body, template, mode, owner, grp, validate FROM service_config \
          ORDER BY ord",
     )
     .fetch_all(&mut **tx)
@@ -219,6 +223,7 @@ async fn catalogue(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             mode: u32::try_from(mode).map_err(|_big| corrupt("file mode", mode.to_string()))?,
             owner: row.text("owner")?,
             group: row.text("grp")?,
+            validate: row.text_opt("validate")?,
         });
     }
     Ok(())

@@ -59,6 +59,7 @@ pub struct ProvisionerMetrics {
     steps: Family<StepLabels, Counter>,
     step_duration: Family<StepLabel, Histogram, fn() -> Histogram>,
     pool: Family<StateLabel, Gauge>,
+    stopped: Gauge,
     usable: Family<RoleLabel, Gauge>,
     warm: Family<RoleLabel, Gauge>,
     short: Family<RoleLabel, Gauge>,
@@ -78,6 +79,7 @@ impl ProvisionerMetrics {
             steps: Family::default(),
             step_duration: Family::new_with_constructor(|| Histogram::new(STEP_SECONDS)),
             pool: Family::default(),
+            stopped: Gauge::default(),
             usable: Family::default(),
             warm: Family::default(),
             short: Family::default(),
@@ -111,6 +113,11 @@ impl ProvisionerMetrics {
             "pool_servers",
             "Servers of the pool, by state",
             m.pool.clone(),
+        );
+        r.register(
+            "roles_stopped",
+            "Roles whose last two spares failed in the same place: no spare is tried until they are released",
+            m.stopped.clone(),
         );
         r.register(
             "role_spares",
@@ -206,6 +213,11 @@ impl ProvisionerMetrics {
             };
             self.pool.get_or_create(&label).set(i64::from(count));
         }
+    }
+
+    /// How many roles are stopped.
+    pub fn set_stopped(&self, roles: u32) {
+        self.stopped.set(i64::from(roles));
     }
 
     /// Whether the store answers.

@@ -27,6 +27,7 @@ use understudy::{
     provisioner::{
         driver::{Credentials, Held, Installer, Ledger, Pace},
         order::{Done, Hands, Order, Step, StepError},
+        sealed::Masks,
         ssh::ClientKey,
         step::SshHands,
         store::StoreError,
@@ -230,6 +231,7 @@ impl Machine {
             hands: SshHands {
                 key: ClientKey::load(&self.path("id")).unwrap(),
                 user: "root".into(),
+                elevate: false,
                 connect_timeout: Duration::from_secs(20),
                 base: self.path("base").display().to_string(),
                 host_keys: self.path("etc").display().to_string(),
@@ -256,8 +258,9 @@ impl Machine {
                 job: "lb1.1-1".into(),
                 image,
             },
+            masks: Masks::default(),
         };
-        self.installer(ledger, secret).perform(&order).await
+        self.installer(ledger, secret).perform(&order, &drop).await
     }
 }
 

@@ -19,6 +19,7 @@ use understudy::{
         driver::Held,
         engine::{self, Observer, Settings},
         order::Class,
+        secrets::Secrets,
         store::{Asked, Store, StoreError},
     },
 };
@@ -42,6 +43,8 @@ fn inventory(machine: &Machine, driver: Driver) -> Inventory {
         os: host_os(),
         software: vec!["thing".into()],
         install: true,
+        gateways: Vec::new(),
+        clients: Vec::new(),
         spares: SparePolicy::default(),
     };
     let thing = Software {
@@ -53,6 +56,8 @@ fn inventory(machine: &Machine, driver: Driver) -> Inventory {
         running: None,
         start: None,
         reload: None,
+        needs: Vec::new(),
+        secrets: Vec::new(),
     };
     let spare = machine.server(driver);
     let mut web = spare.clone();
@@ -104,7 +109,13 @@ impl Provisioner {
         let settings = Settings::STANDARD;
         let (store, nobody) = (store.clone(), Observer::nobody());
         Self(tokio::spawn(engine::run(
-            store, hands, "test", settings, nobody, stop,
+            store,
+            hands,
+            "test",
+            settings,
+            Secrets::default(),
+            nobody,
+            stop,
         )))
     }
 
@@ -387,7 +398,10 @@ async fn a_machine_that_runs_what_is_wanted_is_left_as_it_is() {
         std::net::TcpStream::connect(("127.0.0.1", server.ssh_port)).is_ok()
     })
     .await;
-    use understudy::provisioner::order::{Hands, Order, Step};
+    use understudy::provisioner::{
+        order::{Hands, Order, Step},
+        sealed::Masks,
+    };
     let order = |image: &understudy::model::machine::Image, wipe| {
         let mut server = server.clone();
         server.wipe = wipe;
@@ -401,9 +415,13 @@ async fn a_machine_that_runs_what_is_wanted_is_left_as_it_is() {
                 job: "lb1.1-1".into(),
                 image: image.clone(),
             },
+            masks: Masks::default(),
         }
     };
-    let done = installer.perform(&order(&image, true)).await.unwrap();
+    let done = installer
+        .perform(&order(&image, true), &drop)
+        .await
+        .unwrap();
     assert!(done.detail.contains("already"), "{}", done.detail);
     assert_eq!(bmc.asked(), 0);
     // Looked at beforehand it is sound; a bare one is told from one that nobody could install.
@@ -417,23 +435,30 @@ async fn a_machine_that_runs_what_is_wanted_is_left_as_it_is() {
             server,
             fence,
             step,
+            masks: Masks::default(),
         }
     };
-    let e = installer.perform(&look(bmc.redfish(None))).await;
+    let e = installer.perform(&look(bmc.redfish(None)), &drop).await;
     assert_eq!(e.unwrap_err().code, "bare");
-    let e = installer.perform(&look(Driver::Ready)).await;
+    let e = installer.perform(&look(Driver::Ready), &drop).await;
     assert_eq!(e.unwrap_err().code, "refused");
     let mut elsewhere = bmc.driver(None);
     elsewhere.door.pin = None;
     let elsewhere = Driver::Redfish(Box::new(elsewhere));
-    let e = installer.perform(&look(elsewhere)).await.unwrap_err();
+    let e = installer
+        .perform(&look(elsewhere), &drop)
+        .await
+        .unwrap_err();
     assert_eq!(e.code, "refused");
     assert!(e.detail.contains("driver_distrusted"), "{e}");
     assert_eq!(bmc.changes(), [""; 0]);
     let asked = bmc.asked();
     // Another one would be installed, but not where the disk may not be wiped.
     image.os = "plan-9".into();
-    let e = installer.perform(&order(&image, false)).await.unwrap_err();
+    let e = installer
+        .perform(&order(&image, false), &drop)
+        .await
+        .unwrap_err();
     assert_eq!((e.class, e.code), (Class::Permanent, "wipe_forbidden"));
     assert_eq!(bmc.asked(), asked);
 }

@@ -10,7 +10,7 @@ use understudy::{
     provisioner::order::{Class, RenderedFile, ServiceTest, Step},
 };
 
-use super::lab::Lab;
+use super::lab::{Lab, system};
 
 pub(crate) fn digest(body: &str) -> String {
     let bytes = Sha256::digest(body);
@@ -25,6 +25,8 @@ pub(crate) fn file(lab: &Lab, name: &str, body: &str) -> RenderedFile {
         mode: 0o640,
         owner: "nobody".into(),
         group: "nogroup".into(),
+        validate: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -179,12 +181,7 @@ async fn a_service_is_started_or_reloaded_or_left_alone() {
 async fn the_test_reads_everything_back() {
     let lab = Lab::new().await;
     fs::write(lab.path("conf"), "content").unwrap();
-    let os = fs::read_to_string("/etc/os-release").unwrap();
-    let value = |key: &str| {
-        let line = os.lines().find_map(|l| l.strip_prefix(key)).unwrap();
-        line.trim_matches('"').to_owned()
-    };
-    let os = format!("{}-{}", value("ID="), value("VERSION_ID="));
+    let os = system();
     let test = |check: &str, body: &str, port: u16| Step::Test {
         os: os.clone(),
         installed: vec![("thing".into(), check.into())],
@@ -195,6 +192,8 @@ async fn the_test_reads_everything_back() {
             timeout: Duration::from_secs(1),
             limit: Duration::from_millis(300),
         }],
+        paths: Vec::new(),
+        sealed: Vec::new(),
     };
     let done = lab.perform(1, test("true", "content", lab.port)).await;
     let done = done.unwrap();

@@ -5,6 +5,7 @@ use understudy::{
     model::inventory::Variables,
     provisioner::{
         order::{Class, Hands, Order, Step},
+        sealed::{Masks, Sealed, Values},
         ssh::End,
     },
 };
@@ -32,11 +33,12 @@ async fn twenty_orders_at_once_start_one_script() {
         server: lab.server(),
         fence: 1,
         step: lab.install("r-0", &lab.waiting_script(), 120),
+        masks: Masks::default(),
     };
     let mut all = JoinSet::new();
     for _ in 0..20 {
         let (hands, order) = (lab.hands(), order.clone());
-        all.spawn(async move { hands.perform(&order).await });
+        all.spawn(async move { hands.perform(&order, &drop).await });
     }
     until("the script to start", || lab.starts() > 0).await;
     lab.go();
@@ -168,7 +170,7 @@ async fn failures_say_the_status_and_the_last_lines() {
     assert_eq!(
         e.detail,
         "the script of thing ended on spare1 with status 100: \
-         one | --- stderr --- | E: Unable to locate package nginx"
+         one | E: Unable to locate package nginx"
     );
     let script = "kill -SEGV $$";
     let e = lab
@@ -206,7 +208,7 @@ async fn variables_arrive_as_they_are_and_stdin_is_empty() {
     use std::os::unix::fs::PermissionsExt;
     let mode = |name: &str| fs::metadata(lab.path(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!(
-        (mode("base/jobs/r-0"), mode("base/jobs/r-0/env")),
+        (mode("base/jobs/r-0"), mode("base/jobs/r-0/script")),
         (0o700, 0o600)
     );
 }
@@ -219,8 +221,95 @@ async fn much_output_is_kept_in_part() {
         .perform(1, lab.install("r-0", script, 60))
         .await
         .unwrap();
-    assert!(done.output.len() < 100_000);
+    let kept = 2 * 128 * 1024;
+    assert!((kept..kept + 100).contains(&done.output.len()));
     assert!(done.output.starts_with("first\nx") && done.output.ends_with("xlast\n"));
+    let lost = 6 + 8_388_608 + 5 - kept;
+    let line = format!("x\n[... {lost} bytes left out ...]\nx");
+    assert!(done.output.contains(&line));
+}
+
+/// What the folder takes on the disk, in bytes.
+fn size(lab: &Lab, folder: &str) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = fs::read_dir(lab.path(folder)).unwrap();
+    // One may be renamed meanwhile.
+    files
+        .filter_map(|f| f.ok()?.metadata().ok())
+        .map(|m| m.blocks() * 512)
+        .sum()
+}
+
+#[tokio::test]
+async fn a_script_that_writes_without_end_is_ended_by_its_limit_alone() {
+    let lab = Lab::new().await;
+    let script = "echo begin\nyes 'all work and no play'\n";
+    let work = lab.perform(1, lab.install("r-0", script, 4));
+    tokio::pin!(work);
+    let mut largest = 0;
+    let e = loop {
+        tokio::select! {
+            e = &mut work => break e.unwrap_err(),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {
+                if lab.path("base/jobs/r-0").exists() {
+                    largest = largest.max(size(&lab, "base/jobs/r-0"));
+                }
+            }
+        }
+    };
+    assert_eq!(e.code, "script_timed_out", "{}", e.detail);
+    assert!((300_000..1 << 20).contains(&largest), "{largest} bytes");
+    assert!(size(&lab, "base/jobs/r-0") < 1 << 20);
+    assert!(e.output.starts_with("begin\nall work") && e.output.len() < 280_000);
+    assert_eq!(lab.of_jobs(), [0; 0]);
+}
+
+#[tokio::test]
+async fn what_a_script_prints_is_told_while_it_runs() {
+    let lab = Lab::new().await;
+    let (server, step) = (lab.server(), lab.install("r-0", &lab.waiting_script(), 60));
+    let order = Order {
+        server,
+        fence: 1,
+        step,
+        masks: Masks::default(),
+    };
+    let heard = std::sync::Mutex::new(Vec::new());
+    let hear = |text| {
+        heard.lock().unwrap().push(text);
+        // It ends only when it was heard.
+        lab.go();
+    };
+    let done = lab.hands().perform(&order, &hear).await.unwrap();
+    assert_eq!(done.output, "working\n");
+    assert_eq!(heard.into_inner().unwrap(), ["working\n"]);
+}
+
+#[tokio::test]
+async fn a_secret_is_in_the_environment_and_nowhere_else() {
+    let lab = Lab::new().await;
+    let script = format!(
+        "printf %s \"$DB_PASSWORD\" >{}/got\necho it is $DB_PASSWORD\necho $DB_PASSWORD >&2\nexit 3\n",
+        lab.dir.path().display()
+    );
+    let mut step = lab.install("r-0", &script, 60);
+    let Step::Install { secrets, .. } = &mut step else {
+        unreachable!()
+    };
+    *secrets = vec![Sealed::named("DB_PASSWORD")];
+    let values = Values::from([("DB_PASSWORD".into(), "open'sesame".into())]);
+    let order = Order {
+        server: lab.server(),
+        fence: 1,
+        step: step.reveal(&values),
+        masks: Masks::of(&values),
+    };
+    let e = lab.hands().perform(&order, &drop).await.unwrap_err();
+    assert_eq!(e.output, "it is ********\n********\n");
+    assert!(!e.detail.contains("sesame"), "{e}");
+    assert_eq!(fs::read_to_string(lab.path("got")).unwrap(), "open'sesame");
+    assert!(!lab.path("base/jobs/r-0/env").exists());
+    assert!(!lab.log().contains("sesame"), "sshd's log has the commands");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use understudy::{
     },
     provisioner::{
         order::{Done, Hands, Order, Step, StepError},
+        sealed::Masks,
         ssh::{ClientKey, HostKey, Ssh, Target},
         step::{Prober, SshHands},
     },
@@ -72,6 +73,24 @@ impl Lab {
     }
 
     pub(crate) async fn with(extra: &str) -> Self {
+        Self::made("", extra).await
+    }
+
+    /// With settings that go before the lab's own: sshd takes the first.
+    pub(crate) async fn first(settings: &str) -> Self {
+        Self::made(settings, "Subsystem sftp internal-sftp\n").await
+    }
+
+    /// With the folder `bin` of the lab before all others where commands are looked for.
+    pub(crate) async fn with_path() -> Self {
+        Self::made(
+            "",
+            "Subsystem sftp internal-sftp\nSetEnv PATH={d}/bin:/usr/bin:/bin:/usr/sbin:/sbin\n",
+        )
+        .await
+    }
+
+    async fn made(first: &str, extra: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "sshd needs root");
         fs::create_dir_all("/run/sshd").unwrap();
         let dir = TempDir::with_prefix("understudy-ssh-").unwrap();
@@ -84,8 +103,9 @@ impl Lab {
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let d = dir.path().display();
+        let extra = extra.replace("{d}", &d.to_string());
         let config = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {d}/host\n\
+            "{first}Port {port}\nListenAddress 127.0.0.1\nHostKey {d}/host\n\
              AuthorizedKeysFile {d}/authorized_keys\nPermitRootLogin prohibit-password\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n\
              StrictModes no\nPidFile none\nMaxStartups 200:30:400\nLogLevel DEBUG1\n{extra}"
@@ -154,6 +174,7 @@ impl Lab {
             user: "root".into(),
             pins: pins.iter().map(pin).collect(),
             connect_timeout: Duration::from_secs(20),
+            elevate: false,
         }
     }
 
@@ -167,6 +188,7 @@ impl Lab {
         SshHands {
             key: self.key("id"),
             user: "root".into(),
+            elevate: false,
             connect_timeout: Duration::from_secs(20),
             base: self.text("base"),
             host_keys: self.text("etc"),
@@ -174,14 +196,18 @@ impl Lab {
         }
     }
 
-    pub(crate) async fn perform(&self, fence: u64, step: Step) -> Result<Done, StepError> {
-        let server = self.server();
-        let order = Order {
+    pub(crate) fn order(&self, fence: u64, step: Step, server: Server) -> Order {
+        Order {
             server,
             fence,
             step,
-        };
-        self.hands().perform(&order).await
+            masks: Masks::default(),
+        }
+    }
+
+    pub(crate) async fn perform(&self, fence: u64, step: Step) -> Result<Done, StepError> {
+        let order = self.order(fence, step, self.server());
+        self.hands().perform(&order, &drop).await
     }
 
     /// An order to run `script` as the job `job`.
@@ -193,6 +219,7 @@ impl Lab {
             timeout: Duration::from_secs(seconds),
             variables: Variables::new(),
             check: None,
+            secrets: Vec::new(),
         }
     }
 
@@ -249,6 +276,14 @@ impl Lab {
         })
     }
 
+    /// Stops the processes of all sessions: their connections stay, and say nothing more.
+    pub(crate) fn stop_sessions(&self) {
+        let mine = i32::try_from(self.sshd.id()).unwrap();
+        for pid in processes(|pid| parent(pid) == Some(mine)) {
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        }
+    }
+
     /// Ends every connection as a broken link would, the daemon stays.
     pub(crate) fn cut(&self) -> usize {
         let mine = i32::try_from(self.sshd.id()).unwrap();
@@ -258,6 +293,16 @@ impl Lab {
         }
         sessions.len()
     }
+}
+
+/// This machine's operating system, as a role names it.
+pub(crate) fn system() -> String {
+    let os = fs::read_to_string("/etc/os-release").unwrap();
+    let value = |key: &str| {
+        let line = os.lines().find_map(|l| l.strip_prefix(key)).unwrap();
+        line.trim_matches('"').to_owned()
+    };
+    format!("{}-{}", value("ID="), value("VERSION_ID="))
 }
 
 pub(crate) fn end(pid: i32) {

@@ -15,7 +15,7 @@ fi
 # runs. A folder with something in it is never replaced by a rename, so one claim wins.
 exec 8>>"$stage/lock" || exit 70
 flock -n 8 || exit 70
-sync "$stage/script" "$stage/env" "$stage/run" "$stage/lock" "$stage"
+sync "$stage/script" "$stage/env" "$stage/run" "$stage/keep" "$stage/lock" "$stage"
 mv -T "$stage" "$dir" || exit 70
 sync "$base/jobs"
 setsid env -i "PATH=$path" "HOME=${HOME:-/root}" LC_ALL=C.UTF-8 \

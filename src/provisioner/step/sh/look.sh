@@ -9,7 +9,8 @@ else
     flock -s -w "$2" -E 9 "$dir/lock" true
     status=$?
     if [ "$status" -eq 9 ]; then
-        echo running
+        # How much it has printed, as far as that tells whether to look.
+        echo "running $(cat "$dir/out.parts" 2>/dev/null || echo 0)/$(cat "$dir/out" "$dir/out.end" 2>/dev/null | wc -c)"
     elif [ "$status" -ne 0 ]; then
         exit 70
     elif [ -s "$dir/rc" ]; then

@@ -20,5 +20,13 @@ show() {
 
 # A new content for a file, at once and on the disk: content, file, folder.
 replace() {
-    printf '%s\n' "$1" >"$2.new" && sync "$2.new" && mv -fT "$2.new" "$2" && sync "$3"
+    printf '%s\n' "$1" >"$2.new" && sync "$2.new" && mv -fT "$2.new" "$2" && sync "$3" && return
+    room "$3"
+    return 1
+}
+
+# Says so where the disk of a folder is full: what failed rarely does.
+room() {
+    set -- "$1" $(df -P "$1" | tail -n 1)
+    [ "$5" != 0 ] || echo "the disk with $1 is full" >&2
 }

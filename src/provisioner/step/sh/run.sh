@@ -8,13 +8,27 @@ seconds() {
 }
 seconds
 began=$now
+
+# Room for the result, while there is some: a script that fills the disk must not hide its own end.
+printf '%64s\n' '' >"$1/rc.new" || exit 70
+
+# What the script prints goes through a pipe to a process that keeps a bounded part of it. That one
+# is outside the script's session, holds `kept.lock` until it has read the last byte, and lives as
+# long as a daemon that holds the pipe: to take it away would end the daemon by SIGPIPE.
+mkfifo "$1/pipe" || exit 70
+exec 7>>"$1/kept.lock" || exit 70
+flock -n 7 || exit 70
+setsid sh "$1/keep" "$1/out" <"$1/pipe" >/dev/null 2>&1 8>&- &
+exec 7>&-
 (
     umask 022
     set -a
     . "$1/env"
+    # It may hold secrets; nobody needs it any more.
+    rm -f "$1/env"
     UNDERSTUDY_JOB=$1
     exec timeout -k 5 "$2" sh "$1/script"
-) </dev/null >"$1/out" 2>"$1/err" 8>&-
+) </dev/null >"$1/pipe" 2>&1 8>&-
 status=$?
 seconds
 took=$((now - began))
@@ -50,7 +64,11 @@ kill_rest() {
 }
 [ "$how" = exited ] || kill_rest "$1"
 
-printf '%s %s %s\n' "$how" "$status" "$took" >"$1/rc.new"
-sync "$1/out" "$1/err" "$1/rc.new"
+# The last words are read within a moment, unless a daemon holds the pipe.
+flock -s -w 1 "$1/kept.lock" true
+rm -f "$1/pipe"
+# Over the room that was kept, without giving it back.
+printf '%s %s %s\n' "$how" "$status" "$took" 1<>"$1/rc.new"
+sync "$1/out" "$1/rc.new"
 mv -fT "$1/rc.new" "$1/rc"
 sync "$1"

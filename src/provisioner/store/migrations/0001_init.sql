@@ -9,19 +9,17 @@ CREATE TABLE meta (
   value BIGINT NOT NULL
 );
 
+-- gateways and clients are lists of addresses.
 CREATE TABLE role (
-  code    TEXT   NOT NULL PRIMARY KEY,
-  domain  TEXT   NOT NULL,
-  os      TEXT   NOT NULL,
+  code     TEXT NOT NULL PRIMARY KEY,
+  domain   TEXT NOT NULL,
+  os       TEXT NOT NULL,
+  gateways TEXT NOT NULL,
+  clients  TEXT NOT NULL,
+  gateways TEXT  NOT NULL,
+  clients TEXT   NOT NULL,
   -- Which spares it takes, JSON.
-  spares  TEXT   NOT NULL,
-  install BIGINT NOT NULL CHECK (install IN (0, 1))
-);
-
--- What installs an operating system.
-CREATE TABLE image (
-  os      TEXT NOT NULL PRIMARY KEY,
-  payload TEXT NOT NULL
+  spares   TEXT NOT NULL
 );
 
 -- The catalogue: a role's software in the order of installation.
@@ -32,7 +30,7 @@ CREATE TABLE role_software (
   PRIMARY KEY (role, ord)
 );
 
--- The script database; os is '' where a script is for any.
+-- The script database; os is '' where a script is for any; needs and secrets are lists of names.
 CREATE TABLE script (
   software        TEXT   NOT NULL,
   os              TEXT   NOT NULL,
@@ -43,6 +41,8 @@ CREATE TABLE script (
   running_command TEXT,
   start_command   TEXT,
   reload_command  TEXT,
+  needs           TEXT   NOT NULL,
+  secrets         TEXT   NOT NULL,
   PRIMARY KEY (software, os)
 );
 
@@ -57,6 +57,7 @@ CREATE TABLE service_config (
   mode     BIGINT NOT NULL,
   owner    TEXT   NOT NULL,
   grp      TEXT   NOT NULL,
+  validate TEXT,
   PRIMARY KEY (domain, software, path)
 );
 
@@ -162,13 +163,17 @@ CREATE TABLE request (
   at_ms       BIGINT NOT NULL
 );
 
--- A spare in the hand of a replacement.
+-- A spare in the hand of a replacement. failed_step and failed_code say what its last failure was: two
+-- spares that fail in the same place stop the role.
 CREATE TABLE attempt (
   replacement TEXT   NOT NULL REFERENCES replacement (id),
   number      BIGINT NOT NULL,
   server      TEXT   NOT NULL,
   state       TEXT   NOT NULL CHECK (state IN ('open', 'serving', 'failed', 'passed_over', 'abandoned', 'superseded', 'finished')),
   reason      TEXT,
+  role        TEXT   NOT NULL,
+  failed_step TEXT,
+  failed_code TEXT,
   started_ms  BIGINT NOT NULL,
   ended_ms    BIGINT,
   PRIMARY KEY (replacement, number)
@@ -178,20 +183,32 @@ CREATE TABLE attempt (
 CREATE UNIQUE INDEX attempt_of_server ON attempt (server) WHERE state IN ('open', 'serving');
 CREATE UNIQUE INDEX attempt_of_replacement ON attempt (replacement) WHERE state IN ('open', 'serving');
 
--- The journal: the steps as planned (payload) and how far each has come.
+CREATE INDEX attempt_of_role ON attempt (role, ended_ms);
+
+-- What spares of a role came to before this does not count any more.
+CREATE TABLE role_trial (
+  role     TEXT   NOT NULL PRIMARY KEY,
+  since_ms BIGINT NOT NULL
+);
+
+-- The journal: the steps as planned (payload, and its SHA-256) and how far each has come. output is
+-- text, compressed as zlib does.
 CREATE TABLE step (
   replacement TEXT   NOT NULL,
   attempt     BIGINT NOT NULL,
   position    BIGINT NOT NULL,
   name        TEXT   NOT NULL,
   payload     TEXT   NOT NULL,
+  digest      TEXT   NOT NULL,
+  limit_ms    BIGINT NOT NULL,
   state       TEXT   NOT NULL CHECK (state IN ('planned', 'running', 'done', 'failed')),
+  tries       BIGINT NOT NULL,
   failures    BIGINT NOT NULL,
   fence       BIGINT NOT NULL,
   started_ms  BIGINT,
   ended_ms    BIGINT,
   detail      TEXT   NOT NULL,
-  output      TEXT   NOT NULL,
+  output      BYTEA,
   PRIMARY KEY (replacement, attempt, position),
   FOREIGN KEY (replacement, attempt) REFERENCES attempt (replacement, number)
 );
