@@ -11,15 +11,20 @@ CREATE TABLE meta (
 
 -- gateways and clients are lists of addresses.
 CREATE TABLE role (
-  code     TEXT NOT NULL PRIMARY KEY,
-  domain   TEXT NOT NULL,
-  os       TEXT NOT NULL,
-  gateways TEXT NOT NULL,
-  clients  TEXT NOT NULL,
-  gateways TEXT  NOT NULL,
-  clients TEXT   NOT NULL,
+  code     TEXT   NOT NULL PRIMARY KEY,
+  domain   TEXT   NOT NULL,
+  os       TEXT   NOT NULL,
+  gateways TEXT   NOT NULL,
+  clients  TEXT   NOT NULL,
   -- Which spares it takes, JSON.
-  spares   TEXT NOT NULL
+  spares   TEXT   NOT NULL,
+  install  BIGINT NOT NULL CHECK (install IN (0, 1))
+);
+
+-- What installs an operating system.
+CREATE TABLE image (
+  os      TEXT NOT NULL PRIMARY KEY,
+  payload TEXT NOT NULL
 );
 
 -- The catalogue: a role's software in the order of installation.
