@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills bench bench-checks fuzz compiler prepare lint unit doc deny kernel units
+.PHONY: test demo mutants kills power bench bench-checks fuzz compiler prepare lint unit doc deny kernel units
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_SANITIZER ?= $(if $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/lib/*_rt.asan.a),address,none)
 say = @echo "make: $(1)" >&2
 
-test: compiler prepare lint unit doc deny kernel
+test: compiler prepare lint unit doc deny kernel power
 	$(call say,all passed)
 
 compiler:
@@ -70,6 +70,11 @@ kills: prepare
 	$(call say,waiting for the kills: $(KILLS) of each daemon)
 	@KILLS=$(KILLS) VM_LIMIT=7200 VM_ENV='KILLS KILLS_SEED' cargo test --quiet --locked $(in_vm) --test kernel -- \
 		--test-threads 2 --nocapture killed
+
+# Two boots of a guest with a disk of its own: the first loses its power in the middle of a step.
+power: prepare
+	$(call say,waiting for a guest that loses its power)
+	@tests/vm/power
 
 demo: prepare
 	$(call say,waiting for the demo to be built and to run)

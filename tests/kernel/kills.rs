@@ -37,8 +37,12 @@ const LOOK: Duration = Duration::from_millis(20);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_understudy");
 const REPLACE_AFTER: Duration = Duration::from_millis(200);
-const SPARES: [&str; 2] = ["spare1", "spare2"];
-const STARTS: &str = "/var/lib/role/starts";
+pub(crate) const WIRING: Wiring = Wiring {
+    v4: Forward::Nat,
+    v6: Forward::Nat,
+};
+pub(crate) const SPARES: [&str; 2] = ["spare1", "spare2"];
+pub(crate) const STARTS: &str = "/var/lib/role/starts";
 const ENDS: &str = "/var/lib/role/ends";
 const JOBS: &str = "/var/lib/understudy/jobs";
 
@@ -83,17 +87,13 @@ pub(crate) struct Cluster<'a> {
 
 /// Two web servers, and two spares that become ones quickly.
 pub(crate) fn new_lab() -> Lab {
-    let wiring = Wiring {
-        v4: Forward::Nat,
-        v6: Forward::Nat,
-    };
     let servers = [
         ("web1", Tree::Web),
         ("web2", Tree::Web),
         (SPARES[0], Tree::Idle),
         (SPARES[1], Tree::Idle),
     ];
-    Lab::new(wiring, &servers)
+    Lab::new(WIRING, &servers)
 }
 
 impl<'a> Cluster<'a> {
@@ -106,6 +106,17 @@ impl<'a> Cluster<'a> {
                 fs::remove_dir_all(folder).unwrap();
             }
         }
+        let cluster = Self::go_on(lab, round, script_takes);
+        cluster.wait_for_status("two servers up", |status| {
+            let servers = status.services.iter().flat_map(|s| &s.servers);
+            let fit = servers.filter(|s| s.health == "up" && s.weight == Some(1));
+            fit.count() == 2 && status.warnings.is_empty()
+        });
+        cluster
+    }
+
+    /// Both daemons start with whatever their state folders have.
+    pub(crate) fn go_on(lab: &'a Lab, round: &str, script_takes: Duration) -> Self {
         let provisioner = lab.write_provisioner();
         // A login that a busy machine makes wait is none that failed: logins are counted here.
         let config = fs::read_to_string(&provisioner).unwrap();
@@ -136,17 +147,11 @@ impl<'a> Cluster<'a> {
             PROGRAM,
             &["inventory", "apply", &inventory, "--socket", &socket],
         );
-        let cluster = Self {
+        Self {
             lab,
             provisioner,
             director,
-        };
-        cluster.wait_for_status("two servers up", |status| {
-            let servers = status.services.iter().flat_map(|s| &s.servers);
-            let fit = servers.filter(|s| s.health == "up" && s.weight == Some(1));
-            fit.count() == 2 && status.warnings.is_empty()
-        });
-        cluster
+        }
     }
 
     pub(crate) fn status(&self) -> Result<Status, String> {
@@ -189,7 +194,7 @@ impl<'a> Cluster<'a> {
         replacement
     }
 
-    fn inventory(&self) -> Vec<ServerView> {
+    pub(crate) fn inventory(&self) -> Vec<ServerView> {
         let socket = self.lab.provisioner_socket();
         let text = self.lab.on_director(
             PROGRAM,
@@ -419,7 +424,7 @@ fn provisioner_killed() {
 }
 
 /// The spare on which the script has begun.
-fn started(lab: &Lab) -> Option<&Server> {
+pub(crate) fn started(lab: &Lab) -> Option<&Server> {
     let begun = |s: &&Server| !s.read(STARTS).is_empty();
     SPARES.iter().map(|n| lab.server(n)).find(begun)
 }
@@ -455,7 +460,7 @@ impl Dice {
 }
 
 /// As [`Process::wait_for_log`], and sooner.
-fn wait_for_line(process: &Process<'_>, needle: &str) {
+pub(crate) fn wait_for_line(process: &Process<'_>, needle: &str) {
     wait_for(needle, PATIENCE, Duration::from_millis(5), || {
         let log = process.log();
         if log.contains(needle) {

@@ -221,7 +221,7 @@ scheduler = "rr"
 forward = "nat"
 damping = {{ half_life = "0s" }}
 on_failure = {{ busy = "remove", certificate = "remove" }}
-check = {{ interval = "500ms", timeout = "10s", rise = 1, fall = 2, {} }}
+check = {{ interval = "2s", timeout = "10s", rise = 1, fall = 2, {} }}
 real_server = [{{ address = "{}:{}", weight = 100 }}]
 "#,
             case.check,

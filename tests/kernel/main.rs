@@ -39,6 +39,8 @@ mod persistence;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod power;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replace;

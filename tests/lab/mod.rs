@@ -58,6 +58,24 @@ pub(crate) enum Forward {
     Direct,
 }
 
+/// What becomes of what servers write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disks {
+    /// It ends with them.
+    InMemory,
+    /// It lies in the lab's folder, and is there when they are switched on again.
+    Kept,
+}
+
+/// What servers have in common.
+#[derive(Debug, Clone, Copy)]
+struct Site<'a> {
+    folder: &'a Path,
+    disks: Disks,
+    /// The key that is let in.
+    authorized: &'a str,
+}
+
 /// How a family's servers are wired. What IPVS is told is the test's affair.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wiring {
@@ -72,7 +90,8 @@ pub(crate) struct Lab {
     pub(crate) client: NetNs,
     pub(crate) director: NetNs,
     pub(crate) router: NetNs,
-    dir: TempDir,
+    folder: PathBuf,
+    _gone_with_it: Option<TempDir>,
 }
 
 impl Lab {
@@ -83,7 +102,21 @@ impl Lab {
             .prefix("lab-")
             .tempdir_in("/run")
             .unwrap();
-        let authorized = keygen(&dir.path().join("key"));
+        let lab = Self::build(dir.path(), Disks::InMemory, wiring, servers);
+        Self {
+            _gone_with_it: Some(dir),
+            ..lab
+        }
+    }
+
+    /// The same in a folder that stays, disks and keys of the servers with it: where there was a lab
+    /// in it before, it is that one, switched on again.
+    pub(crate) fn kept(folder: &Path, wiring: Wiring, servers: &[(&str, Tree)]) -> Self {
+        Self::build(folder, Disks::Kept, wiring, servers)
+    }
+
+    fn build(folder: &Path, disks: Disks, wiring: Wiring, servers: &[(&str, Tree)]) -> Self {
+        let authorized = keygen(&folder.join("key"));
 
         let (router, client, director) = (NetNs::new(), NetNs::new(), NetNs::new());
         router.forwarding();
@@ -110,7 +143,11 @@ impl Lab {
         }
         router.ip(&cables);
 
-        let (folder, authorized) = (dir.path(), authorized.as_str());
+        let site = Site {
+            folder,
+            disks,
+            authorized: &authorized,
+        };
         let servers = std::thread::scope(|scope| {
             scope.spawn(|| {
                 client.ip(&format!(
@@ -138,9 +175,7 @@ impl Lab {
             let starting: Vec<_> = numbered
                 .into_iter()
                 .map(|(number, &(name, tree), netns)| {
-                    scope.spawn(move || {
-                        Server::new(folder, netns, wiring, number, name, tree, authorized)
-                    })
+                    scope.spawn(move || Server::new(site, netns, wiring, number, name, tree))
                 })
                 .collect();
             starting.into_iter().map(|s| s.join().unwrap()).collect()
@@ -150,7 +185,8 @@ impl Lab {
             client,
             director,
             router,
-            dir,
+            folder: folder.to_owned(),
+            _gone_with_it: None,
         }
     }
 
@@ -162,14 +198,14 @@ impl Lab {
         &self.servers
     }
 
-    /// A folder of this lab on tmpfs; gone with it.
+    /// A folder of this lab: on tmpfs and gone with it, or [kept](Self::kept).
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.folder
     }
 
     /// The private key that every server lets in as root.
     pub(crate) fn key(&self) -> PathBuf {
-        self.dir.path().join("key")
+        self.folder.join("key")
     }
 
     /// Starts this package's program in the director's namespace.
@@ -221,7 +257,7 @@ impl Lab {
     /// Runs `command` as root on a server through ssh with the lab's key, from the director;
     /// whether it succeeded and what it printed.
     pub(crate) fn ssh(&self, server: &Server, command: &str) -> (bool, String) {
-        let known = self.dir.path().join(format!("known-{}", server.name));
+        let known = self.folder.join(format!("known-{}", server.name));
         fs::write(
             &known,
             format!("{} {}\n", server.address4(), server.host_key()),
@@ -307,16 +343,21 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut ask: impl FnMut() -> b
     });
 }
 
-/// Writes a new ed25519 private key to `path`; the public half as known_hosts and authorized_keys
-/// take it. ssh-keygen would take an emulated guest 0.3 s each.
+/// Writes a new ed25519 private key to `path` if there is none; the public half as known_hosts and
+/// authorized_keys take it. ssh-keygen would take an emulated guest 0.3 s each.
 fn keygen(path: &Path) -> String {
-    let mut seed = [0; 32];
-    File::open("/dev/urandom")
-        .unwrap()
-        .read_exact(&mut seed)
-        .unwrap();
-    let key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
-    key.write_openssh_file(path, LineEnding::LF).unwrap();
+    let key = if path.exists() {
+        PrivateKey::read_openssh_file(path).unwrap()
+    } else {
+        let mut seed = [0; 32];
+        File::open("/dev/urandom")
+            .unwrap()
+            .read_exact(&mut seed)
+            .unwrap();
+        let key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
+        key.write_openssh_file(path, LineEnding::LF).unwrap();
+        key
+    };
     key.public_key().to_openssh().unwrap().trim_end().to_owned()
 }
 

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, chdir, pivot_root, sethostname};
 
 use super::netns::NetNs;
-use super::{Forward, VIP4, VIP6, Wiring, keygen, text, wait_for, wait_until};
+use super::{Disks, Forward, Site, VIP4, VIP6, Wiring, keygen, text, wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
@@ -55,6 +55,7 @@ pub(crate) struct Server {
     pub(crate) netns: NetNs,
     number: u8,
     dir: PathBuf,
+    disks: Disks,
     authorized: String,
     host_key: String,
     init: Mutex<Option<Child>>,
@@ -63,16 +64,15 @@ pub(crate) struct Server {
 
 impl Server {
     pub(super) fn new(
-        dir: &Path,
+        site: Site<'_>,
         netns: NetNs,
         wiring: Wiring,
         number: u8,
         name: &str,
         tree: Tree,
-        authorized: &str,
     ) -> Self {
-        let dir = dir.join(name);
-        fs::create_dir(&dir).unwrap();
+        let dir = site.folder.join(name);
+        fs::create_dir_all(&dir).unwrap();
         let host_key = keygen(&dir.join("host_key"));
         let via = |forward| if forward == Forward::Nat { "1" } else { "254" };
         let mut links = format!(
@@ -101,7 +101,8 @@ impl Server {
             netns,
             number,
             dir,
-            authorized: authorized.to_owned(),
+            disks: site.disks,
+            authorized: site.authorized.to_owned(),
             host_key,
             init: Mutex::new(None),
             blackholed: AtomicBool::new(false),
@@ -352,10 +353,14 @@ impl Server {
 
         let top = self.dir.join("root");
         fs::create_dir_all(&top).unwrap();
-        mount(Some("tmpfs"), &top, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        if self.disks == Disks::InMemory {
+            mount(Some("tmpfs"), &top, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        }
         let [upper, work, root] = ["upper", "work", "root"].map(|n| top.join(n));
         for folder in [&upper, &work, &root] {
-            DirBuilder::new().mode(0o755).create(folder).unwrap();
+            let mut builder = DirBuilder::new();
+            builder.mode(0o755).recursive(true);
+            builder.create(folder).unwrap();
         }
         let layers = format!(
             "lowerdir={},upperdir={},workdir={}",
@@ -392,6 +397,8 @@ impl Server {
         };
         secret("/root/.ssh/authorized_keys", self.authorized.as_bytes());
         secret("/etc/ssh/ssh_host_ed25519_key", &host_key);
+        // Of another life.
+        fs::write(SSHD_LOG, "").unwrap();
         fs::write("/etc/ssh/lab_config", SSHD_CONFIG).unwrap();
         fs::write("/etc/hostname", format!("{}\n", self.name)).unwrap();
         fs::write(
