@@ -35,7 +35,7 @@ pub(super) enum Verb {
         /// What this step printed, the last one if none is named
         #[arg(long, value_name = "STEP", num_args = 0..=1, default_missing_value = "")]
         log: Option<String>,
-        /// Go on with what it prints until it ends; without a step, through all that follow
+        /// Go on with what it prints until it ends; without a step, with all steps
         #[arg(long, requires = "log")]
         follow: bool,
         #[command(flatten)]
