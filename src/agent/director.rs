@@ -217,11 +217,10 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     tasks.start("host", |stop| host.run(now, host_tx, stop));
     let (draining, counts) = (out.draining.subscribe(), events_tx.clone());
     tasks.start("drains", |stop| drains::run(draining, counts, stop));
-    let counted = metrics.clone();
     let (witnesses, answers) = (out.witnesses.subscribe(), events_tx.clone());
     tasks.start("witnesses", |stop| witnesses::run(witnesses, answers, stop));
     tasks.start("reload", |stop| {
-        reload::run((file, shadow), asked, hangup, loads_tx, counted, stop)
+        reload::run((file, shadow), asked, hangup, loads_tx, stop)
     });
     let work = addresses::Work {
         wanted: out.addresses.subscribe(),

@@ -9,12 +9,10 @@ use std::{
 use sha2::{Digest, Sha256};
 use tokio::{signal::unix::Signal, sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 use crate::{
-    api::operator::{Reading, ReadingFor, Refusal},
+    api::operator::{Reading, ReadingFor},
     config,
-    telemetry::metrics::DirectorMetrics,
 };
 
 /// A configuration as it was read.
@@ -26,11 +24,11 @@ pub struct Loaded {
     pub digest: String,
 }
 
-/// A configuration on its way to the core.
+/// A configuration on its way to the core, or what is wrong in it.
 #[derive(Debug)]
 pub struct Load {
     /// It.
-    pub loaded: Loaded,
+    pub loaded: Result<Loaded, String>,
     /// What for; none: it is to be in force, and nobody waits for it.
     pub wish: Option<ReadingFor>,
 }
@@ -67,13 +65,12 @@ fn parse(path: &Path, text: &str, shadow: bool) -> Result<Loaded, String> {
     Ok(Loaded { config, digest })
 }
 
-/// Reads when it is asked to, until `stop`. What is wrong in a file is told to who asked, or in the log.
+/// Reads when it is asked to, until `stop`.
 pub async fn run(
     (file, shadow): (PathBuf, bool),
     mut asked: mpsc::Receiver<Reading>,
     mut hangup: Signal,
     loads: mpsc::Sender<Load>,
-    metrics: DirectorMetrics,
     stop: CancellationToken,
 ) {
     loop {
@@ -97,22 +94,9 @@ pub async fn run(
             () = stop.cancelled() => return,
             read = spawn_blocking(read) => read,
         };
-        match (read.unwrap_or_else(|e| Err(e.to_string())), wish) {
-            (Ok(loaded), wish) => {
-                if loads.send(Load { loaded, wish }).await.is_err() {
-                    return;
-                }
-            }
-            (Err(wrong), Some(wish)) => {
-                if let ReadingFor::Reload(_) = &wish {
-                    metrics.config_reload_ok.set(0);
-                }
-                wish.refuse(Refusal::Wrong(wrong));
-            }
-            (Err(wrong), None) => {
-                metrics.config_reload_ok.set(0);
-                error!("the configuration is as before, the new one is wrong: {wrong}");
-            }
+        let loaded = read.unwrap_or_else(|e| Err(e.to_string()));
+        if loads.send(Load { loaded, wish }).await.is_err() {
+            return;
         }
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::lab::process::Process;
 use crate::lab::server::Tree;
 use crate::lab::traffic::Traffic;
-use crate::lab::{Lab, vip4, wait_until};
+use crate::lab::{Lab, vip4, wait_for, wait_until};
 use crate::policy::{ask, keep};
 use crate::scene::{
     LIGHT_SCRIPT, REPLACED, SOON, Scene, WIRING, Watch, run_director, service, status, table,
@@ -208,7 +208,12 @@ fn a_wrong_configuration_changes_nothing_and_says_what_is_wrong() {
         );
     }
     director.signal(Signal::SIGHUP);
-    director.wait_for_log("the configuration is as before, the new one is wrong", SOON);
+    // To look at it with `plan` is no reload.
+    wait_for_refusals(&lab, 2);
+    director.wait_for_log(
+        "the configuration is as before, the new one was not taken",
+        SOON,
+    );
     assert_eq!(lab.ipvs_table(), before);
 
     write(
@@ -222,6 +227,7 @@ fn a_wrong_configuration_changes_nothing_and_says_what_is_wrong() {
         said.contains("[director] probe_marks cannot change while"),
         "{said}"
     );
+    wait_for_refusals(&lab, 3);
 
     write(&lab, &ONE.replace("weight = 4", "weight = 6"));
     director.signal(Signal::SIGHUP);
@@ -232,6 +238,16 @@ fn a_wrong_configuration_changes_nothing_and_says_what_is_wrong() {
     ];
     wait_for_weights(&lab, &all, "the new weight");
     director.wait_for_log("the new configuration is in force", SOON);
+}
+
+/// Waits until so many events say that a configuration was not taken.
+fn wait_for_refusals(lab: &Lab, times: usize) {
+    let socket = lab.director_socket();
+    wait_for("reloads refused", SOON, Duration::from_millis(250), || {
+        let events = understudy(lab, &["events", "-o", "json", "--socket", &socket]);
+        let seen = events.matches("\"reload_refused\"").count();
+        if seen == times { Ok(()) } else { Err(events) }
+    });
 }
 
 /// Clients ask 500 times a second while the configuration changes again and again.

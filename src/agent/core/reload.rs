@@ -12,7 +12,8 @@ use crate::{
     config,
     director::{Event, Note, Plan, Reload},
     model::{
-        KernelTable, MonoTime, Planned, PlannedStep, ReloadAnswer, Reloaded, ServiceKey, Step,
+        EventDraft, EventKind, KernelTable, MonoTime, Planned, PlannedStep, ReloadAnswer, Reloaded,
+        ServiceKey, Step,
     },
     reconcile::plan::plan,
     telemetry::Chain,
@@ -35,14 +36,16 @@ impl Shell {
     /// Takes a configuration that was read, or says what it would change.
     pub(super) async fn load(&mut self, load: Load, now: MonoTime) {
         let Load { loaded, wish } = load;
-        let Loaded { config, digest } = loaded;
-        let prepared = self.prepare(config).await;
+        let prepared = match loaded {
+            Ok(Loaded { config, digest }) => self.prepare(config).await.map(|r| (r, digest)),
+            Err(wrong) => Err(Refusal::Wrong(wrong)),
+        };
         match (prepared, wish) {
-            (Ok(reload), Some(ReadingFor::Plan(answer))) => {
+            (Ok((reload, _)), Some(ReadingFor::Plan(answer))) => {
                 let planned = self.planned(self.core.plan(reload, now)).await;
                 told(answer.send(planned));
             }
-            (Ok(reload), Some(ReadingFor::Reload(answer))) => {
+            (Ok((reload, digest)), Some(ReadingFor::Reload(answer))) => {
                 let reloaded = self.reload(reload, &digest, now);
                 self.reloads.push(Reloading {
                     answer,
@@ -52,18 +55,24 @@ impl Shell {
                 });
                 self.answer_reloads(now);
             }
-            (Ok(reload), None) => drop(self.reload(reload, &digest, now)),
-            (Err(why), Some(wish)) => {
-                if let ReadingFor::Reload(_) = &wish {
-                    self.metrics.config_reload_ok.set(0);
+            (Ok((reload, digest)), None) => drop(self.reload(reload, &digest, now)),
+            (Err(why), Some(wish @ ReadingFor::Plan(_))) => wish.refuse(why),
+            (Err(why), wish) => {
+                self.not_taken(&why);
+                if let Some(wish) = wish {
+                    wish.refuse(why);
                 }
-                wish.refuse(why);
-            }
-            (Err(Refusal::Wrong(why) | Refusal::Failed(why)), None) => {
-                self.metrics.config_reload_ok.set(0);
-                error!("the configuration is as before, the new one was not taken: {why}");
             }
         }
+    }
+
+    /// Says that the configuration is the old one.
+    fn not_taken(&mut self, why: &Refusal) {
+        let (Refusal::Wrong(why) | Refusal::Failed(why)) = why;
+        self.metrics.config_reload_ok.set(0);
+        error!("the configuration is as before, the new one was not taken: {why}");
+        let text = format!("the configuration is as before, the new one was not taken: {why}");
+        self.happened(EventDraft::new(EventKind::ReloadRefused, &text));
     }
 
     /// What the core needs of a new configuration and of the kernel.

@@ -64,6 +64,7 @@ struct World {
     happened: watch::Receiver<EventRing>,
     reports: mpsc::Sender<Report>,
     events: mpsc::Sender<Event>,
+    loads: mpsc::Sender<Load>,
     heartbeat: watch::Receiver<MonoTime>,
     registry: prometheus_client::registry::Registry,
     stop: CancellationToken,
@@ -71,7 +72,6 @@ struct World {
     _others: (
         watch::Sender<Applied>,
         mpsc::Sender<Question>,
-        mpsc::Sender<Load>,
         watch::Sender<Vec<String>>,
     ),
 }
@@ -124,11 +124,12 @@ impl World {
             happened,
             reports,
             events,
+            loads: loads_to_core,
             registry,
             heartbeat,
             task: tokio::spawn(shell.run(inputs, stop.clone())),
             stop,
-            _others: (applied_to_core, asking, loads_to_core, host_to_core),
+            _others: (applied_to_core, asking, host_to_core),
         };
         for n in [1, 2] {
             world.probe(dest(n), Outcome::Pass).await;
@@ -373,4 +374,40 @@ async fn the_heart_beats_where_nothing_happens_and_stops_with_the_core() {
     let silence = async { while world.heartbeat.changed().await.is_ok() {} };
     let silent = time::timeout(BEAT * 10, silence);
     silent.await.expect("nobody else beats for it");
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_not_taken_is_an_event_unless_it_was_only_looked_at() {
+    use crate::api::operator::{ReadingFor, Refusal};
+    let dir = tempfile::tempdir().unwrap();
+    let w = World::start(dir.path()).await;
+    let wrong = |n: u8| Err(format!("director.toml:{n}:1: no"));
+    let (ask, answer) = oneshot::channel();
+    let looked_at = Load {
+        loaded: wrong(1),
+        wish: Some(ReadingFor::Plan(ask)),
+    };
+    w.loads.send(looked_at).await.unwrap();
+    let refused = Refusal::Wrong("director.toml:1:1: no".to_owned());
+    assert_eq!(answer.await.unwrap().unwrap_err(), refused);
+    let (ask, answer) = oneshot::channel();
+    let asked = [Some(ReadingFor::Reload(ask)), None];
+    for (n, wish) in (2..).zip(asked) {
+        let loaded = wrong(n);
+        w.loads.send(Load { loaded, wish }).await.unwrap();
+    }
+    assert!(answer.await.unwrap().is_err());
+    let mut happened = w.happened.clone();
+    let refusals = |ring: &EventRing| {
+        let of = ring.after(0).filter(|e| e.kind == EventKind::ReloadRefused);
+        of.map(|e| e.text.clone()).collect::<Vec<_>>()
+    };
+    let two = happened.wait_for(|ring| refusals(ring).len() == 2);
+    let ring = time::timeout(LIMIT, two).await.unwrap().unwrap();
+    for (n, text) in (2..).zip(refusals(&ring)) {
+        assert!(text.contains(&format!("director.toml:{n}:1: no")), "{text}");
+    }
+    drop(ring);
+    w.counts("config_reload_ok 0").await;
+    w.stop().await;
 }

@@ -168,6 +168,8 @@ kinds! {
     OrderEnded => "order_ended", Warning;
     /// Another configuration is in force.
     Reloaded => "reloaded", Info;
+    /// Another configuration was not taken.
+    ReloadRefused => "reload_refused", Error;
     /// A spare is asked for.
     ReplacementRequested => "replacement_requested", Warning;
     /// A guard holds the request back.
