@@ -169,11 +169,15 @@ impl Case<'_> {
                 self.look_cancelled(&id).await
             }
             Story::Warm => {
-                self.until_servers("a warm spare", |s| s[SPARES[0]].state == ServerState::Standby)
-                    .await?;
+                self.until_servers("a warm spare", |s| {
+                    s[SPARES[0]].state == ServerState::Standby
+                })
+                .await?;
                 let replaced = self.replace().await?;
-                self.until_servers("the next one", |s| s[SPARES[1]].state == ServerState::Standby)
-                    .await?;
+                self.until_servers("the next one", |s| {
+                    s[SPARES[1]].state == ServerState::Standby
+                })
+                .await?;
                 self.stop().await?;
                 self.look_warm(&replaced).await
             }
@@ -391,13 +395,15 @@ impl Case<'_> {
         let r = self.until(r, "an offer", offered).await?;
         let path = format!("/v1/directors/{DIRECTOR}/members/{}", r.id);
         let is = Confirmation { is: Want::Attach };
-        let _nothing: serde_json::Value =
-            self.ask((Method::POST, &path), None, Some(&is)).await?;
+        let _nothing: serde_json::Value = self.ask((Method::POST, &path), None, Some(&is)).await?;
         let id = r.id.clone();
         let done = |r: &Replacement| r.state == ReplacementState::Succeeded;
         let r = self.until(r, "success", done).await?;
         // Asked once more it is the same one.
-        ensure!(self.request().await?.id == id, "another one for one failure");
+        ensure!(
+            self.request().await?.id == id,
+            "another one for one failure"
+        );
         Ok(r)
     }
 
@@ -429,8 +435,10 @@ impl Case<'_> {
             let again = self.outcome.reached && e.to_string().contains("only a server that");
             ensure!(again, "{e}");
         }
-        self.until_servers("a clean spare", |s| s[SPARES[0]].state == ServerState::Ready)
-            .await?;
+        self.until_servers("a clean spare", |s| {
+            s[SPARES[0]].state == ServerState::Ready
+        })
+        .await?;
         Ok(r.id)
     }
 
@@ -597,7 +605,11 @@ impl Case<'_> {
         );
         let ran = self.ran(SPARES[0]);
         ensure!(ran == ["storage", "web"], "ran on the first: {ran:?}");
-        let over: Vec<_> = all[0].passed_over.iter().map(|p| p.server.as_str()).collect();
+        let over: Vec<_> = all[0]
+            .passed_over
+            .iter()
+            .map(|p| p.server.as_str())
+            .collect();
         ensure!(over == [SPARES[0]], "{over:?}");
         Ok(())
     }
@@ -631,7 +643,9 @@ impl Case<'_> {
 }
 
 fn by_name(all: Vec<ServerView>) -> BTreeMap<String, ServerView> {
-    all.into_iter().map(|s| (s.server.name.clone(), s)).collect()
+    all.into_iter()
+        .map(|s| (s.server.name.clone(), s))
+        .collect()
 }
 
 /// How each side of a step was reached: what the journal said of it at deaths before and after its neighbours.

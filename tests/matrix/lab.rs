@@ -32,7 +32,7 @@ pub(crate) const FAILED: &str = "web1";
 pub(crate) const SPARES: [&str; 2] = ["spare1", "spare2"];
 
 /// Nothing in a case takes so long unless it hangs.
-pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) struct Lab {
     dir: TempDir,
@@ -197,7 +197,8 @@ impl Lab {
                     .and_then(|u| u.rsplit('/').next())
                     .context("a database's name")?;
                 let name = format!("case{}", self.databases);
-                let of = |name: &str| url.replacen(&format!("/{template}?"), &format!("/{name}?"), 1);
+                let of =
+                    |name: &str| url.replacen(&format!("/{template}?"), &format!("/{name}?"), 1);
                 let mut connection = sqlx::AnyConnection::connect(&of("postgres")).await?;
                 let create = format!("CREATE DATABASE {name} TEMPLATE {template}");
                 sqlx::query(AssertSqlSafe(create))
@@ -344,7 +345,8 @@ fn system() -> anyhow::Result<String> {
     let os = fs::read_to_string("/etc/os-release")?;
     let value = |key: &str| {
         let line = os.lines().find_map(|l| l.strip_prefix(key));
-        line.map(|l| l.trim_matches('"').to_owned()).context("os-release")
+        line.map(|l| l.trim_matches('"').to_owned())
+            .context("os-release")
     };
     Ok(format!("{}-{}", value("ID=")?, value("VERSION_ID=")?))
 }

@@ -11,7 +11,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::as_conversions,
@@ -58,7 +57,11 @@ struct Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let engine = if self.postgres { "PostgreSQL" } else { "SQLite" };
+        let engine = if self.postgres {
+            "PostgreSQL"
+        } else {
+            "SQLite"
+        };
         let what = match self.point.what {
             What::Die => "killed",
             What::Hold => "database crashed",
@@ -84,14 +87,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// What a run without a kill looks like.
-async fn clean(lab: &mut Lab, story: Story) -> anyhow::Result<BTreeMap<Class, u64>> {
-    let outcome = case::play(lab, story, None).await;
-    Ok(outcome
-        .with_context(|| format!("{} without a kill", story.word()))?
-        .made)
 }
 
 /// Every point of a class that counts in full, on each side.
@@ -127,6 +122,24 @@ impl Dice {
     }
 }
 
+/// So many of them, of each kind as many as of any other.
+fn of_each(dice: &mut Dice, cases: Vec<Name>, n: usize) -> Vec<Name> {
+    let mut kinds: BTreeMap<_, Vec<Name>> = BTreeMap::new();
+    for name in cases {
+        let kind = (name.postgres, name.story, name.point.class, name.point.what);
+        kinds.entry(kind).or_default().push(name);
+    }
+    let mut taken = Vec::new();
+    while taken.len() < n && kinds.values().any(|of| !of.is_empty()) {
+        for of in kinds.values_mut().filter(|of| !of.is_empty()) {
+            if taken.len() < n {
+                taken.push(of.swap_remove(dice.below(of.len())));
+            }
+        }
+    }
+    taken
+}
+
 fn number(name: &str) -> anyhow::Result<Option<u64>> {
     match std::env::var(name) {
         Ok(text) if !text.is_empty() => Ok(Some(text.parse().with_context(|| name.to_owned())?)),
@@ -143,13 +156,13 @@ async fn run() -> anyhow::Result<()> {
     let seed = number("MATRIX_SEED")?.unwrap_or(now.as_millis() as u64);
     let mut dice = Dice(seed | 1);
 
-    let cases = cases(&mut dice).await?;
+    let cases = cases(&mut dice, sample.is_some()).await?;
     let mut cases: Vec<_> = cases
         .into_iter()
         .filter(|c| words.iter().all(|w| c.to_string().contains(w.as_str())))
         .collect();
     if let Some(n) = sample {
-        cases = dice.some(cases, usize::try_from(n)?);
+        cases = of_each(&mut dice, cases, usize::try_from(n)?);
     }
     let full = sample.is_none() && words.is_empty();
     println!("matrix: {} cases, seed {seed}", cases.len());
@@ -162,12 +175,23 @@ async fn run() -> anyhow::Result<()> {
     for (name, result) in &results {
         match result {
             Ok(outcome) if outcome.reached => {
-                let (point, engine) = (name.point, if name.postgres { "PostgreSQL" } else { "SQLite" });
+                let (point, engine) = (
+                    name.point,
+                    if name.postgres {
+                        "PostgreSQL"
+                    } else {
+                        "SQLite"
+                    },
+                );
                 let what = match point.what {
                     What::Die => "killed",
                     What::Hold => "database crashed",
                 };
-                let kind = format!("{engine} {}: {what} at a {}", name.story.word(), point.class.word());
+                let kind = format!(
+                    "{engine} {}: {what} at a {}",
+                    name.story.word(),
+                    point.class.word()
+                );
                 *counts.entry(kind).or_default() += 1;
                 if (name.story, point.class) == (Story::Plain, Class::Journal) {
                     deaths.insert((point.number, point.when), outcome.snapshot.clone());
@@ -206,52 +230,79 @@ async fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All cases that there are: a run of each story without a kill says how many points it has.
-async fn cases(dice: &mut Dice) -> anyhow::Result<Vec<Name>> {
-    const SIDES: [When; 2] = [When::Before, When::After];
-    const PARTS: [When; 3] = [When::Before, When::Torn, When::After];
-    let mut cases = Vec::new();
-    let mut lab = Lab::new(100, true, false).await?;
-    for story in [
-        Story::Plain,
-        Story::Broken,
-        Story::Cancelled,
-        Story::Warm,
-        Story::Fresh,
-    ] {
-        let made = clean(&mut lab, story).await?;
-        // The symbols of the C library are those of `calls`.
-        let journal = made[&Class::Journal];
-        let least = if story == Story::Fresh { 3 } else { 20 };
-        ensure!(journal > least, "{journal} journal writes of {story:?}");
-        let mut points = all(Class::Journal, journal, &PARTS, What::Die);
-        if story == Story::Plain {
-            ensure!(made[&Class::Ssh] > 100, "{made:?}");
-            let ssh = all(Class::Ssh, made[&Class::Ssh], &SIDES, What::Die);
-            points.extend(dice.some(ssh, 2 * TAKEN));
-            let answers = all(Class::Answer, made[&Class::Answer], &SIDES, What::Die);
-            points.extend(dice.some(answers, TAKEN));
-        }
-        println!("matrix: {}: {made:?}", story.word());
-        cases.extend(points.into_iter().map(|point| Name {
-            postgres: false,
-            story,
-            point,
-        }));
+const SIDES: [When; 2] = [When::Before, When::After];
+const PARTS: [When; 3] = [When::Before, When::Torn, When::After];
+
+/// A run of each story without a kill says how many points it has. Those of a sample are the quick ones.
+async fn count(sample: bool) -> anyhow::Result<BTreeMap<(bool, Story), BTreeMap<Class, u64>>> {
+    let mut stories = vec![
+        (false, Story::Plain),
+        (false, Story::Broken),
+        (false, Story::Cancelled),
+        (false, Story::Fresh),
+        (true, Story::Plain),
+    ];
+    if !sample {
+        stories.push((false, Story::Warm));
     }
-    drop(lab);
-    let mut lab = Lab::new(100, false, true).await?;
-    let made = clean(&mut lab, Story::Plain).await?;
-    println!("matrix: plain on PostgreSQL: {made:?}");
-    let commits = made[&Class::Commit];
-    ensure!(commits > 10, "{commits} commits");
-    for what in [What::Die, What::Hold] {
-        let mut points = all(Class::Commit, commits, &SIDES, what);
-        let queries = all(Class::Query, made[&Class::Query], &SIDES, what);
-        points.extend(dice.some(queries, TAKEN));
+    let mut counting = JoinSet::new();
+    for (number, (postgres, story)) in (1..).zip(stories) {
+        counting.spawn(async move {
+            let mut lab = Lab::new(number, story == Story::Warm, postgres).await?;
+            let played = case::play(&mut lab, story, None).await;
+            let played = played.with_context(|| format!("{} without a kill", story.word()))?;
+            anyhow::Ok(((postgres, story), played.made))
+        });
+    }
+    let mut counts = BTreeMap::new();
+    while let Some(counted) = counting.join_next().await {
+        let (of, made) = counted??;
+        counts.insert(of, made);
+    }
+    Ok(counts)
+}
+
+/// All cases that there are.
+async fn cases(dice: &mut Dice, sample: bool) -> anyhow::Result<Vec<Name>> {
+    let mut cases = Vec::new();
+    for ((postgres, story), made) in count(sample).await? {
+        let of = |class| made.get(&class).copied().unwrap_or_default();
+        let some =
+            |dice: &mut Dice, class, what, n| dice.some(all(class, of(class), &SIDES, what), n);
+        let mut points = Vec::new();
+        // That there are so many says too that the functions of the C library are those of `calls`.
+        let (class, least) = match (postgres, story) {
+            (true, _) => (Class::Commit, 20),
+            (false, Story::Fresh) => (Class::Journal, 3),
+            (false, _) => (Class::Journal, 20),
+        };
+        ensure!(
+            of(class) > least,
+            "{} {class:?} in {}",
+            of(class),
+            story.word()
+        );
+        if postgres {
+            for what in [What::Die, What::Hold] {
+                points.extend(all(Class::Commit, of(Class::Commit), &SIDES, what));
+                points.extend(some(dice, Class::Query, what, TAKEN));
+            }
+        } else {
+            // What is torn is the same whatever the story.
+            let parts: &[When] = match story {
+                Story::Plain | Story::Fresh => &PARTS,
+                Story::Broken | Story::Cancelled | Story::Warm => &SIDES,
+            };
+            points.extend(all(Class::Journal, of(Class::Journal), parts, What::Die));
+        }
+        if (postgres, story) == (false, Story::Plain) {
+            ensure!(of(Class::Ssh) > 100, "{made:?}");
+            points.extend(some(dice, Class::Ssh, What::Die, 2 * TAKEN));
+            points.extend(some(dice, Class::Answer, What::Die, TAKEN));
+        }
         cases.extend(points.into_iter().map(|point| Name {
-            postgres: true,
-            story: Story::Plain,
+            postgres,
+            story,
             point,
         }));
     }
@@ -263,7 +314,11 @@ type Results = Vec<(Name, anyhow::Result<case::Outcome>)>;
 async fn play_all(cases: Vec<Name>) -> anyhow::Result<Results> {
     let mut results = Results::new();
     for postgres in [false, true] {
-        let of: VecDeque<_> = cases.iter().copied().filter(|c| c.postgres == postgres).collect();
+        let of: VecDeque<_> = cases
+            .iter()
+            .copied()
+            .filter(|c| c.postgres == postgres)
+            .collect();
         let at_once = AT_ONCE.min(u8::try_from(of.len()).unwrap_or(AT_ONCE));
         let queue = Arc::new(Mutex::new(of));
         let mut workers = JoinSet::new();
