@@ -1,12 +1,13 @@
-//! This process's own calls: what goes into the store's file, to PostgreSQL, to a spare's sshd, to whoever asked the API.
-//! Counted; at a named one the process kills itself, or waits.
+//! This process's own calls: what goes into the store's file, to PostgreSQL, to a spare's sshd, to whoever asked the API;
+//! and what a director writes into its state file, tells the kernel and asks the provisioner. Counted; at a named one the
+//! process kills itself, or waits.
 //!
 //! The functions of the C library are defined here anew, so that the product's own code calls these: each makes the
 //! system call of its name, and nothing else but to count.
 #![expect(unsafe_code, reason = "system calls, and symbols of the C library")]
 
 use std::{
-    ffi::{c_int, c_long, c_void},
+    ffi::{CStr, c_char, c_int, c_long, c_void},
     fs::{self, File, OpenOptions},
     io::Write as _,
     os::fd::AsRawFd as _,
@@ -23,7 +24,9 @@ use nix::{
     libc,
     sys::{
         signal::{Signal, kill},
-        socket::{SockaddrLike as _, SockaddrStorage, UnixAddr, getpeername, getsockname},
+        socket::{
+            AddressFamily, SockaddrLike as _, SockaddrStorage, UnixAddr, getpeername, getsockname,
+        },
     },
     unistd::Pid,
 };
@@ -41,15 +44,27 @@ pub(crate) enum Class {
     Ssh,
     /// A part of an answer of the API.
     Answer,
+    /// A director's state file, written beside the old one.
+    State,
+    /// It takes the old one's place.
+    Rename,
+    /// A message to the kernel.
+    Netlink,
+    /// A director's request to its provisioner.
+    Request,
 }
 
 impl Class {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Journal,
         Self::Commit,
         Self::Query,
         Self::Ssh,
         Self::Answer,
+        Self::State,
+        Self::Rename,
+        Self::Netlink,
+        Self::Request,
     ];
 
     pub(crate) const fn word(self) -> &'static str {
@@ -59,6 +74,10 @@ impl Class {
             Self::Query => "query",
             Self::Ssh => "ssh",
             Self::Answer => "answer",
+            Self::State => "state",
+            Self::Rename => "rename",
+            Self::Netlink => "netlink",
+            Self::Request => "request",
         }
     }
 
@@ -69,17 +88,39 @@ impl Class {
             Self::Query => b'q',
             Self::Ssh => b's',
             Self::Answer => b'a',
+            Self::State => b't',
+            Self::Rename => b'm',
+            Self::Netlink => b'n',
+            Self::Request => b'r',
+        }
+    }
+
+    /// Whether it is all from the first write to the fsync.
+    const fn is_file(self) -> bool {
+        match self {
+            Self::Journal | Self::State => true,
+            Self::Commit
+            | Self::Query
+            | Self::Ssh
+            | Self::Answer
+            | Self::Rename
+            | Self::Netlink
+            | Self::Request => false,
         }
     }
 
     const fn count(self) -> &'static AtomicU64 {
-        static COUNTS: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+        static COUNTS: [AtomicU64; 9] = [const { AtomicU64::new(0) }; 9];
         match self {
             Self::Journal => &COUNTS[0],
             Self::Commit => &COUNTS[1],
             Self::Query => &COUNTS[2],
             Self::Ssh => &COUNTS[3],
             Self::Answer => &COUNTS[4],
+            Self::State => &COUNTS[5],
+            Self::Rename => &COUNTS[6],
+            Self::Netlink => &COUNTS[7],
+            Self::Request => &COUNTS[8],
         }
     }
 }
@@ -89,9 +130,9 @@ impl Class {
 pub(crate) enum When {
     /// It is not made.
     Before,
-    /// Of a transaction the first part of its first page is written, and nothing more.
+    /// Of what is written to a file the first part is, and nothing more.
     Torn,
-    /// It is made; of a transaction: it is on the disk.
+    /// It is made; of what is written to a file: it is on the disk.
     After,
 }
 
@@ -165,9 +206,16 @@ const TRACE: &str = "trace";
 const HELD: &str = "held";
 const GO: &str = "go";
 
+/// In its folder, once it has died: who is started again there dies no second time.
+const DIED: &str = "died";
+
+/// Where this file is named, calls count once it is there.
+pub(crate) const BEGIN: &str = "MATRIX_BEGIN";
+
 struct Armed {
     folder: PathBuf,
     trace: File,
+    begin: Option<PathBuf>,
     point: Option<Point>,
     ssh_port: u16,
 }
@@ -187,9 +235,11 @@ pub(crate) fn arm() -> bool {
         .unwrap();
     let point = std::env::var(POINT)
         .ok()
-        .map(|text| Point::parse(&text).unwrap());
+        .map(|text| Point::parse(&text).unwrap())
+        .filter(|_| !has_died(&folder));
     let ssh_port = std::env::var(SSH_PORT).unwrap().parse().unwrap();
     let armed = Armed {
+        begin: std::env::var_os(BEGIN).map(PathBuf::from),
         folder,
         trace,
         point,
@@ -202,7 +252,13 @@ pub(crate) fn arm() -> bool {
 /// How many calls of a class a process made.
 pub(crate) fn made(folder: &Path, class: Class) -> u64 {
     let trace = fs::read(folder.join(TRACE)).unwrap_or_default();
-    trace.iter().filter(|b| **b == class.letter()).count() as u64
+    let calls = trace.iter().filter(|b| **b == class.letter());
+    u64::try_from(calls.count()).unwrap()
+}
+
+/// Whether a process has died there, or is about to.
+pub(crate) fn has_died(folder: &Path) -> bool {
+    folder.join(DIED).exists()
 }
 
 /// Whether the process waits at its point.
@@ -224,6 +280,7 @@ impl Armed {
         }
         match point.what {
             What::Die => {
+                fs::write(self.folder.join(DIED), "").unwrap();
                 kill(Pid::this(), Signal::SIGKILL).unwrap();
                 // Other threads may run on for a moment, this one makes no further call.
                 loop {
@@ -247,6 +304,11 @@ impl Armed {
         path
     }
 
+    /// Whether calls count already.
+    fn counts(&self) -> bool {
+        self.begin.as_ref().is_none_or(|begin| begin.exists())
+    }
+
     fn count(&self, class: Class) -> u64 {
         // One write in append mode: whole whoever else writes, and there whatever comes next.
         (&self.trace).write_all(&[class.letter()]).unwrap();
@@ -255,13 +317,16 @@ impl Armed {
 
     /// What is written to that descriptor.
     fn class(&self, fd: c_int, bytes: &[u8]) -> Option<Class> {
-        if fd == self.trace.as_raw_fd() {
+        if fd == self.trace.as_raw_fd() || !self.counts() {
             return None;
         }
         let target = fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
         let target = target.to_str()?;
         if target.ends_with("understudy.db") || target.ends_with("understudy.db-wal") {
             return Some(Class::Journal);
+        }
+        if target.ends_with("/state.json.new") {
+            return Some(Class::State);
         }
         if !target.starts_with("socket:") {
             return None;
@@ -271,21 +336,30 @@ impl Armed {
             if unix(&here).is_some_and(|p| p.ends_with("provisioner.sock")) {
                 return Some(Class::Answer);
             }
-            let peer = getpeername::<UnixAddr>(fd).ok()?;
-            unix(&peer).filter(|p| p.contains(".s.PGSQL"))?;
+            let peer = unix(&getpeername::<UnixAddr>(fd).ok()?)?;
+            if peer.ends_with("provisioner.sock") {
+                return Some(Class::Request);
+            }
+            if !peer.contains(".s.PGSQL") {
+                return None;
+            }
             let commit = bytes.windows(6).any(|w| w == b"COMMIT");
             return Some(if commit { Class::Commit } else { Class::Query });
         }
+        let here = getsockname::<SockaddrStorage>(fd).ok()?;
+        if here.family() == Some(AddressFamily::Netlink) {
+            return Some(Class::Netlink);
+        }
         let peer = getpeername::<SockaddrStorage>(fd).ok()?;
-        peer.family()?;
         let port = peer.as_sockaddr_in().map(|a| a.port())?;
         (port == self.ssh_port).then_some(Class::Ssh)
     }
 }
 
-/// Between the first write of a transaction and its fsync; which one.
+/// Between the first write to a file and its fsync; which one. A process has one such file, and writes it from one thread
+/// at a time.
 static WRITING: AtomicBool = AtomicBool::new(false);
-static TRANSACTION: AtomicU64 = AtomicU64::new(0);
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
 
 fn writing(fd: c_int, bytes: &[u8], call: impl FnOnce() -> isize) -> isize {
     let Some(armed) = ARMED.get() else {
@@ -293,18 +367,18 @@ fn writing(fd: c_int, bytes: &[u8], call: impl FnOnce() -> isize) -> isize {
     };
     match armed.class(fd, bytes) {
         None => call(),
-        // One connection writes, from one thread.
-        Some(Class::Journal) if WRITING.swap(true, Ordering::SeqCst) => call(),
+        Some(class) if class.is_file() && WRITING.swap(true, Ordering::SeqCst) => call(),
         Some(class) => {
             let number = armed.count(class);
-            if class == Class::Journal {
-                TRANSACTION.store(number, Ordering::SeqCst);
+            if class.is_file() {
+                WRITTEN.store(number, Ordering::SeqCst);
             }
             armed.reach(class, number, When::Before);
             let done = call();
-            let after = match class {
-                Class::Journal => When::Torn,
-                Class::Commit | Class::Query | Class::Ssh | Class::Answer => When::After,
+            let after = if class.is_file() {
+                When::Torn
+            } else {
+                When::After
             };
             armed.reach(class, number, after);
             done
@@ -315,11 +389,10 @@ fn writing(fd: c_int, bytes: &[u8], call: impl FnOnce() -> isize) -> isize {
 fn synced(fd: c_int, call: impl FnOnce() -> c_long) -> c_int {
     let done = c_int::try_from(call()).unwrap_or(-1);
     if let Some(armed) = ARMED.get()
-        && armed.class(fd, &[]) == Some(Class::Journal)
+        && let Some(class) = armed.class(fd, &[]).filter(|c| c.is_file())
         && WRITING.swap(false, Ordering::SeqCst)
     {
-        let number = TRANSACTION.load(Ordering::SeqCst);
-        armed.reach(Class::Journal, number, When::After);
+        armed.reach(class, WRITTEN.load(Ordering::SeqCst), When::After);
     }
     done
 }
@@ -397,6 +470,60 @@ unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, length: usize, flags
             ))
         })
     }
+}
+
+/// # Safety
+/// As of sendto(2).
+// SAFETY: as `write`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendto(
+    fd: c_int,
+    buffer: *const c_void,
+    length: usize,
+    flags: c_int,
+    to: *const libc::sockaddr,
+    size: libc::socklen_t,
+) -> isize {
+    // SAFETY: as in `write`.
+    unsafe {
+        writing(fd, bytes(buffer, length), || {
+            narrow(libc::syscall(
+                libc::SYS_sendto,
+                fd,
+                buffer,
+                length,
+                flags,
+                to,
+                size,
+            ))
+        })
+    }
+}
+
+/// # Safety
+/// As of rename(2).
+// SAFETY: as `write`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
+    // SAFETY: as in `write`: both are texts that end with a zero byte.
+    let (call, is_state) = unsafe {
+        let call = || {
+            let here = libc::AT_FDCWD;
+            let done = libc::syscall(libc::SYS_renameat2, here, from, here, to, 0);
+            c_int::try_from(done).unwrap_or(-1)
+        };
+        (
+            call,
+            CStr::from_ptr(to).to_bytes().ends_with(b"/state.json"),
+        )
+    };
+    let armed = ARMED.get().filter(|a| is_state && a.counts());
+    let Some(armed) = armed else { return call() };
+    let number = armed.count(Class::Rename);
+    armed.reach(Class::Rename, number, When::Before);
+    let done = call();
+    armed.reach(Class::Rename, number, When::After);
+    done
 }
 
 /// # Safety

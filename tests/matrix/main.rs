@@ -17,6 +17,7 @@
     reason = "a program for people: it prints, and fails loudly where it stands"
 )]
 
+#[expect(dead_code, reason = "a director's calls are the kernel suite's")]
 mod calls;
 mod case;
 #[expect(dead_code, reason = "the library's tests use all of it")]
