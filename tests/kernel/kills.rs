@@ -1,5 +1,5 @@
-//! SIGKILL at seeded random moments: whatever is half done then, one failure costs one spare, and
-//! its script runs once.
+//! SIGKILL at seeded random moments, and at a director's own calls: whatever is half done then, one
+//! failure costs one spare, and its script runs once. The provisioner's own calls are `tests/matrix`'s.
 //!
 //! `KILLS` says how many moments (20), `KILLS_SEED` repeats those of an earlier run. Into a guest
 //! they go with `VM_ENV='KILLS KILLS_SEED' KILLS=100 tests/vm/run ...`.
