@@ -1,7 +1,7 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills power bench bench-checks fuzz compiler prepare lint unit doc deny kernel units
+.PHONY: test demo mutants kills power bench bench-checks fuzz compiler prepare lint unit matrix doc deny kernel units
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_SANITIZER ?= $(if $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/lib/*_rt.asan.a),address,none)
 say = @echo "make: $(1)" >&2
 
-test: compiler prepare lint unit doc deny kernel power
+test: compiler prepare lint unit matrix doc deny kernel power
 	$(call say,all passed)
 
 compiler:
@@ -33,11 +33,17 @@ lint: compiler
 	$(call say,waiting for rustfmt and clippy)
 	@cargo fmt --check
 	@cargo clippy --quiet --locked --all-targets -- -D warnings
-	@cargo clippy --quiet --locked --test kernel --test demo -- -D warnings
+	@cargo clippy --quiet --locked --test kernel --test matrix --test demo -- -D warnings
 
 unit: compiler
 	$(call say,waiting for the unit tests and the suite without privileges)
 	@cargo test --quiet --locked
+
+# MATRIX cases of the provisioner's kill matrix: all where it is empty. MATRIX_SEED repeats a run, ARGS narrows it.
+MATRIX ?= 10
+matrix: compiler
+	$(call say,waiting for the kill matrix: $(or $(MATRIX),all) cases)
+	@MATRIX=$(MATRIX) cargo test --quiet --locked --test matrix -- $(ARGS)
 
 doc: compiler
 	$(call say,waiting for the documentation)
@@ -65,8 +71,10 @@ kernel: prepare
 units:
 	@$(MAKE) --no-print-directory kernel ARGS='--nocapture units_sandbox'
 
-# Both daemons killed at KILLS seeded moments each; KILLS_SEED repeats a run.
+# The provisioner killed at each of its journal writes, and both daemons at KILLS seeded moments each; KILLS_SEED repeats
+# these.
 kills: prepare
+	@$(MAKE) --no-print-directory matrix MATRIX=
 	$(call say,waiting for the kills: $(KILLS) of each daemon)
 	@KILLS=$(KILLS) VM_LIMIT=7200 VM_ENV='KILLS KILLS_SEED' cargo test --quiet --locked $(in_vm) --test kernel -- \
 		--test-threads 2 --nocapture killed

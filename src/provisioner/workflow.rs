@@ -182,6 +182,12 @@ impl Mark {
         let changes = changes.iter().any(|word| self.name.starts_with(word));
         changes && self.state != MarkState::Planned
     }
+
+    /// Whether it is a script of which nobody has seen the end.
+    fn may_go_on(&self) -> bool {
+        let script = self.name.starts_with("install:") || self.name == "clean";
+        script && self.state == MarkState::Running
+    }
 }
 
 /// How far a step has come.
@@ -374,7 +380,8 @@ impl Journal {
                 | ReplacementState::Testing,
                 Some(hand),
             ) => {
-                if self.cancel {
+                // A script that was begun goes on without us: nobody else may have the spare before its end.
+                if self.cancel && !hand.steps.iter().any(Mark::may_go_on) {
                     return Action::Abandon;
                 }
                 // Of a spare on which everything was done beforehand there is none.

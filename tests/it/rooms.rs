@@ -489,6 +489,12 @@ fn no_queue_is_without_a_bound_and_no_task_is_forgotten() {
     // The beginning of a transaction, waited for where it stands: only its caller may be dropped.
     let begins = ["provisioner/store/mod.rs"];
     assert_eq!(named_outside(&begins, &["tokio::spawn("]), [""; 0]);
+    // Tasks of a second supervisor would be watched and stopped by nobody.
+    for role in ["director", "provisioner"] {
+        let file = format!("{}/src/agent/{role}.rs", env!("CARGO_MANIFEST_DIR"));
+        let code = code(&fs::read_to_string(file).unwrap());
+        assert_eq!(code.matches("Supervisor::default()").count(), 1, "{role}");
+    }
 }
 
 /// The rule's own test: each line of a bad file is found, and nothing else.

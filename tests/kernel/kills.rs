@@ -1,5 +1,5 @@
-//! SIGKILL at seeded random moments: whatever is half done then, one failure costs one spare, and
-//! its script runs once.
+//! SIGKILL at seeded random moments, and at a director's own calls: whatever is half done then, one
+//! failure costs one spare, and its script runs once. The provisioner's own calls are `tests/matrix`'s.
 //!
 //! `KILLS` says how many moments (20), `KILLS_SEED` repeats those of an earlier run. Into a guest
 //! they go with `VM_ENV='KILLS KILLS_SEED' KILLS=100 tests/vm/run ...`.
@@ -10,17 +10,21 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
+use understudy::agent;
 use understudy::director::status::Status;
 use understudy::model::inventory::{ServerState, ServerView};
 use understudy::model::wire::{Replacement, ReplacementState};
+use understudy::telemetry::{self, LogFormat};
 
+use crate::calls::{self, Class, Point, What, When};
 use crate::lab::files::{ROLE, Service};
 use crate::lab::process::Process;
 use crate::lab::server::{Server, Tree};
@@ -100,6 +104,19 @@ impl<'a> Cluster<'a> {
     /// Both daemons start with empty state folders and an empty kernel table; `round` names their
     /// logs.
     pub(crate) fn start(lab: &'a Lab, round: &str, script_takes: Duration) -> Self {
+        Self::start_with(lab, round, script_takes, |name, config| {
+            let args = ["director", "--config", config, "--log-format", "json"];
+            lab.understudy(name, &args, &[])
+        })
+    }
+
+    /// The same with another director: its log's name, its configuration.
+    fn start_with(
+        lab: &'a Lab,
+        round: &str,
+        script_takes: Duration,
+        start_director: impl FnOnce(&str, &str) -> Process<'a>,
+    ) -> Self {
         lab.ipvsadm("-C");
         for folder in [lab.director_state(), lab.provisioner_state()] {
             if folder.exists() {
@@ -134,14 +151,12 @@ impl<'a> Cluster<'a> {
             real_servers: ["web1", "web2"].map(|n| (real_server(lab, n), 1)).to_vec(),
         };
         let director = lab.write_director(&[service], &format!("{}ms", REPLACE_AFTER.as_millis()));
-        let start = |role: &str, config: &str| {
-            let args = [role, "--config", config, "--log-format", "json"];
-            lab.understudy(&format!("{role}-{round}"), &args, &[])
-        };
-        let mut provisioner = start("provisioner", &provisioner);
+        let args = ["provisioner", "--config", &provisioner];
+        let args = [&args[..], &["--log-format", "json"]].concat();
+        let mut provisioner = lab.understudy(&format!("provisioner-{round}"), &args, &[]);
         provisioner.wait_for_log("provisioner is ready", PATIENCE);
         // It comes up while the inventory is read.
-        let director = start("director", &director);
+        let director = start_director(&format!("director-{round}"), &director);
         let socket = lab.provisioner_socket();
         lab.on_director(
             PROGRAM,
@@ -380,6 +395,134 @@ fn director_killed() {
     }
 }
 
+/// The configuration of [`a_director_that_counts`].
+const CONFIG: &str = "MATRIX_CONFIG";
+
+/// The product's director in this program, beside the calls that it counts.
+#[test]
+#[ignore = "no test: director_killed_at_its_calls starts it"]
+fn a_director_that_counts() {
+    assert!(calls::arm(), "started by hand");
+    let config = PathBuf::from(std::env::var_os(CONFIG).unwrap());
+    let loaded = agent::reload::load(&config, false).unwrap();
+    telemetry::init_logs(LogFormat::Json).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let run = agent::director::run(config, loaded);
+    runtime.unwrap().block_on(run).unwrap();
+}
+
+/// Starts a director in a folder of its own, to die at `point`; the folder.
+fn start_counted<'a>(lab: &'a Lab, round: &str, point: Option<Point>) -> (Cluster<'a>, PathBuf) {
+    let folder = lab.dir().join(format!("calls-{round}"));
+    fs::create_dir(&folder).unwrap();
+    let cluster = Cluster::start_with(lab, round, Duration::from_millis(200), |name, config| {
+        let this = std::env::current_exe().unwrap();
+        let begin = folder.join("begin");
+        let point = point.map(|p| p.to_string());
+        let mut env = vec![
+            (calls::FOLDER, folder.to_str().unwrap()),
+            (calls::BEGIN, begin.to_str().unwrap()),
+            (calls::SSH_PORT, "22"),
+            (CONFIG, config),
+        ];
+        env.extend(point.as_deref().map(|p| (calls::POINT, p)));
+        let args = ["--ignored", "--exact", "--nocapture"];
+        let args = [&args[..], &["kills::a_director_that_counts"]].concat();
+        Process::start(lab, name, this.to_str().unwrap(), &args, &env)
+    });
+    (cluster, folder)
+}
+
+/// Calls count from here on.
+fn begin(folder: &Path) {
+    fs::write(folder.join("begin"), "").unwrap();
+}
+
+/// The director dies right before and right after it writes its memory, gives it its name, tells the kernel, asks the
+/// provisioner: at seeded ones of all that it does from the failure to the stand-in's confirmation.
+#[test]
+fn director_killed_at_its_calls() {
+    let lab = new_lab();
+    let mut dice = Dice::new("director_killed_at_its_calls");
+    let kinds = [
+        (Class::State, When::Before),
+        (Class::State, When::Torn),
+        (Class::State, When::After),
+        (Class::Rename, When::Before),
+        (Class::Rename, When::After),
+        (Class::Request, When::Before),
+        (Class::Request, When::After),
+        (Class::Netlink, When::Before),
+        (Class::Netlink, When::After),
+    ];
+
+    let (cluster, folder) = start_counted(&lab, "counted", None);
+    let watch = Watch::start(&lab, LOOK);
+    begin(&folder);
+    lab.server("web1").kill_nginx();
+    let mut confirmed = None;
+    wait_for("a stand-in", PATIENCE, POLL, || {
+        let all = cluster.replacements().unwrap_or_default();
+        let made = || kinds.map(|(class, _)| calls::made(&folder, class));
+        let succeeded = all.iter().any(|r| r.state == ReplacementState::Succeeded);
+        confirmed = succeeded.then(made);
+        confirmed.map(drop).ok_or(Shown(all))
+    });
+    let made = confirmed.unwrap();
+    show(&format!("calls of a director until then: {made:?}"));
+    assert!(made.iter().all(|n| *n > 0), "{made:?}");
+    let trace = assert_one_of_everything(&cluster, watch);
+    drop(cluster);
+    reset(&lab, &trace.spare);
+
+    let mut reached = 0;
+    let rounds = kills()
+        .min(u32::try_from(kinds.len()).unwrap())
+        .max(kills() / 2);
+    for n in 0..rounds {
+        let begun = Instant::now();
+        let at = usize::try_from(n).unwrap() % kinds.len();
+        let ((class, when), made) = (kinds[at], made[at]);
+        let number = 1 + dice.below(made);
+        let what = What::Die;
+        let point = Point {
+            class,
+            number,
+            when,
+            what,
+        };
+        let (mut cluster, folder) = start_counted(&lab, &format!("{n}"), Some(point));
+        let watch = Watch::start(&lab, LOOK);
+        begin(&folder);
+        lab.server("web1").kill_nginx();
+        let look = Duration::from_millis(5);
+        let died = wait_for("its death, or no need of it", PATIENCE, look, || {
+            let log = cluster.provisioner.log();
+            match (calls::has_died(&folder), log) {
+                (true, _) => Ok(true),
+                (false, log) if log.contains("replacement succeeded") => Ok(false),
+                (false, log) => Err(log),
+            }
+        });
+        if died {
+            let status = cluster.director.wait(PATIENCE);
+            assert_eq!(status.signal(), Some(nix::libc::SIGKILL), "{point}");
+            cluster.director.restart();
+            reached += 1;
+        }
+        let trace = assert_one_of_everything(&cluster, watch);
+        drop(cluster);
+        reset(&lab, &trace.spare);
+        show(&format!(
+            "director killed at its calls {n}: {point}, reached: {died}; round took {:?}",
+            begun.elapsed()
+        ));
+    }
+    assert!(reached * 3 >= rounds * 2, "only {reached} of {rounds}");
+}
+
 #[test]
 fn provisioner_killed() {
     let script = Duration::from_secs(1);
@@ -456,6 +599,12 @@ impl Dice {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         let share = u32::try_from((z ^ (z >> 31)) >> 44).unwrap();
         span * share / (1 << 20)
+    }
+
+    /// One of `n` numbers from 0 on.
+    fn below(&mut self, n: u64) -> u64 {
+        let within = self.within(Duration::from_nanos(n * 1000));
+        u64::try_from(within.as_nanos()).unwrap() / 1000
     }
 }
 

@@ -5,6 +5,11 @@
 mod lab;
 
 #[cfg(test)]
+#[expect(dead_code, reason = "a provisioner's calls are the matrix's")]
+#[path = "../matrix/calls.rs"]
+mod calls;
+
+#[cfg(test)]
 mod addresses;
 #[cfg(test)]
 mod calm;

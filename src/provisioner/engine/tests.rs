@@ -440,6 +440,48 @@ async fn cancelled_before_a_script_the_spare_is_free_after_one_it_is_put_aside()
     }
 }
 
+/// A script that was cancelled under a provisioner that died is waited for by the next one: nobody cleans beside it.
+#[tokio::test]
+async fn cancelled_over_a_restart_a_script_ends_before_its_spare_is_put_aside() {
+    let mut rig = Rig::new().await;
+    for (n, gated) in ["install:nginx", "configure:storage"]
+        .into_iter()
+        .enumerate()
+    {
+        let spare = format!("spare{}", n + 1);
+        let gate = Arc::new(Semaphore::new(0));
+        rig.hands.gate = Some((gated.into(), Arc::clone(&gate)));
+        rig.start();
+        let id = rig.ask(&format!("k{n}"), "10.0.0.1").await;
+        rig.until(&id, |r| {
+            r.steps
+                .last()
+                .is_some_and(|s| s.step == gated && s.state == "running")
+        })
+        .await;
+        rig.stop.cancel();
+        rig.tasks.join_next().await.unwrap().unwrap().unwrap();
+        rig.stop = CancellationToken::new();
+        rig.store.cancel(&id, "test").await.unwrap();
+        gate.add_permits(1);
+        rig.start();
+        let r = rig.until_state(&id, ReplacementState::Cancelled).await;
+        assert!(rig.hands.remote(&spare).jobs.values().all(|ended| *ended));
+        assert!(r.steps.iter().all(|s| s.ended_ms.is_some()), "{r:#?}");
+        let last = r.steps.last().unwrap();
+        let (state, word) = match gated {
+            "install:nginx" => ("done", "fine"),
+            _ => ("failed", "interrupted"),
+        };
+        assert_eq!(last.state, state);
+        assert!(last.detail.starts_with(word), "{last:?}");
+        assert_eq!(rig.states().await[&spare].0, ServerState::Quarantined);
+        rig.stop.cancel();
+        rig.tasks.join_next().await.unwrap().unwrap().unwrap();
+        rig.stop = CancellationToken::new();
+    }
+}
+
 #[tokio::test]
 async fn an_offer_is_too_late_to_cancel() {
     let mut rig = Rig::new().await;

@@ -713,6 +713,7 @@ async fn move_spare(
             AttemptEnd::Finished => "finished",
         };
         end_attempt(tx, id, word, spare.reason.as_deref()).await?;
+        end_interrupted(tx, work).await?;
         let touched = work.journal.hand.as_ref().is_some_and(Hand::touched);
         match end {
             AttemptEnd::Failed => put_aside(tx, &spare.server).await?,
@@ -768,6 +769,22 @@ async fn end_attempt(
     .execute(&mut **tx)
     .await
     .map_err(failed("end an attempt"))?;
+    Ok(())
+}
+
+/// What an earlier run of ours had in hand when it died, and nobody has come back to.
+async fn end_interrupted(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE step SET state = 'failed', ended_ms = $3, \
+         detail = 'interrupted: the provisioner ended in the middle of it, and the spare was put down' \
+         WHERE replacement = $1 AND attempt = $2 AND state = 'running'",
+    )
+    .bind(work.id.as_str())
+    .bind(i64::from(work.journal.attempts))
+    .bind(now_ms().0)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("end an interrupted step"))?;
     Ok(())
 }
 

@@ -288,6 +288,21 @@ fn cancelling_waits_for_the_step_and_quarantines_what_was_touched() {
 }
 
 #[test]
+fn a_cancelled_script_is_seen_to_its_end_by_the_run_that_finds_it() {
+    let mut events = through(1);
+    events.extend([
+        Event::Started { position: 2 },
+        Event::CancelAsked,
+        Event::Resumed,
+    ]);
+    assert_eq!(after(&events).next(), order(0, 0));
+    events.extend([Event::Started { position: 0 }, Event::Done { position: 0 }]);
+    assert_eq!(after(&events).next(), order(2, 0));
+    events.extend([Event::Started { position: 2 }, Event::Done { position: 2 }]);
+    assert_eq!(after(&events).next(), Action::Abandon);
+}
+
+#[test]
 fn a_step_that_fails_under_a_cancellation_ends_it() {
     let mut events = through(1);
     events.extend([Event::Started { position: 2 }, Event::CancelAsked]);
