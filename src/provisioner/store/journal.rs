@@ -87,15 +87,15 @@ pub struct Note {
 
 /// A spare to be claimed.
 #[derive(Debug)]
-pub(in crate::provisioner) struct Claim<'a> {
+pub struct Claim<'a> {
     /// Its name.
-    pub(in crate::provisioner) server: &'a str,
+    pub server: &'a str,
     /// The role it is configured for.
-    pub(in crate::provisioner) role: &'a str,
+    pub role: &'a str,
     /// What will be done to it.
-    pub(in crate::provisioner) steps: &'a [Step],
+    pub steps: &'a [Step],
     /// Why not the others.
-    pub(in crate::provisioner) rejected: Vec<PassedOver>,
+    pub rejected: Vec<PassedOver>,
 }
 
 impl Store {
@@ -172,7 +172,10 @@ impl Store {
 
     /// Claims a spare for a replacement and writes its plan down; from then on the lease has a higher fence. `None` where
     /// the spare is no longer free: choose again.
-    pub(in crate::provisioner) async fn claim(
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] and others.
+    pub async fn claim(
         &self,
         lease: &Lease,
         claim: Claim<'_>,
