@@ -359,6 +359,10 @@ async fn run(scale: &Scale, full: bool) {
         fleet.ledger.looks,
     );
     if !full {
+        let [served, all_served, all_free] = [served, all_served, all_free].map(|t| t.as_secs());
+        println!(
+            "fleet: served after {served} s, after the release those that waited {all_served} s, all free {all_free} s"
+        );
         return;
     }
 
@@ -381,8 +385,8 @@ async fn run(scale: &Scale, full: bool) {
         per_mille(claim_span)
     );
     println!(
-        "  the store alone: {:.1}/s ({} claims of three provisioners, {} lost to a faster one)",
-        raw.claimed_a_second, raw.claimed, raw.lost
+        "  the store alone: {:.1}/s ({} claims of three provisioners, {} chosen anew because another was faster)",
+        raw.claimed_a_second, raw.claimed, raw.beaten
     );
     println!(
         "  requests, the store alone: {:.1}/s ({})",
@@ -443,7 +447,7 @@ async fn run(scale: &Scale, full: bool) {
         "postgres": postgres.version, "load_before": load_before, "load_after": load(),
         "killed": fleet.killer.killed,
         "claims_per_second": claims_a_second,
-        "store_claims_per_second": raw.claimed_a_second, "store_claims": raw.claimed, "store_claims_lost": raw.lost,
+        "store_claims_per_second": raw.claimed_a_second, "store_claims": raw.claimed, "store_claims_chosen_anew": raw.beaten,
         "store_requests_per_second": raw.asked_a_second,
         "first_answer_ms": { "p50": quantile(&first_answers, 0.5), "p99": quantile(&first_answers, 0.99), "max": quantile(&first_answers, 1.0) },
         "stood_in_ms": { "first": quantile(&stood_in, 0.0), "p50": quantile(&stood_in, 0.5), "last": quantile(&stood_in, 1.0) },

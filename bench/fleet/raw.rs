@@ -1,7 +1,7 @@
 //! The store alone: three provisioners that claim spares, and do nothing with them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
     sync::{
@@ -38,8 +38,8 @@ pub(crate) struct Claims {
     pub(crate) asked_a_second: f64,
     pub(crate) claimed: usize,
     pub(crate) claimed_a_second: f64,
-    /// Claims that another one was faster with.
-    pub(crate) lost: usize,
+    /// How often another one was faster, and the choice was made anew.
+    pub(crate) beaten: usize,
 }
 
 async fn open(url: &str) -> Store {
@@ -116,12 +116,12 @@ pub(crate) async fn claims(url: &str, folder: &Path, directors: &[Director]) -> 
     let asked = ids.len();
     let asked_a_second = per_second(asked, begun);
     let failed: Arc<BTreeMap<ReplacementId, IpAddr>> = Arc::new(ids.into_iter().collect());
-    let (claimed, lost) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (claimed, beaten) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let begun = Instant::now();
     let mut provisioners = JoinSet::new();
     for (n, store) in stores.iter().enumerate() {
         let (store, failed) = (store.clone(), Arc::clone(&failed));
-        let (claimed, lost) = (Arc::clone(&claimed), Arc::clone(&lost));
+        let (claimed, beaten) = (Arc::clone(&claimed), Arc::clone(&beaten));
         provisioners.spawn(async move {
             let run = store.begin_run(&format!("centre-{n}")).await.unwrap();
             loop {
@@ -132,26 +132,31 @@ pub(crate) async fn claims(url: &str, folder: &Path, directors: &[Director]) -> 
                 let mut claiming = JoinSet::new();
                 for lease in leases {
                     let (store, failed) = (store.clone(), failed[&lease.id]);
-                    let (claimed, lost) = (Arc::clone(&claimed), Arc::clone(&lost));
+                    let (claimed, beaten) = (Arc::clone(&claimed), Arc::clone(&beaten));
                     claiming.spawn(async move {
-                        loop {
-                            let world = store.world().await.unwrap();
-                            let brief = world.brief(failed, &[failed]).unwrap();
-                            let job = format!("{}-1", lease.id);
-                            let Ok(choice) = world.choose(world.pool(), &brief, &job) else {
-                                return;
-                            };
-                            let claim = Claim {
-                                server: &choice.spare.name,
-                                role: &brief.role.code,
-                                steps: &choice.steps,
+                        let world = store.world().await.unwrap();
+                        let brief = world.brief(failed, &[failed]).unwrap();
+                        let job = format!("{}-1", lease.id);
+                        let choose = |pool| {
+                            let choice = world.choose(pool, &brief, &job).ok()?;
+                            Some(Claim {
+                                server: choice.spare.name,
+                                role: brief.role.code.clone(),
+                                steps: choice.steps,
                                 rejected: choice.not,
-                            };
-                            if store.claim(&lease, claim).await.unwrap().is_some() {
-                                claimed.fetch_add(1, Ordering::Relaxed);
-                                return;
-                            }
-                            lost.fetch_add(1, Ordering::Relaxed);
+                            })
+                        };
+                        let Some(first) = choose(world.pool()) else {
+                            return;
+                        };
+                        let again = |free: &BTreeSet<String>| {
+                            beaten.fetch_add(1, Ordering::Relaxed);
+                            let mut pool = world.pool();
+                            pool.retain(|c| free.contains(&c.name));
+                            choose(pool)
+                        };
+                        if store.claim(&lease, first, again).await.unwrap().is_some() {
+                            claimed.fetch_add(1, Ordering::Relaxed);
                         }
                     });
                 }
@@ -166,7 +171,7 @@ pub(crate) async fn claims(url: &str, folder: &Path, directors: &[Director]) -> 
         asked_a_second,
         claimed,
         claimed_a_second: per_second(claimed, begun),
-        lost: lost.load(Ordering::Relaxed),
+        beaten: beaten.load(Ordering::Relaxed),
     };
     for store in &stores {
         store.close().await;
