@@ -1,7 +1,8 @@
 # `make test`: everything that has to hold. `make demo`: the main job, end to end. Both need Debian 12, root and the
 # compiler that Cargo.toml names; what they download is kept under target/.
 
-.PHONY: test demo mutants kills power bench bench-checks fuzz compiler prepare lint unit matrix doc deny kernel units
+.PHONY: test demo mutants kills power bench bench-checks bench-fleet fuzz compiler prepare lint unit matrix doc deny kernel \
+	units
 .NOTPARALLEL:
 
 deny := target/tools/bin/cargo-deny
@@ -102,6 +103,12 @@ bench: prepare
 bench-checks: compiler
 	$(call say,waiting for the release build and the checks)
 	@cargo bench --quiet --locked --bench checks -- $(ARGS)
+
+# 50 directors, 3 provisioners on a PostgreSQL, 200 failures, 120 spares with an sshd each, on the machine itself. Figures
+# in target/bench/fleet.json. FLEET_SEED repeats the choice of who is killed when. `make unit` runs a small one.
+bench-fleet: compiler
+	$(call say,waiting for the release build and the fleet)
+	@cargo bench --quiet --locked --bench fleet
 
 # Breaks each invariant on purpose, in a copy, and expects its test to fail. ARGS names mutants: make mutants ARGS='08 12'
 mutants: compiler

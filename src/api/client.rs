@@ -1,7 +1,12 @@
 //! One HTTP request over a Unix socket, a loopback port, or TLS; where several answer for one thing, the one that
 //! answers is kept, and the next is asked where it does not.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -256,9 +261,15 @@ impl Client {
         let request = request.body(Full::new(told.body.clone()));
         let request = request.map_err(|e| broken(place, e))?;
         let at = || place.clone();
+        let begun = Instant::now();
         let (status, bytes) = timeout(limit, self.exchange(place, request))
             .await
             .map_err(|_elapsed| Error::TimedOut { at: at(), limit })??;
+        let elapsed_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        debug!(
+            at = %place, method = %told.method, path = told.path, status = status.as_u16(), elapsed_us,
+            "answered"
+        );
         let foreign = |source| Error::Foreign { at: at(), source };
         if !status.is_success() {
             let problem: Problem = serde_json::from_slice(&bytes).map_err(foreign)?;

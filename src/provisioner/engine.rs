@@ -10,7 +10,7 @@
 //! [`Journal::next`]: super::workflow::Journal::next
 
 use std::{
-    collections::{BTreeMap, hash_map::DefaultHasher},
+    collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
     fmt,
     hash::{Hash, Hasher},
     sync::Arc,
@@ -27,8 +27,10 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
     order::{Class, Done, Hands, Order, Step, StepError},
+    plan::{Brief, NoChoice, World},
     sealed::{Masks, digest},
     secrets::Secrets,
+    select::Candidate,
     store::{Claim, Lease, Note, Run, Store, StoreError, Vacancy, Work},
     workflow::{Action, Event, Hand, Journal, Retry},
 };
@@ -143,6 +145,13 @@ enum Rest {
     Stopped,
     /// Another run has taken it over.
     Lost,
+}
+
+/// No spare can be claimed now.
+struct NoClaim {
+    reason: String,
+    /// Why not these.
+    not: Vec<PassedOver>,
 }
 
 /// The journal moved between reading and writing: a cancellation. More often in a row is a fault.
@@ -506,34 +515,52 @@ impl<H: Hands> Context<H> {
                 .await;
         }
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
-        let mut choice = match world.choose(world.pool(), &brief, &job) {
-            Ok(choice) => choice,
+        let first = match self.choose(&world, &brief, world.pool(), &job) {
+            Ok(claim) => claim,
             Err(none) => return self.wait(lease, work, none.reason, none.not).await,
         };
-        let sealed = choice.steps.iter().flat_map(Step::secrets);
-        match self.secrets.read(sealed.map(|s| s.name.as_str())) {
-            Ok(values) => choice.steps.iter_mut().for_each(|s| s.seal(&values)),
-            Err(e) => {
-                let reason = format!("secret_missing: {}", Chain(&e));
-                return self.wait(lease, work, reason, Vec::new()).await;
-            }
-        }
-        let claim = Claim {
-            server: &choice.spare.name,
-            role: &brief.role.code,
-            steps: &choice.steps,
-            rejected: choice.not,
+        // Of a moment ago, but for who is free.
+        let again = |free: &BTreeSet<String>| {
+            let mut pool = world.pool();
+            pool.retain(|c| free.contains(&c.name));
+            self.choose(&world, &brief, pool, &job).ok()
         };
-        // None: another replacement was faster, the next turn chooses again.
-        if let Some(claimed) = self.store.claim(lease, claim).await? {
-            *lease = claimed;
-            let (server, role) = (&choice.spare.name, &brief.role.code);
-            match choice.steps.is_empty() {
+        // None: others were faster with all of them, the next turn chooses again.
+        if let Some(claimed) = self.store.claim(lease, first, again).await? {
+            *lease = claimed.lease;
+            let (server, role) = (claimed.server, &brief.role.code);
+            match claimed.warm {
                 true => info!(server, %failed, role, "warm spare offered to the directors"),
                 false => info!(server, %failed, role, "spare claimed"),
             }
         }
         Ok(None)
+    }
+
+    /// Picks a spare of `pool`, and seals what is to be done to it with the secrets of now.
+    fn choose(
+        &self,
+        world: &World,
+        brief: &Brief,
+        pool: Vec<Candidate>,
+        job: &str,
+    ) -> Result<Claim, NoClaim> {
+        let mut choice = world
+            .choose(pool, brief, job)
+            .map_err(|NoChoice { reason, not, .. }| NoClaim { reason, not })?;
+        let sealed = choice.steps.iter().flat_map(Step::secrets);
+        let values = self.secrets.read(sealed.map(|s| s.name.as_str()));
+        let values = values.map_err(|e| NoClaim {
+            reason: format!("secret_missing: {}", Chain(&e)),
+            not: Vec::new(),
+        })?;
+        choice.steps.iter_mut().for_each(|s| s.seal(&values));
+        Ok(Claim {
+            server: choice.spare.name,
+            role: brief.role.code.clone(),
+            steps: choice.steps,
+            rejected: choice.not,
+        })
     }
 
     async fn wait(

@@ -13,6 +13,9 @@ use crate::model::inventory::{Role, ServerState};
 /// Made ready or cleaned at the same time: replacements go first, and a role that cannot be made ready shows it by one.
 const AT_ONCE: usize = 2;
 
+/// Cleaned at the same time where a replacement waits for a spare: what is clean is one.
+const CLEANED_AT_ONCE: usize = 8;
+
 /// What is under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InHand {
@@ -47,7 +50,12 @@ impl World {
         let warm = self.roles.values().filter(|_| !in_hand.awaited);
         let warm = warm.filter_map(|role| self.to_warm(role, in_hand));
         let all = self.to_clean().chain(warm);
-        all.take(AT_ONCE.saturating_sub(under_way)).collect()
+        let most = if in_hand.awaited {
+            CLEANED_AT_ONCE
+        } else {
+            AT_ONCE
+        };
+        all.take(most.saturating_sub(under_way)).collect()
     }
 
     fn to_clean(&self) -> impl Iterator<Item = Upkeep> {
@@ -243,6 +251,29 @@ mod tests {
         assert!(matches!(steps[0], Step::OsInstall { .. }), "{steps:?}");
         assert_eq!(steps[1], Step::Fence);
         assert_eq!(Warm::of(ROLE, &steps), Warm::of(ROLE, &steps[1..]));
+    }
+
+    #[test]
+    fn more_are_cleaned_at_once_while_a_replacement_waits() {
+        let mut world = kept(0);
+        let like = world.servers["spare3"].clone();
+        for n in 10..30 {
+            let mut dirty = like.clone();
+            dirty.server.name = format!("spare{n}");
+            dirty.state = ServerState::Failed;
+            dirty.keeping.clean_after = Some(ROLE.to_owned());
+            world.servers.insert(dirty.server.name.clone(), dirty);
+        }
+        let of = |awaited, cleaning| {
+            let in_hand = InHand {
+                awaited,
+                cleaning,
+                ..InHand::default()
+            };
+            world.upkeep(&in_hand).len()
+        };
+        assert_eq!([of(false, 0), of(false, 1), of(false, 2)], [2, 1, 0]);
+        assert_eq!([of(true, 0), of(true, 3), of(true, 8)], [8, 5, 0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! transaction, together with what it does to the spare.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::IpAddr,
 };
@@ -87,15 +88,26 @@ pub struct Note {
 
 /// A spare to be claimed.
 #[derive(Debug)]
-pub(in crate::provisioner) struct Claim<'a> {
+pub struct Claim {
     /// Its name.
-    pub(in crate::provisioner) server: &'a str,
+    pub server: String,
     /// The role it is configured for.
-    pub(in crate::provisioner) role: &'a str,
+    pub role: String,
     /// What will be done to it.
-    pub(in crate::provisioner) steps: &'a [Step],
+    pub steps: Vec<Step>,
     /// Why not the others.
-    pub(in crate::provisioner) rejected: Vec<PassedOver>,
+    pub rejected: Vec<PassedOver>,
+}
+
+/// A spare that was claimed.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The lease from now on: its fence is higher.
+    pub lease: Lease,
+    /// Its name.
+    pub server: String,
+    /// Everything was done to it beforehand: it is offered already.
+    pub warm: bool,
 }
 
 impl Store {
@@ -170,40 +182,44 @@ impl Store {
         rows.iter().map(|row| row.json("payload")).collect()
     }
 
-    /// Claims a spare for a replacement and writes its plan down; from then on the lease has a higher fence. `None` where
-    /// the spare is no longer free: choose again.
-    pub(in crate::provisioner) async fn claim(
+    /// Claims a spare for a replacement and writes its plan down; from then on the lease has a higher fence. Where
+    /// somebody was faster with this spare, `again` chooses among those that are free now, and nobody else claims
+    /// meanwhile: of many that claim at once each has a spare at the first try. `None` where it has no choice.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] and others.
+    pub async fn claim(
         &self,
         lease: &Lease,
-        claim: Claim<'_>,
-    ) -> Result<Option<Lease>, StoreError> {
+        claim: Claim,
+        again: impl FnOnce(&BTreeSet<String>) -> Option<Claim> + Send,
+    ) -> Result<Option<Claimed>, StoreError> {
         let id = &lease.id;
         let mut tx = self.begin().await?;
         guard(&mut tx, lease).await?;
-        let taken = sqlx::query(
-            "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
-             WHERE name = $1 AND state IN ('ready', 'standby')",
-        )
-        .bind(claim.server)
-        .bind(id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("claim a spare"))?;
-        if taken.rows_affected() == 0 {
-            tx.rollback().await.map_err(failed("end a reading"))?;
-            return Ok(None);
-        }
+        let claim = if take(&mut tx, id, &claim).await? {
+            claim
+        } else {
+            let free = free(&mut tx).await?;
+            match again(&free) {
+                Some(other) if take(&mut tx, id, &other).await? => other,
+                Some(_) | None => {
+                    tx.rollback().await.map_err(failed("end a reading"))?;
+                    return Ok(None);
+                }
+            }
+        };
         // The spare may have seen a higher one than this lease's since that was given.
         let fence = next_fence(&mut tx).await?;
         sqlx::query("UPDATE replacement SET fence = $2, role = $3 WHERE id = $1")
             .bind(id.as_str())
             .bind(fence)
-            .bind(claim.role)
+            .bind(claim.role.as_str())
             .execute(&mut *tx)
             .await
             .map_err(failed("raise a fence"))?;
         let event = Event::Claimed {
-            server: claim.server.to_owned(),
+            server: claim.server.clone(),
             steps: claim.steps.iter().map(Step::name).collect(),
         };
         let note = Note {
@@ -212,16 +228,21 @@ impl Store {
         };
         let actor = lease.run.actor();
         let journal = apply(&mut tx, id, &actor, &event, note, &Retry::STANDARD).await?;
-        note_planned(&mut tx, id, journal.attempts, claim.server, claim.steps).await?;
+        note_planned(&mut tx, id, journal.attempts, &claim.server, &claim.steps).await?;
         // Everything was done beforehand: nobody has to wait for another turn.
-        if claim.steps.is_empty() {
+        let warm = claim.steps.is_empty();
+        if warm {
             let (note, retry) = (Note::default(), Retry::STANDARD);
             apply(&mut tx, id, &actor, &Event::Offered, note, &retry).await?;
         }
         self.commit(tx, News::State).await?;
-        Ok(Some(Lease {
-            fence,
-            ..lease.clone()
+        Ok(Some(Claimed {
+            lease: Lease {
+                fence,
+                ..lease.clone()
+            },
+            server: claim.server,
+            warm,
         }))
     }
 
@@ -311,6 +332,31 @@ impl Store {
             text: unpack(row.bytes("output")?)?,
         }))
     }
+}
+
+/// Takes a spare in hand, if it is free.
+async fn take(tx: &mut Tx, id: &ReplacementId, claim: &Claim) -> Result<bool, StoreError> {
+    let taken = sqlx::query(
+        "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
+         WHERE name = $1 AND state IN ('ready', 'standby')",
+    )
+    .bind(claim.server.as_str())
+    .bind(id.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("claim a spare"))?;
+    Ok(taken.rows_affected() == 1)
+}
+
+/// Servers that can be claimed now.
+async fn free(tx: &mut Tx) -> Result<BTreeSet<String>, StoreError> {
+    sqlx::query("SELECT name FROM server WHERE state IN ('ready', 'standby')")
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed("look which spares are free"))?
+        .iter()
+        .map(|row| row.text("name"))
+        .collect()
 }
 
 /// What a step has printed.

@@ -66,22 +66,21 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn ask(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
+        // Directors ask again each second for news: that takes no turn of those who write.
+        let mut tx = self.read().await?;
+        let seen = seen(&mut tx, key, body).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        if let Some(seen) = seen {
+            return Ok(seen);
+        }
+        self.ask_first(key, body).await
+    }
+
+    async fn ask_first(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
         let mut tx = self.begin().await?;
-        let seen = sqlx::query("SELECT body, replacement FROM request WHERE key = $1")
-            .bind(key)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed("look for a key"))?;
-        if let Some(row) = seen {
-            let earlier: ReplacementRequest = row.json("body")?;
-            if earlier != *body {
-                return Ok(Asked::KeyReused);
-            }
-            let replacement = Box::new(view(&mut tx, &row.parsed("replacement")?).await?);
-            return Ok(Asked::Taken {
-                replacement,
-                new: false,
-            });
+        // Meanwhile it may have been.
+        if let Some(seen) = seen(&mut tx, key, body).await? {
+            return Ok(seen);
         }
         let world = world(&mut tx).await?;
         if !world.directors.contains_key(&body.name) {
@@ -189,6 +188,29 @@ impl Store {
         tx.rollback().await.map_err(failed("end a reading"))?;
         Ok(list)
     }
+}
+
+/// What became of a key that was used before.
+async fn seen(
+    tx: &mut Tx,
+    key: &str,
+    body: &ReplacementRequest,
+) -> Result<Option<Asked>, StoreError> {
+    let row = sqlx::query("SELECT body, replacement FROM request WHERE key = $1")
+        .bind(key)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed("look for a key"))?;
+    let Some(row) = row else { return Ok(None) };
+    let earlier: ReplacementRequest = row.json("body")?;
+    if earlier != *body {
+        return Ok(Some(Asked::KeyReused));
+    }
+    let replacement = Box::new(view(tx, &row.parsed("replacement")?).await?);
+    Ok(Some(Asked::Taken {
+        replacement,
+        new: false,
+    }))
 }
 
 /// The server that a request is about, by name where the inventory knows it.

@@ -56,12 +56,13 @@ async fn asked(store: &Store, key: &str, director: &str, failed: &str) -> Replac
 async fn offered(store: &Store, id: &ReplacementId, spare: &str) {
     let lease = leased(store, "test", id).await;
     let claim = Claim {
-        server: spare,
-        role: "web.shop.example",
-        steps: &[Step::Fence],
+        server: spare.to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![Step::Fence],
         rejected: Vec::new(),
     };
-    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
+    let lease = claimed.unwrap().lease;
     for event in [
         Event::Started { position: 0 },
         Event::Done { position: 0 },
@@ -270,12 +271,12 @@ async fn a_server_at_work_is_held() {
     let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
     let lease = leased(&store, "test", &id).await;
     let claim = Claim {
-        server: "spare1",
-        role: "web.shop.example",
-        steps: &[Step::Fence],
+        server: "spare1".to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![Step::Fence],
         rejected: Vec::new(),
     };
-    store.claim(&lease, claim).await.unwrap().unwrap();
+    store.claim(&lease, claim, |_| None).await.unwrap().unwrap();
     let mut new = inventory();
     new.servers.remove("spare1");
     let answer = store.apply(&new, false, "test").await.unwrap();
@@ -331,6 +332,32 @@ async fn a_key_is_for_one_body_and_a_director_registers_first() {
     let stranger = store.ask("k2", &request("lb9", "10.0.0.1")).await.unwrap();
     assert_eq!(stranger, Asked::NotRegistered);
     assert!(id.as_str().starts_with("lb1-"));
+}
+
+#[tokio::test]
+async fn who_asks_for_news_waits_for_nobody_who_writes() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    if store.engine() == Engine::Sqlite {
+        // Its one connection is the writer's.
+        return;
+    }
+    let writer = store.begin().await.unwrap();
+    let body = request("lb1", "10.0.0.1");
+    let again = tokio::time::timeout(LONG, store.ask("k1", &body)).await;
+    match again.unwrap().unwrap() {
+        Asked::Taken { replacement, new } => assert_eq!((replacement.id, new), (id, false)),
+        other => panic!("{other:?}"),
+    }
+    // What is new waits its turn.
+    let first = store.ask("k2", &body);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), first)
+            .await
+            .is_err()
+    );
+    // The server throws out who writes for too long, and all others go on: that was not it.
+    writer.rollback().await.unwrap();
 }
 
 #[tokio::test]
@@ -641,12 +668,12 @@ async fn only_a_ready_server_can_be_claimed() {
     let claim = async |id: &ReplacementId, server: &str| {
         let lease = leases.iter().find(|lease| lease.id == *id).unwrap();
         let claim = Claim {
-            server,
-            role: "web.shop.example",
-            steps: &[Step::Fence],
+            server: server.to_owned(),
+            role: "web.shop.example".to_owned(),
+            steps: vec![Step::Fence],
             rejected: Vec::new(),
         };
-        store.claim(lease, claim).await.unwrap().is_some()
+        store.claim(lease, claim, |_| None).await.unwrap().is_some()
     };
     assert!(claim(&first, "spare1").await);
     // Claimed by another, serving, unknown: the journal is as it was.
@@ -656,6 +683,49 @@ async fn only_a_ready_server_can_be_claimed() {
     let work = work(&store, &second).await;
     assert_eq!(work.journal.hand, None);
     assert!(claim(&second, "spare2").await);
+}
+
+#[tokio::test]
+async fn whoever_was_beaten_to_a_spare_has_another_at_once() {
+    let (_dir, store) = fresh().await;
+    let first = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    let second = asked(&store, "k2", "lb1", "10.0.0.2").await;
+    let run = store.begin_run("test").await.unwrap();
+    let leases = store.lease(&run, LONG, 100).await.unwrap();
+    let of = |id: &ReplacementId| leases.iter().find(|lease| lease.id == *id).unwrap();
+    let spare = |name: &str| Claim {
+        server: name.to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![Step::Fence],
+        rejected: Vec::new(),
+    };
+    let not_asked = |_: &BTreeSet<String>| panic!("it was free");
+    let claimed = store.claim(of(&first), spare("spare1"), not_asked).await;
+    assert_eq!(claimed.unwrap().unwrap().server, "spare1");
+    // Whoever chooses anew is told the truth; what is not free is not given.
+    let again = |free: &BTreeSet<String>| {
+        assert!(
+            !free.contains("spare1") && free.contains("spare2"),
+            "{free:?}"
+        );
+        Some(spare("spare1"))
+    };
+    let claimed = store.claim(of(&second), spare("spare1"), again).await;
+    assert!(claimed.unwrap().is_none());
+    assert_eq!(work(&store, &second).await.journal.hand, None);
+    let again = |_: &BTreeSet<String>| Some(spare("spare2"));
+    let claimed = store.claim(of(&second), spare("spare1"), again).await;
+    let claimed = claimed.unwrap().unwrap();
+    assert_eq!(claimed.server, "spare2");
+    assert_eq!(
+        store
+            .work_on(&claimed.lease)
+            .await
+            .unwrap()
+            .journal
+            .attempts,
+        1
+    );
 }
 
 #[tokio::test]
@@ -680,12 +750,12 @@ async fn an_older_run_can_write_no_more() {
         let e = store.work_on(lost).await;
         assert!(matches!(e, Err(StoreError::LeaseLost { .. })), "{e:?}");
         let claim = Claim {
-            server: "spare1",
-            role: "web.shop.example",
-            steps: &[Step::Fence],
+            server: "spare1".to_owned(),
+            role: "web.shop.example".to_owned(),
+            steps: vec![Step::Fence],
             rejected: Vec::new(),
         };
-        let e = store.claim(lost, claim).await;
+        let e = store.claim(lost, claim, |_| None).await;
         assert!(matches!(e, Err(StoreError::LeaseLost { .. })), "{e:?}");
     }
     assert!(write(&new).await.is_ok());
@@ -908,12 +978,13 @@ async fn no_driver_touches_a_server_that_is_not_in_hand() {
         image,
     };
     let claim = Claim {
-        server: "spare1",
-        role: "web.shop.example",
+        server: "spare1".to_owned(),
+        role: "web.shop.example".to_owned(),
         steps: &[install, Step::Fence],
         rejected: Vec::new(),
     };
-    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
+    let lease = claimed.unwrap().lease;
     let fence = lease.fence();
     let note =
         async |server: &str, fence| store.note_installation(server, fence, "at").await.unwrap();
@@ -974,12 +1045,13 @@ async fn who_was_cancelled_still_tidies_up() {
     let id = asked(&store, "lb1.1", "lb1", "10.0.0.1").await;
     let lease = leased(&store, "test", &id).await;
     let claim = Claim {
-        server: "spare1",
-        role: "web.shop.example",
-        steps: &[Step::Fence],
+        server: "spare1".to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![Step::Fence],
         rejected: Vec::new(),
     };
-    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
+    let lease = claimed.unwrap().lease;
     store.cancel(&id, "test").await.unwrap();
     let held = store.note_installation("spare1", lease.fence(), "at").await;
     assert_eq!(held.unwrap(), Held::Cancelled);
