@@ -478,9 +478,7 @@ fn director_killed_at_its_calls() {
     reset(&lab, &trace.spare);
 
     let mut reached = 0;
-    let rounds = kills()
-        .min(u32::try_from(kinds.len()).unwrap())
-        .max(kills() / 2);
+    let rounds = kills().div_ceil(2);
     for n in 0..rounds {
         let begun = Instant::now();
         let at = usize::try_from(n).unwrap() % kinds.len();

@@ -275,7 +275,7 @@ impl Lab {
             format!(
                 "echo web >>{world}/runs\nn=0\n\
                  while [ -e {world}/hold ] && [ $n -lt 1200 ]; do sleep 0.05; n=$((n + 1)); done\n\
-                 [ ! -e {world}/broken ]\n"
+                 echo web ended >>{world}/runs\n[ ! -e {world}/broken ]\n"
             ),
         );
         let cleanup = format!("echo clean >>{world}/runs\nrm -f {world}/*-runs\n");
