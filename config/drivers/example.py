@@ -63,22 +63,26 @@ class Installations:
         new.replace(self.path(known["id"]))
         return known
 
-    def begin(self, key, order):
-        # The key is the installation's name: whoever asks twice gets the same one.
+    def checked(self, key):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", key or ""):
             raise Refused(400, "no_key", "Idempotency-Key is missing, or is no name")
+
+    def begin(self, key, order):
+        # The key is the installation's name: whoever asks twice gets the same one.
+        self.checked(key)
         if any(k not in order for k in ORDER):
             raise Refused(400, "bad_order", f"an order has {', '.join(ORDER)}")
         if self.path(key).exists():
             known = self.read(key)
             # The same order of a later run has a higher fence.
             same = {k: v for k, v in known["order"].items() if k != "fence"}
-            if same != {k: v for k, v in order.items() if k != "fence"}:
+            # One that was cancelled before it came has none.
+            if same and same != {k: v for k, v in order.items() if k != "fence"}:
                 raise Refused(409, "key_reused", "this key was another order's")
             return known
         for path in self.folder.glob("*.json"):
             other = json.loads(path.read_text())
-            if other["order"]["machine"] != order["machine"]:
+            if other["order"].get("machine") != order["machine"]:
                 continue
             if other["order"]["fence"] > order["fence"]:
                 raise Refused(409, "fenced", f"the fence of {other['id']} is higher")
@@ -119,6 +123,15 @@ class Installations:
         return known
 
 
+    def cancel_key(self, key):
+        # Keys are ids here. One that is not known is not begun when its order comes late.
+        self.checked(key)
+        if self.path(key).exists():
+            return self.cancel(key)
+        known = {"id": key, "state": "cancelled", "message": "cancelled before it was begun"}
+        return self.write(dict(known, order={}))
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     installations, token = None, ""
 
@@ -144,6 +157,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             except ValueError:
                 raise Refused(400, "bad_order", "the body is no JSON") from None
             return 202, self.installations.begin(self.headers.get("Idempotency-Key"), order)
+        if (method, self.path) == ("POST", "/v1/cancellations"):
+            return 200, self.installations.cancel_key(self.headers.get("Idempotency-Key"))
         found = re.fullmatch(r"/v1/installations/([A-Za-z0-9][A-Za-z0-9._-]{0,199})(/cancel)?", self.path)
         if found and method == "GET" and not found[2]:
             return 200, self.installations.read(found[1])

@@ -30,6 +30,20 @@ impl Driver {
             Self::Http(_) => "http",
         }
     }
+
+    /// What names the machine, the same for the same machine; nothing where it has no driver.
+    #[must_use]
+    pub fn machine(&self) -> Option<String> {
+        let at = |door: &Door| {
+            let host = door.url.host.trim_end_matches('.').to_ascii_lowercase();
+            format!("{host}:{}{}", door.url.port, door.url.base)
+        };
+        match self {
+            Self::Ready => None,
+            Self::Redfish(r) => Some(at(&r.door) + r.system.trim_end_matches('/')),
+            Self::Http(d) => Some(format!("{} {}", at(&d.door), d.machine)),
+        }
+    }
 }
 
 /// A management controller (BMC) that speaks Redfish.

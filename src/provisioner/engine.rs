@@ -13,12 +13,15 @@ use std::{
     collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
     fmt,
     hash::{Hash, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, sleep_until, timeout},
 };
@@ -26,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
-    order::{Class, Done, Hands, Order, Step, StepError},
+    order::{Class, Done, Hands, OS_INSTALL, Order, Step, StepError},
     plan::{Brief, NoChoice, World},
     sealed::{Masks, digest},
     secrets::Secrets,
@@ -113,8 +116,10 @@ impl fmt::Debug for Observer {
 pub struct Settings {
     /// How often a step is tried.
     pub retry: Retry,
-    /// Spares configured at the same time.
+    /// Spares configured at the same time, those not counted whose operating system is being installed.
     pub at_once: usize,
+    /// Operating systems installed at the same time.
+    pub installs_at_once: usize,
     /// The store is looked at so often: for what others have changed, for work that nobody has.
     pub look: Duration,
     /// Replacements that wait are tried again after this, even if nothing seems to have changed.
@@ -125,10 +130,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Eight spares at once are a rack's worth of failures; their SSH sessions cost little.
+    /// Eight spares at once are a rack's worth of failures; their SSH sessions cost little. An installation takes an hour
+    /// and costs a question every few seconds: four racks' worth, so that one image server feeds them.
     pub const STANDARD: Self = Self {
         retry: Retry::STANDARD,
         at_once: 8,
+        installs_at_once: 32,
         look: Duration::from_secs(1),
         look_again: Duration::from_secs(5),
         lease: Duration::from_secs(15),
@@ -170,6 +177,8 @@ struct Context<H> {
     secrets: Secrets,
     observer: Observer,
     stop: CancellationToken,
+    /// For [`Settings::installs_at_once`].
+    installs: Semaphore,
 }
 
 /// Works for the provisioner `host` until `stop`; then leaves everything where it is, in the journal, for whoever takes
@@ -194,6 +203,7 @@ pub async fn run<H: Hands>(
         secrets,
         observer,
         stop: stop.clone(),
+        installs: Semaphore::new(settings.installs_at_once),
     });
     let mut bench = Bench::new(Arc::clone(&context), host);
     let mut look = Instant::now();
@@ -255,6 +265,16 @@ struct Ended {
     rest: Result<Rest, StoreError>,
 }
 
+/// A task.
+struct Active {
+    /// That it began with.
+    fence: u64,
+    /// Ends it.
+    lost: CancellationToken,
+    /// Whether it installs an operating system, or waits to: it takes nobody's place.
+    installs: Arc<AtomicBool>,
+}
+
 /// No count of changes.
 const UNSEEN: i64 = -1;
 
@@ -265,8 +285,8 @@ struct Bench<H> {
     /// None before the store has answered for the first time.
     run: Option<Run>,
     tasks: JoinSet<Ended>,
-    /// What a task works on: the fence that it began with, and what ends it.
-    active: BTreeMap<ReplacementId, (u64, CancellationToken)>,
+    /// What a task works on.
+    active: BTreeMap<ReplacementId, Active>,
     /// What waits for the inventory or the pool to change.
     waiting: BTreeMap<ReplacementId, Lease>,
     /// What failed in the store.
@@ -340,10 +360,10 @@ impl<H: Hands> Bench<H> {
             let asked = Instant::now();
             let held = store.renew(&run, settings.lease).await?;
             self.renewed = asked;
-            self.active.retain(|id, (_, lost)| {
+            self.active.retain(|id, task| {
                 let has = held.contains(id);
                 if !has {
-                    lost.cancel();
+                    task.lost.cancel();
                 }
                 has
             });
@@ -369,7 +389,9 @@ impl<H: Hands> Bench<H> {
         } else if !look.free {
             return Ok(());
         }
-        let room = settings.at_once.saturating_sub(self.active.len());
+        let tasks = self.active.values();
+        let counted = tasks.filter(|task| !task.installs.load(Ordering::Relaxed));
+        let room = settings.at_once.saturating_sub(counted.count());
         if room > 0 {
             for lease in store.lease(&run, settings.lease, room).await? {
                 self.start(lease);
@@ -383,9 +405,14 @@ impl<H: Hands> Bench<H> {
         let span = info_span!("replacement", id = %lease.id);
         let lost = CancellationToken::new();
         let work = self.work;
-        let entry = (lease.fence(), lost.clone());
-        if let Some((_, before)) = self.active.insert(lease.id.clone(), entry) {
-            before.cancel();
+        let installs = Arc::new(AtomicBool::new(false));
+        let task = Active {
+            fence: lease.fence(),
+            lost: lost.clone(),
+            installs: Arc::clone(&installs),
+        };
+        if let Some(before) = self.active.insert(lease.id.clone(), task) {
+            before.lost.cancel();
         }
         self.tasks.spawn(
             async move {
@@ -393,7 +420,7 @@ impl<H: Hands> Bench<H> {
                 let rest = tokio::select! {
                     // One that has come to its end has no lease either, and has lost nothing.
                     biased;
-                    rest = context.drive(&mut now) => rest,
+                    rest = context.drive(&mut now, &installs) => rest,
                     // The step in hand is dropped: the spare belongs to somebody else.
                     () = lost.cancelled() => Ok(Rest::Lost),
                 };
@@ -419,7 +446,7 @@ impl<H: Hands> Bench<H> {
         let ours = self
             .active
             .get(&id)
-            .is_some_and(|(fence, _)| *fence == began.fence());
+            .is_some_and(|task| task.fence == began.fence());
         if ours {
             self.active.remove(&id);
         }
@@ -451,8 +478,8 @@ impl<H: Hands> Bench<H> {
     }
 
     fn drop_all(&mut self) {
-        for (_, lost) in std::mem::take(&mut self.active).into_values() {
-            lost.cancel();
+        for task in std::mem::take(&mut self.active).into_values() {
+            task.lost.cancel();
         }
         self.waiting.clear();
         self.stalled.clear();
@@ -460,7 +487,7 @@ impl<H: Hands> Bench<H> {
 }
 
 impl<H: Hands> Context<H> {
-    async fn drive(&self, lease: &mut Lease) -> Result<Rest, StoreError> {
+    async fn drive(&self, lease: &mut Lease, installs: &AtomicBool) -> Result<Rest, StoreError> {
         let mut rereads = 0;
         loop {
             if self.stop.is_cancelled() {
@@ -470,7 +497,8 @@ impl<H: Hands> Context<H> {
             let turn = match work.journal.next() {
                 Action::Claim => self.claim(lease, &work).await,
                 Action::Order { position, failures } => {
-                    self.step(lease, &work, position, failures).await
+                    self.step(lease, &work, (position, failures), installs)
+                        .await
                 }
                 Action::Offer => self.offer(lease, &work).await,
                 Action::Finish => self.finish(lease, &work).await,
@@ -587,13 +615,37 @@ impl<H: Hands> Context<H> {
         Ok(Some(Rest::Waits))
     }
 
-    /// Orders one step, after a pause where it failed before.
+    /// Orders one step; an installation once there is room for it.
     async fn step(
         &self,
         lease: &Lease,
         work: &Work,
-        position: usize,
-        failures: u32,
+        at: (usize, u32),
+        installs: &AtomicBool,
+    ) -> Result<Option<Rest>, StoreError> {
+        let hand = work.journal.hand.as_ref();
+        let mark = hand.and_then(|hand| hand.steps.get(at.0));
+        if mark.is_none_or(|mark| mark.name != OS_INSTALL) {
+            return self.order(lease, work, at).await;
+        }
+        installs.store(true, Ordering::Relaxed);
+        let room = tokio::select! {
+            () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
+            // Never closed.
+            room = self.installs.acquire() => room,
+        };
+        let turn = self.order(lease, work, at).await;
+        drop(room);
+        installs.store(false, Ordering::Relaxed);
+        turn
+    }
+
+    /// Orders one step, after a pause where it failed before.
+    async fn order(
+        &self,
+        lease: &Lease,
+        work: &Work,
+        (position, failures): (usize, u32),
     ) -> Result<Option<Rest>, StoreError> {
         let pause = self.settings.retry.pause(failures, salt(&work.id));
         if !pause.is_zero() {

@@ -1,4 +1,5 @@
-//! Keeps the pool: looks at spares before they are needed, ends quarantines, and says where spares are short.
+//! Keeps the pool: looks at spares before they are needed, puts away what installations have left, ends quarantines, and
+//! says where spares are short.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -48,6 +49,10 @@ impl Settings {
 /// Spares looked at at the same time.
 const AT_ONCE: usize = 4;
 
+/// What an installation has left is tried to be put away so often: as long as the first quarantine lasts. A controller that
+/// is told a wrong password more often locks the account.
+const TIDY: Duration = Duration::from_secs(600);
+
 /// A look is over after this, whatever the hands' own limits.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -66,6 +71,7 @@ pub async fn run<H: Hands>(
     let mut fails = false;
     loop {
         let turn = async {
+            tidy(&store, &hands).await?;
             end_quarantines(&store).await?;
             if let Some(every) = settings.rehearse {
                 rehearse(&store, &hands, every).await?;
@@ -96,6 +102,50 @@ pub async fn run<H: Hands>(
             () = sleep(settings.turn) => {}
         }
     }
+}
+
+/// Puts away what installations have left behind that nobody goes on with.
+async fn tidy<H: Hands>(store: &Store, hands: &Arc<H>) -> Result<(), StoreError> {
+    let due = store.begin_tidying(before(TIDY)).await?;
+    if due.is_empty() {
+        return Ok(());
+    }
+    let mut world = store.world().await?;
+    let mut tidying = JoinSet::new();
+    for name in due {
+        let Some(s) = world.servers.remove(&name) else {
+            continue;
+        };
+        let hands = Arc::clone(hands);
+        tidying.spawn(async move {
+            match timeout(LIMIT, hands.tidy(&s.server)).await {
+                Ok(Ok(())) => {
+                    info!(server = name, "what an installation left is put away");
+                }
+                Ok(Err(e)) => {
+                    warn!(server = name, reason = %e, "a boot override or image may be left: look at it, or release the spare when it is gone; it is tried again");
+                }
+                Err(_elapsed) => {
+                    warn!(server = name, "a boot override or image may be left: its driver is slow; it is tried again");
+                }
+            }
+        });
+    }
+    while let Some(ended) = tidying.join_next().await {
+        match ended {
+            Ok(()) => {}
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            // Only this function could abort one, by being dropped.
+            Err(_cut_off) => {}
+        }
+    }
+    Ok(())
+}
+
+/// So long ago.
+fn before(every: Duration) -> WallMillis {
+    let ms = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
+    WallMillis(clock::wall().0.saturating_sub(ms))
 }
 
 async fn end_quarantines(store: &Store) -> Result<(), StoreError> {
@@ -132,8 +182,7 @@ async fn rehearse<H: Hands>(
     hands: &Arc<H>,
     every: Duration,
 ) -> Result<(), StoreError> {
-    let ms = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
-    let before = WallMillis(clock::wall().0.saturating_sub(ms));
+    let before = before(every);
     let world = store.world().await?;
     let due = world.servers.values().filter(|s| {
         let last = s.keeping.rehearsed_at;

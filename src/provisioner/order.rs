@@ -144,7 +144,8 @@ impl Step {
         /// Connecting, uploading, asking: what any step needs around its own work.
         const AROUND: Duration = Duration::from_secs(120);
         match self {
-            Self::OsInstall { image, .. } => AROUND.saturating_add(image.timeout),
+            // Its driver keeps the limit; a last answer and the putting away come after it.
+            Self::OsInstall { image, .. } => AROUND.saturating_mul(5).saturating_add(image.timeout),
             Self::Look | Self::Fence | Self::Os { .. } => AROUND,
             Self::Install { timeout, .. } | Self::Clean { timeout, .. } => {
                 AROUND.saturating_add(*timeout)
@@ -282,4 +283,9 @@ pub trait Hands: Send + Sync + 'static {
         order: &Order,
         said: Said<'_>,
     ) -> impl Future<Output = Result<Done, StepError>> + Send;
+
+    /// Puts away what the installation of an operating system has left that nobody goes on with.
+    fn tidy(&self, _server: &Server) -> impl Future<Output = Result<(), StepError>> + Send {
+        std::future::ready(Ok(()))
+    }
 }

@@ -76,6 +76,8 @@ pub struct Keeping {
     pub warm: Option<Warm>,
     /// The role after which it is to be cleaned.
     pub clean_after: Option<String>,
+    /// Whether an installation is under way, or has left something.
+    pub untidy: bool,
     /// Files that were placed there since it was clean.
     pub placed: BTreeSet<String>,
 }

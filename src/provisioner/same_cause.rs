@@ -4,6 +4,8 @@
 //! a third would be quarantined for nothing. A spare that could not be reached says nothing of the
 //! role, and one that came through says that the role is sound.
 
+use crate::provisioner::order::OS_INSTALL;
+
 /// How an attempt with a spare ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
@@ -39,7 +41,7 @@ pub struct Cause {
 }
 
 /// Errors of the way to a spare, and of the spare's own state, not of what it was told.
-const OF_THE_SPARE: [&str; 20] = [
+const OF_THE_SPARE: [&str; 21] = [
     "unreachable",
     "refused",
     "connect_timed_out",
@@ -56,11 +58,20 @@ const OF_THE_SPARE: [&str; 20] = [
     "shell_unusable",
     "spare_unusable",
     "job_lost",
+    "overran",
     "fenced",
     "fence_busy",
     "fence_unreadable",
     "local_fault",
 ];
+
+/// Of an installation, the one error that an image may cause: all others are of the way to a driver or controller, or of a
+/// machine.
+const OF_THE_IMAGE: &str = "driver_failed";
+
+fn is_of_the_spare(step: &str, code: &str) -> bool {
+    (step == OS_INSTALL && code != OF_THE_IMAGE) || OF_THE_SPARE.contains(&code)
+}
 
 /// Whether the newest spares of a role, newest first, say that the role is at fault.
 #[must_use]
@@ -70,7 +81,7 @@ pub fn cause(trials: &[Trial]) -> Option<Cause> {
         let End::Failed { step, code } = &trial.end else {
             return None;
         };
-        if OF_THE_SPARE.contains(&code.as_str()) {
+        if is_of_the_spare(step, code) {
             continue;
         }
         match first {
@@ -135,5 +146,30 @@ mod tests {
         assert!(!stops(&[a, "b", b]), "one came through between them");
         let away = "d install:x link_lost";
         assert!(!stops(&[away, "e install:x unreachable"]), "connections");
+        assert!(!stops(&["a configure:x overran", "b configure:x overran"]));
+    }
+
+    #[test]
+    fn drivers_and_controllers_are_not_the_role() {
+        for code in [
+            "driver_silent",
+            "driver_busy",
+            "bmc_busy",
+            "bmc_auth_refused",
+            "driver_auth_refused",
+            "driver_distrusted",
+            "credential_unusable",
+            "tls_unusable",
+            "power_stuck",
+            "media_stuck",
+            "boot_override_left",
+            "os_install_timed_out",
+            "overran",
+        ] {
+            let [a, b] = ["a", "b"].map(|s| format!("{s} os_install {code}"));
+            assert!(!stops(&[&a, &b]), "{code}");
+        }
+        let (a, b) = ("a os_install driver_failed", "b os_install driver_failed");
+        assert!(stops(&[a, b]));
     }
 }

@@ -63,7 +63,7 @@ impl World {
             let role = s.keeping.clean_after.as_ref()?;
             self.roles.get(role)?.spares.cleanup.as_ref()?;
             let dirty = matches!(s.state, ServerState::Failed | ServerState::Quarantined);
-            let due = dirty && s.keeping.maintenance.is_none();
+            let due = dirty && s.keeping.maintenance.is_none() && !s.keeping.untidy;
             due.then(|| Upkeep {
                 kind: Kind::Clean,
                 server: s.server.name.clone(),

@@ -74,15 +74,17 @@ impl Client {
         };
         let unusable = |what: String| {
             let detail = format!("TLS to {who} cannot be set up: {what}");
-            error(Class::Permanent, "tls_unusable", detail)
+            error(Class::Local, "tls_unusable", detail)
         };
         let config =
             tokio::task::spawn_blocking(move || prepare::tls_client(&options, &[b"http/1.1"]))
                 .await
                 .map_err(|e| unusable(e.to_string()))?
                 .map_err(|e| unusable(Chain(&e).to_string()))?;
-        let name = ServerName::try_from(url.host.clone())
-            .map_err(|_bad| unusable(format!("{:?} is no server name", url.host)))?;
+        let name = ServerName::try_from(url.host.clone()).map_err(|_bad| {
+            let detail = format!("{:?} of {who} is no server name", url.host);
+            error(Class::Permanent, "bad_url", detail)
+        })?;
         let tls = Some((Arc::new(config), name));
         Ok(Self { url, tls, who })
     }
@@ -95,10 +97,17 @@ impl Client {
         headers: HeaderMap,
         body: Option<&serde_json::Value>,
     ) -> Result<Answer, StepError> {
-        let request = self.request(method, path, headers, body)?;
-        match timeout(LIMIT, self.talk(request)).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => Err(self.silent(format!("no answer within {} s", LIMIT.as_secs()))),
+        let line = self.connect().await?;
+        line.ask(method, path, headers, body).await
+    }
+
+    /// Connects, so that one request can be sent at once.
+    pub(super) async fn connect(&self) -> Result<Line<'_>, StepError> {
+        match timeout(LIMIT, self.open_line()).await {
+            Ok(line) => line,
+            Err(_elapsed) => {
+                Err(self.silent(format!("no connection within {} s", LIMIT.as_secs())))
+            }
         }
     }
 
@@ -136,7 +145,7 @@ impl Client {
         Ok(request)
     }
 
-    async fn talk(&self, request: Request<Full<Bytes>>) -> Result<Answer, StepError> {
+    async fn open_line(&self) -> Result<Line<'_>, StepError> {
         let connecting = TcpStream::connect((self.url.host.as_str(), self.url.port));
         let stream = match timeout(CONNECT, connecting).await {
             Err(_elapsed) => {
@@ -145,46 +154,27 @@ impl Client {
             Ok(Err(e)) => return Err(self.unreachable(&e)),
             Ok(Ok(stream)) => stream,
         };
-        match &self.tls {
-            None => self.exchange(stream, request).await,
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(stream),
             Some((config, name)) => {
                 let connector = TlsConnector::from(Arc::clone(config));
                 let stream = connector.connect(name.clone(), stream).await;
-                let stream = stream.map_err(|e| self.distrusted(&e))?;
-                self.exchange(stream, request).await
+                Box::new(stream.map_err(|e| self.distrusted(&e))?)
             }
-        }
+        };
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.broken(&e))?;
+        let client = self;
+        Ok(Line {
+            client,
+            sender,
+            driver,
+        })
     }
 
-    async fn exchange(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Answer, StepError> {
-        let broken = |e: &hyper::Error| self.silent(format!("the connection broke: {}", Chain(e)));
-        let (mut sender, driver) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| broken(&e))?;
-        let answer = async {
-            let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, MOST_ANSWER)
-                .collect()
-                .await
-                .map_err(|e| self.silent(format!("its answer was not read to its end: {e}")))?;
-            Ok(Answer {
-                status: head.status,
-                headers: head.headers,
-                body: body.to_bytes(),
-            })
-        };
-        tokio::pin!(answer, driver);
-        tokio::select! {
-            biased;
-            done = &mut answer => done,
-            // It ended with the answer, or broke: `answer` says so.
-            _end = &mut driver => answer.await,
-        }
+    fn broken(&self, e: &hyper::Error) -> StepError {
+        self.silent(format!("the connection broke: {}", Chain(e)))
     }
 
     fn silent(&self, what: String) -> StepError {
@@ -233,11 +223,69 @@ impl Client {
     }
 }
 
+/// What a connection goes over.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// A connection, for one request.
+pub(super) struct Line<'a> {
+    client: &'a Client,
+    sender: http1::SendRequest<Full<Bytes>>,
+    driver: http1::Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>,
+}
+
+impl Line<'_> {
+    /// Asks, as [`Client::ask`] does.
+    pub(super) async fn ask(
+        self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Answer, StepError> {
+        let client = self.client;
+        let request = client.request(method, path, headers, body)?;
+        match timeout(LIMIT, self.exchange(request)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(client.silent(format!("no answer within {} s", LIMIT.as_secs()))),
+        }
+    }
+
+    async fn exchange(self, request: Request<Full<Bytes>>) -> Result<Answer, StepError> {
+        let Self {
+            client,
+            mut sender,
+            driver,
+        } = self;
+        let answer = async {
+            let answer = sender.send_request(request).await;
+            let (head, body) = answer.map_err(|e| client.broken(&e))?.into_parts();
+            let body = Limited::new(body, MOST_ANSWER)
+                .collect()
+                .await
+                .map_err(|e| client.silent(format!("its answer was not read to its end: {e}")))?;
+            Ok(Answer {
+                status: head.status,
+                headers: head.headers,
+                body: body.to_bytes(),
+            })
+        };
+        tokio::pin!(answer, driver);
+        tokio::select! {
+            biased;
+            done = &mut answer => done,
+            // It ended with the answer, or broke: `answer` says so.
+            _end = &mut driver => answer.await,
+        }
+    }
+}
+
 /// A value that is shown nowhere.
 pub(super) fn secret_value(text: &str) -> Result<HeaderValue, StepError> {
     let mut value = HeaderValue::from_str(text).map_err(|_bad| {
         let detail = "the credential has characters that no HTTP header may have";
-        error(Class::Permanent, "credential_unusable", detail)
+        error(Class::Local, "credential_unusable", detail)
     })?;
     value.set_sensitive(true);
     Ok(value)

@@ -10,6 +10,9 @@
 //! - `redfish`: the server's management controller; `redfish::decide` is PURE
 //! - `site`: a driver of the site's own over HTTP, `docs/driver-protocol.md`; [`protocol`] is PURE
 //!
+//! What was noted stays noted until the installation has succeeded or what it left is put away: here at once where that
+//! is possible, else by [`Hands::tidy`], while the spare is quarantined.
+//!
 //! Whatever the driver says, an installation has succeeded when the server answers over SSH, with a
 //! host key that is expected, and runs the wanted operating system.
 
@@ -18,16 +21,23 @@ pub mod protocol;
 pub mod redfish;
 mod site;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::{
+    clock,
     model::{
+        WallMillis,
         inventory::Server,
-        machine::{Driver as Kind, Image},
+        machine::{Boot, Driver as Kind, Image},
     },
     prepare,
     provisioner::{
@@ -45,8 +55,21 @@ pub enum Held {
     Yes,
     /// It does, and is to stop: its replacement was cancelled.
     Cancelled,
+    /// It does, and may not go on: the server may not be wiped any more.
+    Spared,
     /// It does not: a newer run, another replacement, or nobody has it; or it serves.
     No,
+}
+
+/// How far an installation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noting<'a> {
+    /// In words that the store does not read.
+    pub text: &'a str,
+    /// What is asked for next leads to the wiping: the server has to be one that may be wiped.
+    pub ahead: bool,
+    /// The host keys that were pinned go with the disk.
+    pub forgets: bool,
 }
 
 /// Where installations are written down, and who holds a server: the store.
@@ -64,8 +87,36 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         &self,
         server: &str,
         fence: u64,
-        note: &str,
+        noting: Noting<'_>,
     ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// Forgets what was noted: nothing is left of the installation. For whoever holds the server alone.
+    fn close_installation(
+        &self,
+        server: &str,
+        fence: u64,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// Notes what is wrong with a server that goes into service all the same, for whoever holds it alone.
+    fn note_trouble(
+        &self,
+        server: &str,
+        fence: u64,
+        trouble: &str,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// What was noted of an installation that nobody goes on with, and of which something may be left.
+    fn left_behind(
+        &self,
+        server: &str,
+    ) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
+
+    /// What was left behind is put away.
+    fn tidied(
+        &self,
+        server: &str,
+        note: &str,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Pins the host keys that a server was seen with, for whoever holds it alone.
     fn learn_host_keys(
@@ -104,6 +155,8 @@ pub enum Progress {
     Works(String),
     /// It may answer with it at any time.
     Boots(String),
+    /// Power is off: nobody may answer in the server's name. Nothing is asked for before that is known.
+    Off,
     /// The driver has nothing more to do.
     Done,
 }
@@ -126,9 +179,11 @@ trait Driver: Send {
     /// Begins, or takes up what was begun.
     async fn start<L: Ledger>(
         &mut self,
-        job: &Job<'_>,
-        hold: &Hold<'_, L>,
-    ) -> Result<(), StepError>;
+        _job: &Job<'_>,
+        _hold: &Hold<'_, L>,
+    ) -> Result<(), StepError> {
+        Ok(())
+    }
 
     /// Goes on, one request at most, and says how it goes. `answers`: the server was seen with the
     /// wanted operating system.
@@ -139,12 +194,19 @@ trait Driver: Send {
         answers: bool,
     ) -> Result<Progress, StepError>;
 
+    /// Nobody answers in the name of a server whose power is off.
+    fn is_silent(&mut self) {}
+
+    /// What stays at the end of an installation that succeeded, for whoever is to take it away.
+    fn left(&self) -> Option<String> {
+        None
+    }
+
     /// Gives up: leaves nothing behind that would begin the installation again.
-    async fn cancel<L: Ledger>(
-        &mut self,
-        job: &Job<'_>,
-        hold: &Hold<'_, L>,
-    ) -> Result<(), StepError>;
+    async fn cancel<L: Ledger>(&mut self, hold: &Hold<'_, L>) -> Result<(), StepError>;
+
+    /// It is asked nothing more for now.
+    async fn leave(&mut self) {}
 }
 
 /// What is noted of an installation.
@@ -153,6 +215,41 @@ struct Note {
     job: String,
     /// In the driver's words.
     at: String,
+    /// When it began: its time limit goes on over restarts.
+    since: WallMillis,
+    /// Whether a virtual drive has the image.
+    media: bool,
+    /// The disk is no longer what it was, and the host keys are forgotten.
+    wiped: bool,
+}
+
+/// How far an installation has come.
+#[derive(Clone, Copy, Debug)]
+struct At<'a> {
+    /// In the driver's words.
+    word: &'a str,
+    /// The wiping is still to come.
+    ahead: bool,
+    /// The disk counts as wiped.
+    wiped: bool,
+}
+
+/// By what right something is requested.
+#[derive(Clone, Copy, Debug)]
+enum Leave<'a> {
+    /// It is noted how far it is.
+    Note(At<'a>),
+    /// What is left is put away.
+    Tidy,
+}
+
+/// Who has the right to change something on a server.
+#[derive(Clone, Debug)]
+enum Right {
+    /// The order with this fence.
+    Order(u64),
+    /// Whoever puts away what this note says was left.
+    Left(String),
 }
 
 /// The right to change something on a server, asked for anew each time.
@@ -161,45 +258,116 @@ struct Hold<'a, L> {
     ledger: &'a L,
     job: &'a str,
     server: &'a str,
-    fence: u64,
+    right: Right,
+    since: WallMillis,
+    media: bool,
+    wiped: AtomicBool,
+    fresh: Duration,
 }
 
 impl<L: Ledger> Hold<'_, L> {
+    const fn fence(&self) -> u64 {
+        match self.right {
+            Right::Order(fence) => fence,
+            Right::Left(_) => 0,
+        }
+    }
+
     /// What was noted of this job.
-    async fn noted(&self) -> Result<Option<String>, StepError> {
-        let found = self.ledger.installation(self.server, self.fence).await;
+    async fn noted(&self) -> Result<Option<Note>, StepError> {
+        let found = self.ledger.installation(self.server, self.fence()).await;
         let (held, text) = found.map_err(|e| self.unwritten(&e))?;
         self.judge(held)?;
         let note = text.and_then(|t| serde_json::from_str::<Note>(&t).ok());
-        Ok(note.filter(|n| n.job == self.job).map(|n| n.at))
+        Ok(note.filter(|n| n.job == self.job))
     }
 
-    /// Notes how far it has come. Immediately before each request that changes something: where this
-    /// fails, nothing may be requested.
-    async fn note(&self, at: &str) -> Result<(), StepError> {
+    /// How much of its time an installation had spent before this run.
+    fn spent(&self) -> Duration {
+        let spent = clock::wall().0.saturating_sub(self.since.0);
+        Duration::from_millis(u64::try_from(spent).unwrap_or(0))
+    }
+
+    fn has_wiped(&self) -> bool {
+        self.wiped.load(Ordering::Relaxed)
+    }
+
+    /// Leave for one request. Where this fails nothing may be requested; where it does not the request is sent at once.
+    async fn leave(&self, leave: Leave<'_>) -> Result<(), StepError> {
+        let asked = Instant::now();
+        match leave {
+            Leave::Note(at) => self.note(at).await?,
+            Leave::Tidy if self.may_tidy().await => {}
+            Leave::Tidy => self.judge(Held::No)?,
+        }
+        // Whose word is old may have lost the server since.
+        if asked.elapsed() > self.fresh {
+            let detail = format!(
+                "the store took {} ms to note what is asked of {}: it is asked again",
+                asked.elapsed().as_millis(),
+                self.server
+            );
+            return Err(error(Class::Transient, "store_slow", detail));
+        }
+        Ok(())
+    }
+
+    /// Notes how far it has come.
+    async fn note(&self, at: At<'_>) -> Result<(), StepError> {
+        let had = self.has_wiped();
         let note = Note {
             job: self.job.to_owned(),
-            at: at.to_owned(),
+            at: at.word.to_owned(),
+            since: self.since,
+            media: self.media,
+            wiped: had || at.wiped,
         };
-        // A struct of two texts always has a JSON.
+        // A struct of texts and numbers always has a JSON.
         let text = serde_json::to_string(&note).unwrap_or_default();
+        let noting = Noting {
+            text: &text,
+            ahead: at.ahead,
+            forgets: at.wiped && !had,
+        };
         let noted = self
             .ledger
-            .note_installation(self.server, self.fence, &text);
+            .note_installation(self.server, self.fence(), noting);
         let held = noted.await.map_err(|e| self.unwritten(&e))?;
-        self.judge(held)
+        self.judge(held)?;
+        self.wiped.store(note.wiped, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn learn(&self, keys: &[String]) -> Result<(), StepError> {
-        let learnt = self.ledger.learn_host_keys(self.server, self.fence, keys);
+        let learnt = self.ledger.learn_host_keys(self.server, self.fence(), keys);
         let held = learnt.await.map_err(|e| self.unwritten(&e))?;
         self.judge(held)
     }
 
     /// Whether what is left behind may be put away: also of a cancelled one.
     async fn may_tidy(&self) -> bool {
-        let found = self.ledger.installation(self.server, self.fence).await;
-        found.is_ok_and(|(held, _)| held != Held::No)
+        match &self.right {
+            Right::Order(fence) => {
+                let found = self.ledger.installation(self.server, *fence).await;
+                found.is_ok_and(|(held, _)| held != Held::No)
+            }
+            Right::Left(note) => {
+                let found = self.ledger.left_behind(self.server).await;
+                found.is_ok_and(|found| found.as_ref() == Some(note))
+            }
+        }
+    }
+
+    /// Nothing is left of it.
+    async fn close(&self) -> Result<(), StepError> {
+        let closed = match &self.right {
+            Right::Order(fence) => {
+                let closed = self.ledger.close_installation(self.server, *fence).await;
+                closed.map(drop)
+            }
+            Right::Left(note) => self.ledger.tidied(self.server, note).await,
+        };
+        closed.map_err(|e| self.unwritten(&e))
     }
 
     fn judge(&self, held: Held) -> Result<(), StepError> {
@@ -211,6 +379,7 @@ impl<L: Ledger> Hold<'_, L> {
                 CANCELLED,
                 format!("the installation of {server} stops: its replacement was cancelled"),
             )),
+            Held::Spared => Err(wipe_forbidden(server)),
             Held::No => Err(error(
                 Class::Fenced,
                 "fenced",
@@ -231,6 +400,23 @@ impl<L: Ledger> Hold<'_, L> {
     }
 }
 
+/// Errors of a look where nobody was there.
+const NOBODY: [&str; 4] = ["unreachable", "refused", "connect_timed_out", "mute"];
+
+/// Errors of a look where somebody was there, and did not prove to be the server.
+const NOT_SHOWN: [&str; 4] = [
+    "handshake_failed",
+    "host_key_mismatch",
+    "host_key_unusable",
+    "link_lost",
+];
+
+/// The word of a server in service whose virtual drive keeps an image; it stays until the server is released.
+pub(in crate::provisioner) const MEDIA_LEFT: &str = "media_left";
+
+/// Tries to put an installation away before that is left to the keeper.
+const TRIES: u32 = 3;
+
 /// The code of an installation that was cancelled.
 const CANCELLED: &str = "cancelled";
 
@@ -243,6 +429,8 @@ pub struct Pace {
     pub patience: u32,
     /// A driver or controller may be silent for so long: controllers restart their web servers.
     pub silence: Duration,
+    /// What is requested is sent so soon after it was noted, or not at all.
+    pub fresh: Duration,
 }
 
 impl Pace {
@@ -251,6 +439,8 @@ impl Pace {
         poll: Duration::from_secs(5),
         patience: 12,
         silence: Duration::from_mins(5),
+        // A third of an engine's lease, as often as that is renewed: within it nobody else has the server.
+        fresh: Duration::from_secs(5),
     };
 }
 
@@ -275,17 +465,11 @@ impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
     async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         match &order.step {
             Step::OsInstall { job, image } => {
-                let hold = Hold {
-                    ledger: &self.ledger,
-                    job,
-                    server: &order.server.name,
-                    fence: order.fence,
-                };
                 // Its future is large: most steps are others.
-                Box::pin(self.install(&order.server, &Job { name: job, image }, &hold)).await
+                Box::pin(self.install(&order.server, &Job { name: job, image }, order.fence)).await
             }
             Step::Look => match self.hands.perform(order, said).await {
-                Err(e) if may_be_installed(&order.server) && e.class != Class::Local => {
+                Err(e) if may_be_installed(&order.server) && is_nobody(&e) => {
                     Err(Box::pin(self.bare(&order.server, e)).await)
                 }
                 looked => looked,
@@ -297,6 +481,10 @@ impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
             | Step::Clean { .. }
             | Step::Test { .. } => self.hands.perform(order, said).await,
         }
+    }
+
+    async fn tidy(&self, server: &Server) -> Result<(), StepError> {
+        Box::pin(self.put_away_left(server)).await
     }
 }
 
@@ -341,23 +529,79 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         }
     }
 
-    async fn install(
-        &self,
-        server: &Server,
-        job: &Job<'_>,
-        hold: &Hold<'_, L>,
-    ) -> Result<Done, StepError> {
+    async fn install(&self, server: &Server, job: &Job<'_>, fence: u64) -> Result<Done, StepError> {
+        let mut hold = Hold {
+            ledger: &self.ledger,
+            job: job.name,
+            server: &server.name,
+            right: Right::Order(fence),
+            since: clock::wall(),
+            media: matches!(job.image.boot, Boot::VirtualMedia(_)),
+            wiped: AtomicBool::new(false),
+            fresh: self.pace.fresh,
+        };
         let begun = hold.noted().await?;
         let mut keys = Keys::of(server, job.image);
-        if begun.is_none() {
-            if let Some(done) = self.already(server, job.image).await? {
-                return Ok(done);
+        match &begun {
+            Some(note) => {
+                hold.since = note.since;
+                hold.wiped = AtomicBool::new(note.wiped);
             }
-            may_be_wiped(server)?;
-            // They go with the disk.
-            keys.learnt.clear();
-            hold.learn(&[]).await?;
+            None => {
+                if let Some(done) = self.already(server, job.image).await? {
+                    return Ok(done);
+                }
+                if !server.wipe {
+                    return Err(wipe_forbidden(&server.name));
+                }
+            }
         }
+        // They go with the disk; the store keeps them until it does.
+        if !hold.has_wiped() {
+            keys.learnt.clear();
+        }
+        let (begun, patience) = (begun.map(|note| note.at), self.pace.patience);
+        match &server.driver {
+            Kind::Ready => Err(no_driver(server)),
+            Kind::Redfish(options) => {
+                let secret = self
+                    .secret(&options.door.credential, prepare::credentials)
+                    .await?;
+                let driver = redfish::Run::open(server, options, secret, begun, patience).await?;
+                self.follow(driver, server, job, &hold, keys).await
+            }
+            Kind::Http(options) => {
+                let secret = self
+                    .secret(&options.door.credential, prepare::secret)
+                    .await?;
+                let driver = site::Run::open(server, options, &secret, begun).await?;
+                self.follow(driver, server, job, &hold, keys).await
+            }
+        }
+    }
+
+    /// Puts away what an installation has left that nobody goes on with.
+    async fn put_away_left(&self, server: &Server) -> Result<(), StepError> {
+        let left = self.ledger.left_behind(&server.name).await;
+        let unread = |e: StoreError| error(Class::Local, "store_fault", Chain(&e).to_string());
+        let Some(text) = left.map_err(unread)? else {
+            return Ok(());
+        };
+        let note: Note = serde_json::from_str(&text).map_err(|e| {
+            let detail = format!("what was noted of {} is not understood: {e}", server.name);
+            error(Class::Permanent, "note_garbled", detail)
+        })?;
+        let hold = Hold {
+            ledger: &self.ledger,
+            job: &note.job,
+            server: &server.name,
+            right: Right::Left(text),
+            since: note.since,
+            media: note.media,
+            wiped: AtomicBool::new(note.wiped),
+            fresh: self.pace.fresh,
+        };
+        let begun = Some(note.at.clone());
         match &server.driver {
             Kind::Ready => Err(no_driver(server)),
             Kind::Redfish(options) => {
@@ -365,16 +609,35 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                     .secret(&options.door.credential, prepare::credentials)
                     .await?;
                 let driver = redfish::Run::open(server, options, secret, begun, self.pace.patience);
-                self.follow(driver.await?, server, job, hold, keys).await
+                self.put_away(&mut driver.await?, &hold).await
             }
             Kind::Http(options) => {
                 let secret = self
                     .secret(&options.door.credential, prepare::secret)
                     .await?;
-                let driver = site::Run::open(server, options, &secret, begun);
-                self.follow(driver.await?, server, job, hold, keys).await
+                let mut driver = site::Run::open(server, options, &secret, begun).await?;
+                self.put_away(&mut driver, &hold).await
             }
         }
+    }
+
+    /// Has the driver give up, and says so in the store.
+    async fn put_away<D: Driver>(
+        &self,
+        driver: &mut D,
+        hold: &Hold<'_, L>,
+    ) -> Result<(), StepError> {
+        let mut tries = 1;
+        let result = loop {
+            match driver.cancel(hold).await {
+                Err(e) if e.class == Class::Transient && tries < TRIES => tries += 1,
+                Err(e) => break Err(e),
+                Ok(()) => break hold.close().await,
+            }
+            sleep(self.pace.poll).await;
+        };
+        driver.leave().await;
+        result
     }
 
     /// A spare that was never looked at may have what is wanted: then its disk stays as it is.
@@ -397,11 +660,31 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                 );
                 Ok(None)
             }
-            // That this host cannot connect is no reason to wipe another's disk.
-            Err(e) if e.class == Class::Local => Err(e),
-            Err(e) => {
-                info!(server = server.name, reason = %e, wanted = image.os, "will be installed: it cannot be logged in to");
+            Err(e) if is_nobody(&e) => {
+                info!(server = server.name, reason = %e, wanted = image.os, "will be installed: nobody answers there");
                 Ok(None)
+            }
+            // That this host cannot connect, or somebody else answers, is no reason to wipe a disk.
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A server that was powered off and still answers is another than the one that its driver names.
+    async fn is_off(&self, server: &Server) -> Result<(), StepError> {
+        if server.pins().is_empty() {
+            return Ok(());
+        }
+        match self.hands.look(server, server.pins()).await {
+            Err(e) if e.class == Class::Local => Err(e),
+            // Nobody, or somebody who has not shown its key.
+            Err(e) if is_nobody(&e) || NOT_SHOWN.contains(&e.code) => Ok(()),
+            Ok(_) | Err(_) => {
+                let detail = format!(
+                    "{} answers over SSH while the machine that its driver names is off: the driver names another \
+                     machine, which may have been powered off; look at `driver` in servers.toml",
+                    server.name
+                );
+                Err(error(Class::Permanent, "wrong_machine", detail))
             }
         }
     }
@@ -422,9 +705,12 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
             && (e.code == CANCELLED || e.class == Class::Permanent)
             && !e.code.ends_with("auth_refused")
             && hold.may_tidy().await
-            && let Err(left) = driver.cancel(job, hold).await
         {
-            warn!(server = server.name, reason = %left, "the installation could not be cancelled: look whether a virtual medium or a boot override is left");
+            if let Err(left) = self.put_away(&mut driver, hold).await {
+                warn!(server = server.name, reason = %left, "the installation could not be cancelled: a virtual medium or a boot override may be left; it is tried again while the spare is quarantined");
+            }
+        } else {
+            driver.leave().await;
         }
         result
     }
@@ -437,7 +723,7 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         hold: &Hold<'_, L>,
         mut keys: Keys<'_>,
     ) -> Result<Done, StepError> {
-        let begun = Instant::now();
+        let (begun, spent) = (Instant::now(), hold.spent());
         let mut heard = begun;
         let mut started = false;
         let mut done = false;
@@ -454,7 +740,15 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                     false => driver.poll(job, hold, view == View::Wanted).await,
                 }
             };
-            match asked.await {
+            // One that takes longer is as good as silent.
+            let asked = timeout(self.pace.silence, asked).await;
+            match asked.unwrap_or_else(|_elapsed| Err(unheard(server, self.pace.silence))) {
+                Ok(Progress::Off) => {
+                    heard = Instant::now();
+                    self.is_off(server).await?;
+                    driver.is_silent();
+                    continue;
+                }
                 Ok(progress) => {
                     heard = Instant::now();
                     done = progress == Progress::Done;
@@ -486,15 +780,26 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                 }
                 Err(e) => return Err(e),
             }
-            if begun.elapsed() > job.image.timeout {
+            if begun.elapsed().saturating_add(spent) > job.image.timeout {
                 return Err(overdue(server, job.image, &last, &view));
             }
             sleep(self.pace.poll).await;
             // A cancelled one waits for nothing more.
             hold.noted().await?;
         }
+        let mut detail = format!("{} runs {}, installed", server.name, job.image.os);
+        if let Some(left) = driver.left() {
+            warn!(
+                server = server.name,
+                left, "installed, and not all is put away"
+            );
+            detail = format!("{detail}; {left}");
+            let left = format!("{MEDIA_LEFT}: {left}");
+            let noted = self.ledger.note_trouble(&server.name, hold.fence(), &left);
+            hold.judge(noted.await.map_err(|e| hold.unwritten(&e))?)?;
+        }
         Ok(Done {
-            detail: format!("{} runs {}, installed", server.name, job.image.os),
+            detail,
             output: String::new(),
             os: Some(job.image.os.clone()),
         })
@@ -561,7 +866,8 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         name: &str,
         read: fn(&std::path::Path) -> Result<T, prepare::Unprepared>,
     ) -> Result<T, StepError> {
-        let unusable = |detail: String| error(Class::Permanent, "credential_unusable", detail);
+        // Of this host: it says nothing of the spare.
+        let unusable = |detail: String| error(Class::Local, "credential_unusable", detail);
         let path = self.credentials.get(name).cloned().ok_or_else(|| {
             unusable(format!(
                 "no credential {name:?} in [credentials] of provisioner.toml: name its file there"
@@ -642,15 +948,24 @@ fn may_be_installed(server: &Server) -> bool {
     server.wipe && server.driver != Kind::Ready
 }
 
-fn may_be_wiped(server: &Server) -> Result<(), StepError> {
-    if server.wipe {
-        return Ok(());
-    }
+/// Nobody answers at the server's address.
+fn is_nobody(e: &StepError) -> bool {
+    NOBODY.contains(&e.code)
+}
+
+fn wipe_forbidden(server: &str) -> StepError {
+    let detail =
+        format!("{server} may not be wiped any more: set `wipe` in servers.toml if it may");
+    error(Class::Permanent, "wipe_forbidden", detail)
+}
+
+fn unheard(server: &Server, limit: Duration) -> StepError {
     let detail = format!(
-        "{} may not be wiped any more: set `wipe` in servers.toml if it may",
-        server.name
+        "the driver of {} has not said within {} s how it goes",
+        server.name,
+        limit.as_secs()
     );
-    Err(error(Class::Permanent, "wipe_forbidden", detail))
+    error(Class::Transient, "driver_silent", detail)
 }
 
 fn no_driver(server: &Server) -> StepError {

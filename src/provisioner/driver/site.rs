@@ -3,11 +3,12 @@
 
 use hyper::{
     Method,
+    body::Bytes,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
 };
 
 use super::{
-    Driver, Hold, Job, Ledger, Progress,
+    At, Driver, Hold, Job, Leave, Ledger, Progress,
     client::{Client, secret_value},
     error,
     protocol::{Begin, Said, VERSION, greeted, is_id, progress, said},
@@ -30,6 +31,8 @@ pub(super) struct Run<'a> {
     token: HeaderValue,
     /// The driver's name for it, once it has begun.
     id: Option<String>,
+    /// It may have begun.
+    asked: bool,
 }
 
 impl<'a> Run<'a> {
@@ -46,24 +49,43 @@ impl<'a> Run<'a> {
             options,
             server: &server.name,
             token: secret_value(&format!("Bearer {token}"))?,
+            asked: begun.is_some(),
             id: begun.filter(|id| is_id(id)),
         })
     }
 
-    async fn ask(
+    /// Asks what changes nothing.
+    async fn get(&self, path: &str) -> Result<(u16, Bytes), StepError> {
+        let (headers, path) = (self.headers(None)?, self.path(path));
+        let answer = self.client.ask(Method::GET, &path, headers, None).await?;
+        Ok((answer.status.as_u16(), answer.body))
+    }
+
+    /// Asks what changes something: it is written down when nothing is left but to send it.
+    async fn post<L: Ledger>(
         &self,
-        method: Method,
-        path: &str,
-        key: Option<&str>,
+        hold: &Hold<'_, L>,
+        leave: Leave<'_>,
+        (path, key): (&str, Option<&str>),
         body: Option<&serde_json::Value>,
-    ) -> Result<(u16, hyper::body::Bytes), StepError> {
+    ) -> Result<(u16, Bytes), StepError> {
+        let (headers, path) = (self.headers(key)?, self.path(path));
+        let line = self.client.connect().await?;
+        hold.leave(leave).await?;
+        let answer = line.ask(Method::POST, &path, headers, body).await?;
+        Ok((answer.status.as_u16(), answer.body))
+    }
+
+    fn headers(&self, key: Option<&str>) -> Result<HeaderMap, StepError> {
         let mut headers = HeaderMap::from_iter([(AUTHORIZATION, self.token.clone())]);
         if let Some(key) = key {
             headers.insert(KEY, secret_value(key)?);
         }
-        let path = format!("{}{path}", self.options.door.url.base);
-        let answer = self.client.ask(method, &path, headers, body).await?;
-        Ok((answer.status.as_u16(), answer.body))
+        Ok(headers)
+    }
+
+    fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.options.door.url.base)
     }
 
     /// Begins it, or finds what was begun with this key.
@@ -72,17 +94,28 @@ impl<'a> Run<'a> {
         job: &Job<'_>,
         hold: &Hold<'_, L>,
     ) -> Result<Progress, StepError> {
-        let order = Begin::new(&self.options.machine, self.server, job.image, hold.fence);
+        let order = Begin::new(&self.options.machine, self.server, job.image, hold.fence());
         // A struct of texts and numbers always has a JSON.
         let order = serde_json::to_value(order).unwrap_or_default();
-        hold.note(ASKED).await?;
         let path = format!("/v{VERSION}/installations");
-        let asked = self.ask(Method::POST, &path, Some(job.name), Some(&order));
+        let noted = Leave::Note(At {
+            word: ASKED,
+            ahead: true,
+            wiped: false,
+        });
+        self.asked = true;
+        let asked = self.post(hold, noted, (&path, Some(job.name)), Some(&order));
         let (status, body) = asked.await?;
         let who = &self.client.who;
         match said(who, status, &body)? {
             Said::Installation(found) if is_id(&found.id) => {
-                hold.note(&found.id).await?;
+                // Under way: the host keys go with the disk.
+                hold.note(At {
+                    word: &found.id,
+                    ahead: false,
+                    wiped: true,
+                })
+                .await?;
                 let went = progress(who, &found);
                 self.id = Some(found.id);
                 went
@@ -102,7 +135,7 @@ impl<'a> Run<'a> {
 
 impl Driver for Run<'_> {
     async fn look(&mut self) -> Result<(), StepError> {
-        let (status, body) = self.ask(Method::GET, "/", None, None).await?;
+        let (status, body) = self.get("/").await?;
         greeted(&self.client.who, status, &body)
     }
 
@@ -128,7 +161,7 @@ impl Driver for Run<'_> {
             return self.begin(job, hold).await;
         };
         let path = format!("/v{VERSION}/installations/{id}");
-        let (status, body) = self.ask(Method::GET, &path, None, None).await?;
+        let (status, body) = self.get(&path).await?;
         match said(&self.client.who, status, &body)? {
             Said::Installation(found) => progress(&self.client.who, &found),
             Said::Forgotten => {
@@ -138,19 +171,30 @@ impl Driver for Run<'_> {
         }
     }
 
-    async fn cancel<L: Ledger>(
-        &mut self,
-        _job: &Job<'_>,
-        hold: &Hold<'_, L>,
-    ) -> Result<(), StepError> {
-        let Some(id) = self.id.clone() else {
-            return Ok(());
-        };
-        if !hold.may_tidy().await {
+    async fn cancel<L: Ledger>(&mut self, hold: &Hold<'_, L>) -> Result<(), StepError> {
+        if let Some(id) = self.id.clone() {
+            let path = format!("/v{VERSION}/installations/{id}/cancel");
+            let asked = self.post(hold, Leave::Tidy, (&path, None), None);
+            let (status, body) = asked.await?;
+            return said(&self.client.who, status, &body).map(drop);
+        }
+        if !self.asked {
             return Ok(());
         }
-        let path = format!("/v{VERSION}/installations/{id}/cancel");
-        let (status, body) = self.ask(Method::POST, &path, None, None).await?;
-        said(&self.client.who, status, &body).map(|_| ())
+        // The request may be on its way still: the driver is told what it is not to begin.
+        let path = format!("/v{VERSION}/cancellations");
+        let asked = self.post(hold, Leave::Tidy, (&path, Some(hold.job)), None);
+        let (status, body) = asked.await?;
+        match said(&self.client.who, status, &body)? {
+            Said::Installation(_) => Ok(()),
+            Said::Forgotten => {
+                let who = &self.client.who;
+                let detail = format!(
+                    "{who} cannot cancel {} by its key: look whether it installs {}",
+                    hold.job, self.server
+                );
+                Err(error(Class::Permanent, "driver_uncancelled", detail))
+            }
+        }
     }
 }

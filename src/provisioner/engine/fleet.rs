@@ -32,6 +32,7 @@ const QUICK: Settings = Settings {
         longest: Duration::from_millis(10),
     },
     at_once: 8,
+    installs_at_once: 2,
     look: Duration::from_millis(100),
     look_again: Duration::from_secs(5),
     lease: Duration::from_secs(2),

@@ -22,6 +22,7 @@ const FAST: Settings = Settings {
         longest: Duration::from_millis(10),
     },
     at_once: 8,
+    installs_at_once: 2,
     look: Duration::from_millis(100),
     look_again: Duration::from_secs(5),
     lease: Duration::from_secs(15),
@@ -877,4 +878,55 @@ async fn what_a_script_prints_is_kept_while_it_runs_and_shown_in_parts() {
     );
     assert!(step.repeatable.contains("never started twice"));
     assert_eq!(rig.store.log(&id, Some("nothing")).await.unwrap(), None);
+}
+
+/// An hour of installing keeps no place from what takes seconds.
+#[tokio::test]
+async fn an_installation_takes_no_place() {
+    use crate::model::machine::{Boot, Door, Driver, HttpDriver, Image};
+    let mut rig = Rig::new().await;
+    let mut files = inventory();
+    files.roles.get_mut("web.shop.example").unwrap().install = true;
+    let image = Image {
+        os: "debian-12".into(),
+        boot: Boot::Pxe,
+        timeout: Duration::from_secs(3600),
+        enrolment_keys: vec!["ssh-ed25519 AAAAimage".into()],
+    };
+    files.images.insert(image.os.clone(), image);
+    let bare = files.servers.get_mut("spare1").unwrap();
+    bare.wipe = true;
+    bare.driver = Driver::Http(Box::new(HttpDriver {
+        door: Door {
+            url: "https://installer.example".parse().unwrap(),
+            pin: None,
+            credential: "installer".into(),
+        },
+        machine: "7".into(),
+    }));
+    rig.store.apply(&files, false, "test").await.unwrap();
+    for spare in ["spare2", "spare3"] {
+        rig.store
+            .maintain(spare, Some("later"), "test")
+            .await
+            .unwrap();
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("os_install".to_owned(), Arc::clone(&gate)));
+    let settings = Settings { at_once: 1, ..FAST };
+    rig.start_at("centre", settings, rig.store.clone());
+    let first = rig.ask("k1", "10.0.0.1").await;
+    let installs = |r: &Replacement| {
+        r.steps
+            .iter()
+            .any(|s| s.step == "os_install" && s.state == "running")
+    };
+    rig.until(&first, installs).await;
+    rig.store.maintain("spare2", None, "test").await.unwrap();
+    let second = rig.ask("k2", "10.0.0.2").await;
+    rig.until_state(&second, ReplacementState::Attaching).await;
+    let r = rig.store.replacement(&first).await.unwrap();
+    assert_eq!(r.state, ReplacementState::Configuring);
+    gate.add_permits(1);
+    rig.until_state(&first, ReplacementState::Attaching).await;
 }

@@ -1,6 +1,6 @@
 //! How servers get their operating system: `driver` of a server, `[[image]]`s of `roles.toml`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use toml::Spanned;
 
@@ -48,7 +48,7 @@ pub(super) fn driver(d: &mut Diagnostics, server: &Entry<'_>) -> Option<Driver> 
             let own = ["machine"];
             entry.only(d, "a driver of kind \"http\"", &[&door[..], &own].concat());
             let machine = entry.required(d, "machine");
-            let door = self::door(d, &entry, false)?;
+            let (door, _) = self::door(d, &entry, false)?;
             let machine = machine?.into_inner();
             Some(Driver::Http(Box::new(HttpDriver { door, machine })))
         }
@@ -61,7 +61,15 @@ pub(super) fn driver(d: &mut Diagnostics, server: &Entry<'_>) -> Option<Driver> 
 }
 
 fn redfish(d: &mut Diagnostics, entry: &Entry<'_>) -> Option<Redfish> {
-    let door = door(d, entry, true);
+    let door = door(d, entry, true).filter(|(door, at)| {
+        let bare = door.url.base.is_empty();
+        if !bare {
+            let message =
+                "the url of a controller ends with its host or port: the path is `system`";
+            d.push(at.clone(), message);
+        }
+        bare
+    });
     let system = entry.required(d, "system");
     let media = entry.text(d, "media");
     for path in system.iter().chain(&media) {
@@ -84,7 +92,7 @@ fn redfish(d: &mut Diagnostics, entry: &Entry<'_>) -> Option<Redfish> {
         &[("uefi", BootMode::Uefi), ("legacy", BootMode::Legacy)],
     );
     Some(Redfish {
-        door: door?,
+        door: door?.0,
         system: system?.into_inner(),
         media: media.map(Spanned::into_inner),
         login: login.unwrap_or_default(),
@@ -92,7 +100,7 @@ fn redfish(d: &mut Diagnostics, entry: &Entry<'_>) -> Option<Redfish> {
     })
 }
 
-fn door(d: &mut Diagnostics, entry: &Entry<'_>, secure: bool) -> Option<Door> {
+fn door(d: &mut Diagnostics, entry: &Entry<'_>, secure: bool) -> Option<(Door, Range<usize>)> {
     let url = entry.required(d, "url");
     let credential = entry.required(d, "credential");
     let pin = entry.text(d, "pin_sha256").and_then(|text| pin(d, &text));
@@ -108,6 +116,7 @@ fn door(d: &mut Diagnostics, entry: &Entry<'_>, secure: bool) -> Option<Door> {
     });
     let (url, at) = url?;
     if !url.secure && (secure || pin.is_some()) {
+        let at = at.clone();
         let message = if secure {
             "a controller is asked over https:// alone"
         } else {
@@ -115,11 +124,12 @@ fn door(d: &mut Diagnostics, entry: &Entry<'_>, secure: bool) -> Option<Door> {
         };
         d.push(at, message);
     }
-    Some(Door {
+    let door = Door {
         url,
         pin,
         credential: credential?.into_inner(),
-    })
+    };
+    Some((door, at))
 }
 
 /// Reads the `[[image]]`s.

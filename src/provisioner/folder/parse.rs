@@ -559,6 +559,7 @@ impl Parser<'_> {
     fn read_servers(&mut self, servers: &Sections<'_>, roles_known: bool) {
         let d = &mut self.servers;
         let (mut names, mut all, mut ssh) = (Seen::default(), Seen::default(), Seen::default());
+        let mut machines = Seen::default();
         for e in &servers.entries {
             let found_name = e.required(d, "name");
             let hint = "list where the server serves, as in addresses = [\"192.0.2.10\"]";
@@ -567,6 +568,9 @@ impl Parser<'_> {
             let ssh_port = e.port(d, "ssh_port", 22);
             let hint = "give the content of the server's /etc/ssh/ssh_host_ed25519_key.pub";
             let driver = machines::driver(d, e);
+            if let Some(machine) = driver.as_ref().and_then(Driver::machine) {
+                machines.once(d, "machine of a driver", machine, e.span());
+            }
             let wipe = e.flag(d, "wipe", false);
             let keys = match driver {
                 Some(Driver::Ready) => e.list(d, "host_keys", hint),

@@ -212,6 +212,37 @@ fn drivers_and_images_are_read() {
     assert_eq!(inventory.servers["spare1"].driver.kind(), "http");
 }
 
+/// A line that was copied powers off and wipes another's machine.
+#[test]
+fn a_machine_is_named_once() {
+    let driver = |url: &str| {
+        format!(
+            "driver = {{ kind = \"redfish\", url = \"{url}\", system = \"/redfish/v1/Systems/1\", \
+             credential = \"bmc\" }}\n"
+        )
+    };
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOjHGtJGwZPpcbH1Nb5cjC9UwfssTOxihIlZu+QoNatm";
+    let server = |n: u8, url: &str| {
+        format!(
+            "[[server]]\nname = \"s{n}\"\naddresses = [\"192.0.2.{n}\"]\nhost_keys = [\"{key}\"]\n{}",
+            driver(url)
+        )
+    };
+    let both = |a: &str, b: &str| {
+        let servers = server(1, a) + &server(2, b);
+        read([ROLE, SOFTWARE, "", &servers])
+    };
+    let said = both("https://bmc7", "https://BMC7:443").unwrap_err();
+    assert!(
+        said.contains("machine of a driver bmc7:443/redfish/v1/Systems/1 is already at line 1"),
+        "{said}"
+    );
+    both("https://bmc7", "https://bmc8").unwrap();
+    // It would be dropped without a word.
+    let said = both("https://bmc7/redfish", "https://bmc8").unwrap_err();
+    assert!(said.contains("the path is `system`"), "{said}");
+}
+
 #[test]
 fn needs_are_of_the_role_and_end_somewhere() {
     let part =

@@ -289,3 +289,104 @@ async fn a_spare_that_is_given_back_is_cleaned_once_nobody_has_it() {
     assert_eq!(again.spare.unwrap().name, "spare1");
     pool.end().await;
 }
+
+/// Hands that put away what was left.
+#[derive(Clone)]
+struct Tidies {
+    hands: FakeHands,
+    store: Store,
+    tries: Arc<std::sync::atomic::AtomicU32>,
+}
+
+impl Hands for Tidies {
+    async fn perform(
+        &self,
+        order: &Order,
+        said: crate::provisioner::order::Said<'_>,
+    ) -> Result<crate::provisioner::order::Done, crate::provisioner::order::StepError> {
+        self.hands.perform(order, said).await
+    }
+
+    async fn tidy(&self, server: &Server) -> Result<(), crate::provisioner::order::StepError> {
+        use crate::provisioner::driver::Ledger;
+        self.tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let left = self.store.left_behind(&server.name).await.unwrap().unwrap();
+        self.store.tidied(&server.name, &left).await.unwrap();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_an_installation_left_is_put_away_in_a_quarantine() {
+    use crate::provisioner::{
+        driver::{Ledger, Noting},
+        store::Note,
+        workflow::{Event, Retry},
+    };
+    let home = Home::of("sqlite").await;
+    let store = home.open().await;
+    store.apply(&inventory(), false, "test").await.unwrap();
+    let hands = Tidies {
+        hands: FakeHands::default(),
+        store: store.clone(),
+        tries: Arc::default(),
+    };
+    let settings = Settings {
+        rehearse: None,
+        turn: Duration::from_millis(5),
+    };
+    let stop = CancellationToken::new();
+    let mut keeper = JoinSet::new();
+    keeper.spawn(run(
+        store.clone(),
+        Arc::new(hands.clone()),
+        settings,
+        Observer::nobody(),
+        stop.clone(),
+    ));
+    store
+        .register(&"lb1".parse().unwrap(), &registration("lb1"))
+        .await
+        .unwrap();
+    store.ask("k1", &request("lb1", "10.0.0.1")).await.unwrap();
+    let run = store.begin_run("test").await.unwrap();
+    let lease = store.lease(&run, LONG, 1).await.unwrap().remove(0);
+    let claim = crate::provisioner::store::Claim {
+        server: "spare1",
+        role: "web.shop.example",
+        steps: &[Step::Fence],
+        rejected: Vec::new(),
+    };
+    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let noting = Noting {
+        text: "loading",
+        ahead: false,
+        forgets: false,
+    };
+    store
+        .note_installation("spare1", lease.fence(), noting)
+        .await
+        .unwrap();
+    let (position, class) = (0, crate::provisioner::order::Class::Permanent);
+    let reason = "overran: not ended".to_owned();
+    let failed = Event::Failed {
+        position,
+        class,
+        reason,
+    };
+    for event in [Event::Started { position }, failed] {
+        let (note, retry) = (Note::default(), Retry::STANDARD);
+        store.advance(&lease, &event, note, &retry).await.unwrap();
+    }
+    until(async || {
+        let world = store.world().await.unwrap();
+        let spare = world.servers.get("spare1").unwrap();
+        (!spare.keeping.untidy).then_some(())
+    })
+    .await;
+    assert_eq!(hands.tries.load(std::sync::atomic::Ordering::SeqCst), 1);
+    stop.cancel();
+    while let Some(ended) = keeper.join_next().await {
+        ended.unwrap();
+    }
+}

@@ -176,11 +176,25 @@ pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
             }
         }
     }
+    all.extend(one_machine(wanted.servers.values()));
     if all.is_empty() {
         Ok(())
     } else {
         Err(Problems(all))
     }
+}
+
+/// Drivers of different servers that name the same machine: who installs the one wipes the other.
+fn one_machine<'s>(servers: impl Iterator<Item = &'s Server>) -> impl Iterator<Item = String> {
+    let mut owner = BTreeMap::new();
+    servers.filter_map(move |server| {
+        let machine = server.driver.machine()?;
+        let other = owner.insert(machine, &server.name)?;
+        Some(format!(
+            "the drivers of {other} and {} name the same machine: who installs one wipes the other",
+            server.name
+        ))
+    })
 }
 
 /// Compares the store with the files.
@@ -227,18 +241,26 @@ enum Hold<'a> {
     PassedOn(String),
 }
 
+/// A replacement works on it.
+const fn in_hand(s: &PoolServer) -> bool {
+    matches!(
+        s.state,
+        ServerState::Claimed | ServerState::Configuring | ServerState::Testing
+    )
+}
+
 fn hold<'a>(world: &'a World, s: &PoolServer) -> Hold<'a> {
     let held = s
         .server
         .addresses
         .iter()
         .find_map(|a| world.assignments.get(a));
-    if matches!(
-        s.state,
-        ServerState::Claimed | ServerState::Configuring | ServerState::Testing
-    ) {
+    if in_hand(s) {
         let id = s.claimed_for.as_ref().map_or("?", |id| id.as_str());
         return Hold::Busy(format!("is being configured by {id}"));
+    }
+    if s.keeping.untidy {
+        return Hold::Busy("may keep a boot override or image of an installation".to_owned());
     }
     match held {
         Some(Assignment {
@@ -308,7 +330,13 @@ impl Diff {
         }
         becomes.labels.clone_from(&new.labels);
         becomes.reserved_for.clone_from(&new.reserved_for);
-        if old.server.driver != new.driver {
+        // Half an installation by one machine's controller, and half by another's.
+        if old.server.driver != new.driver && in_hand(old) {
+            if let Hold::Busy(why) = &hold {
+                let kind = old.server.driver.kind();
+                held.push(format!("driver stays {kind} as it was: it {why}"));
+            }
+        } else if old.server.driver != new.driver {
             details.push(match old.server.driver.kind() == new.driver.kind() {
                 true => format!("other settings of its driver {}", new.driver.kind()),
                 false => format!(
@@ -460,7 +488,7 @@ impl Diff {
             }
         }
         let mut owner: BTreeMap<IpAddr, &str> = BTreeMap::new();
-        let mut all = Vec::new();
+        let mut all: Vec<String> = one_machine(servers.values().copied()).collect();
         for (name, server) in servers {
             for address in &server.addresses {
                 if let Some(other) = owner.insert(*address, name) {

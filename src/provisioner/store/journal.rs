@@ -11,7 +11,7 @@ use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Actor, Entry, Lease, News, Store, StoreError, Tx, audit, failed,
+    Actor, Entry, Lease, News, Store, StoreError, Tx, audit, failed, installation,
     lease::guard,
     next_fence, now_ms,
     offer::offer,
@@ -27,7 +27,7 @@ use crate::{
         wire::{PassedOver, ReplacementState},
     },
     provisioner::{
-        order::{Class, FENCE, Step},
+        order::{Class, FENCE, OS_INSTALL, Step},
         workflow::{AttemptEnd, Event, Hand, Journal, Kind, Mark, MarkState, Retry, SpareChange},
     },
 };
@@ -338,7 +338,7 @@ impl Store {
 async fn take(tx: &mut Tx, id: &ReplacementId, claim: &Claim) -> Result<bool, StoreError> {
     let taken = sqlx::query(
         "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
-         WHERE name = $1 AND state IN ('ready', 'standby')",
+         WHERE name = $1 AND state IN ('ready', 'standby') AND maintenance IS NULL",
     )
     .bind(claim.server.as_str())
     .bind(id.as_str())
@@ -576,7 +576,10 @@ pub(super) async fn apply(
             mark(tx, &work, *position, MarkState::Running, false, &note).await?
         }
         Event::Done { position } => {
-            mark(tx, &work, *position, MarkState::Done, false, &note).await?
+            mark(tx, &work, *position, MarkState::Done, false, &note).await?;
+            if let Some(server) = installed(&work, *position) {
+                installation::close(tx, server).await?;
+            }
         }
         Event::Failed {
             position,
@@ -701,6 +704,13 @@ async fn mark(
     }
 }
 
+/// The server whose operating system is installed with this step.
+fn installed(work: &Work, position: usize) -> Option<&str> {
+    let hand = work.journal.hand.as_ref()?;
+    let mark = hand.steps.get(position)?;
+    (mark.name == OS_INSTALL).then_some(hand.server.as_str())
+}
+
 /// Notes at the spare in hand where it failed.
 async fn note_failure(
     tx: &mut Tx,
@@ -732,6 +742,11 @@ async fn move_spare(
     let id = &work.id;
     // One that is let go of belongs to nobody.
     let holder = spare.ended.is_none().then(|| id.as_str());
+    let left = installation::left(tx, &spare.server).await?;
+    let reason = spare.reason.as_ref().map(|reason| match spare.state {
+        ServerState::Quarantined => format!("{reason}{left}"),
+        _ => reason.clone(),
+    });
     // One that was made ready beforehand, and on which nothing else was begun, is that again.
     sqlx::query(
         "UPDATE server SET reason = $3, replacement = $4, \
@@ -741,12 +756,7 @@ async fn move_spare(
     .bind(spare.server.as_str())
     .bind(spare.state.as_str())
     // A sound server that was passed over says so in its `os_seen`.
-    .bind(
-        spare
-            .reason
-            .as_deref()
-            .filter(|_| spare.state != ServerState::Ready),
-    )
+    .bind(reason.filter(|_| spare.state != ServerState::Ready))
     .bind(holder)
     .execute(&mut **tx)
     .await

@@ -986,8 +986,10 @@ async fn no_driver_touches_a_server_that_is_not_in_hand() {
     let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
     let lease = claimed.unwrap().lease;
     let fence = lease.fence();
-    let note =
-        async |server: &str, fence| store.note_installation(server, fence, "at").await.unwrap();
+    let note = async |server: &str, fence| {
+        let noted = store.note_installation(server, fence, AT).await;
+        noted.unwrap()
+    };
     assert_eq!(note("spare1", fence).await, Held::Yes);
     // Neither another's fence, nor one that serves, nor a free one.
     assert_eq!(note("spare1", fence - 1).await, Held::No);
@@ -1038,6 +1040,13 @@ async fn no_driver_touches_a_server_that_is_not_in_hand() {
     assert_eq!(pins("spare1").await, ["ssh-ed25519 AAAAnew"]);
 }
 
+/// Somewhere behind the wiping.
+const AT: crate::provisioner::driver::Noting<'static> = crate::provisioner::driver::Noting {
+    text: "at",
+    ahead: false,
+    forgets: false,
+};
+
 #[tokio::test]
 async fn who_was_cancelled_still_tidies_up() {
     use crate::provisioner::driver::{Held, Ledger};
@@ -1053,7 +1062,7 @@ async fn who_was_cancelled_still_tidies_up() {
     let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
     let lease = claimed.unwrap().lease;
     store.cancel(&id, "test").await.unwrap();
-    let held = store.note_installation("spare1", lease.fence(), "at").await;
+    let held = store.note_installation("spare1", lease.fence(), AT).await;
     assert_eq!(held.unwrap(), Held::Cancelled);
 }
 
@@ -1098,4 +1107,283 @@ async fn drivers_images_and_leave_to_wipe_are_kept() {
     assert_eq!(kept, files.servers.get("spare1").unwrap());
     let again = store.apply(&files, false, "test").await.unwrap();
     assert!(!again.applied, "{again:?}");
+}
+
+/// A replacement with spare1 in hand whose operating system is being installed, as far as `text`.
+async fn installing(store: &Store, text: &str) -> (ReplacementId, Lease) {
+    use crate::{
+        model::machine::{Boot, Image},
+        provisioner::driver::{Held, Ledger, Noting},
+    };
+    let id = asked(store, "lb1.1", "lb1", "10.0.0.1").await;
+    let lease = leased(store, "test", &id).await;
+    let image = Image {
+        os: "debian-12".into(),
+        boot: Boot::Pxe,
+        timeout: Duration::from_secs(60),
+        enrolment_keys: Vec::new(),
+    };
+    let install = Step::OsInstall {
+        job: "j".into(),
+        image,
+    };
+    let claim = Claim {
+        server: "spare1",
+        role: "web.shop.example",
+        steps: &[install, Step::Fence],
+        rejected: Vec::new(),
+    };
+    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    tell(store, &lease, Event::Started { position: 0 }).await;
+    let noting = Noting { text, ..AT };
+    let held = store
+        .note_installation("spare1", lease.fence(), noting)
+        .await;
+    assert_eq!(held.unwrap(), Held::Yes);
+    (id, lease)
+}
+
+async fn tell(store: &Store, lease: &Lease, event: Event) {
+    let note = Note::default();
+    store
+        .advance(lease, &event, note, &Retry::STANDARD)
+        .await
+        .unwrap();
+}
+
+async fn spare1(store: &Store) -> crate::provisioner::plan::PoolServer {
+    let mut world = store.world().await.unwrap();
+    world.servers.remove("spare1").unwrap()
+}
+
+/// Whatever way an attempt ends whose installation was begun, its spare is not free before that is put away.
+#[tokio::test]
+async fn what_an_installation_left_holds_its_spare() {
+    use crate::provisioner::{driver::Ledger, order::Class};
+    for cancelled in [false, true] {
+        let (_dir, store) = fresh().await;
+        let (id, lease) = installing(&store, "loading").await;
+        if cancelled {
+            store.cancel(&id, "test").await.unwrap();
+            tell(&store, &lease, Event::Abandoned).await;
+        } else {
+            assert_eq!(store.left_behind("spare1").await.unwrap(), None, "in hand");
+            for _ in 0..Retry::STANDARD.tries {
+                let failed = Event::Failed {
+                    position: 0,
+                    class: Class::Transient,
+                    reason: "driver_silent: no answer".into(),
+                };
+                tell(&store, &lease, failed).await;
+                if spare1(&store).await.state == ServerState::Configuring {
+                    tell(&store, &lease, Event::Started { position: 0 }).await;
+                }
+            }
+        }
+        let spare = spare1(&store).await;
+        assert_eq!(spare.state, ServerState::Quarantined);
+        assert!(spare.reason.unwrap().contains("may be left"));
+        let mut tx = store.begin().await.unwrap();
+        sqlx::query("UPDATE server SET quarantined_until = 1 WHERE name = 'spare1'")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        store.commit(tx, News::State).await.unwrap();
+        assert_eq!(store.end_quarantines().await.unwrap(), [""; 0]);
+        // Nor does it come to a role by the files, or to another machine's controller.
+        let mut files = inventory();
+        let web = Some("web.shop.example".to_owned());
+        files.servers.get_mut("spare1").unwrap().role = web;
+        let answer = store.apply(&files, false, "test").await.unwrap();
+        assert_eq!(said(&answer, ChangeAction::Held).len(), 1, "{answer:?}");
+        assert_eq!(spare1(&store).await.state, ServerState::Quarantined);
+
+        // One of several provisioners tries, and not all the time.
+        let now = WallMillis(now_ms().0);
+        let before = WallMillis(now.0 - 600_000);
+        assert_eq!(store.begin_tidying(before).await.unwrap(), ["spare1"]);
+        assert_eq!(store.begin_tidying(before).await.unwrap(), [""; 0]);
+        let left = store.left_behind("spare1").await.unwrap().unwrap();
+        store.tidied("spare1", "another").await.unwrap();
+        assert!(store.left_behind("spare1").await.unwrap().is_some());
+        store.tidied("spare1", &left).await.unwrap();
+        assert_eq!(store.left_behind("spare1").await.unwrap(), None);
+        assert!(!spare1(&store).await.reason.unwrap().contains("may be left"));
+        assert_eq!(store.end_quarantines().await.unwrap(), ["spare1"]);
+        assert_eq!(spare1(&store).await.state, ServerState::Ready);
+    }
+}
+
+#[tokio::test]
+async fn an_installation_that_succeeded_leaves_nothing() {
+    let (_dir, store) = fresh().await;
+    let (_id, lease) = installing(&store, "returning").await;
+    assert!(spare1(&store).await.keeping.untidy);
+    tell(&store, &lease, Event::Done { position: 0 }).await;
+    assert!(!spare1(&store).await.keeping.untidy);
+}
+
+#[tokio::test]
+async fn who_releases_a_spare_says_that_nothing_is_left() {
+    use crate::provisioner::order::Class;
+    let (_dir, store) = fresh().await;
+    let (_id, lease) = installing(&store, "loading").await;
+    let failed = Event::Failed {
+        position: 0,
+        class: Class::Permanent,
+        reason: "power_stuck: on".into(),
+    };
+    tell(&store, &lease, failed).await;
+    let done = store.release("spare1", "test").await.unwrap();
+    assert_eq!(done, ServerOutcome::Done);
+    assert!(!spare1(&store).await.keeping.untidy);
+}
+
+/// What was decided a moment ago, and is no longer so.
+#[tokio::test]
+async fn maintenance_and_reservations_hold_against_what_was_decided() {
+    use crate::provisioner::{upkeep::Upkeep, workflow::Kind};
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "lb1.1", "lb1", "10.0.0.1").await;
+    let lease = leased(&store, "test", &id).await;
+    let claim = || Claim {
+        server: "spare1",
+        role: "web.shop.example",
+        steps: &[Step::Fence],
+        rejected: Vec::new(),
+    };
+    let warm = Upkeep {
+        kind: Kind::Warm,
+        server: "spare1".into(),
+        state: ServerState::Ready,
+        role: "web.shop.example".into(),
+    };
+    let begun = async || {
+        let id = new_id("warm").unwrap();
+        let begun = store.begin_upkeep(&id, &warm, &[Step::Fence]).await;
+        begun.unwrap()
+    };
+    store
+        .maintain("spare1", Some("disks"), "test")
+        .await
+        .unwrap();
+    assert_eq!(store.claim(&lease, claim()).await.unwrap(), None);
+    assert!(!begun().await);
+    store.maintain("spare1", None, "test").await.unwrap();
+    let mut files = inventory();
+    let mut other = files.roles.get("web.shop.example").unwrap().clone();
+    other.code = "db.shop.example".into();
+    files.roles.insert(other.code.clone(), other);
+    let spare = files.servers.get_mut("spare1").unwrap();
+    spare.reserved_for = vec!["db.shop.example".into()];
+    store.apply(&files, false, "test").await.unwrap();
+    assert!(!begun().await);
+    store.apply(&inventory(), false, "test").await.unwrap();
+    assert!(store.claim(&lease, claim()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_disk_is_not_wiped_once_that_is_forbidden() {
+    use crate::provisioner::driver::{Held, Ledger, Noting};
+    let (_dir, store) = fresh().await;
+    let mut files = inventory();
+    files.servers.get_mut("spare1").unwrap().wipe = true;
+    store.apply(&files, false, "test").await.unwrap();
+    let (_id, lease) = installing(&store, "stopping").await;
+    let note = async |ahead, forgets| {
+        let noting = Noting {
+            text: "next",
+            ahead,
+            forgets,
+        };
+        let noted = store
+            .note_installation("spare1", lease.fence(), noting)
+            .await;
+        noted.unwrap()
+    };
+    let keys = ["ssh-ed25519 AAAAown".to_owned()];
+    let fence = lease.fence();
+    store.learn_host_keys("spare1", fence, &keys).await.unwrap();
+    assert_eq!(note(true, false).await, Held::Yes);
+    assert_eq!(spare1(&store).await.server.learnt_keys, keys);
+    assert_eq!(note(true, true).await, Held::Yes);
+    assert_eq!(spare1(&store).await.server.learnt_keys, [""; 0]);
+    store.apply(&inventory(), false, "test").await.unwrap();
+    assert_eq!(note(true, false).await, Held::Spared);
+    // It is wiped by now: what follows is putting away.
+    assert_eq!(note(false, false).await, Held::Yes);
+}
+
+/// What a rehearsal cannot see stays until somebody has looked.
+#[tokio::test]
+async fn an_image_left_in_a_drive_is_told_until_the_server_is_released() {
+    let (_dir, store) = fresh().await;
+    let found = |trouble: Option<&str>| Rehearsed {
+        os: None,
+        trouble: trouble.map(str::to_owned),
+    };
+    let trouble = async || spare1(&store).await.keeping.trouble;
+    let left = Some("media_left: an image");
+    store.rehearsed("spare1", &found(left)).await.unwrap();
+    assert!(!store.rehearsed("spare1", &found(None)).await.unwrap());
+    assert_eq!(trouble().await.as_deref(), left);
+    store.release("spare1", "test").await.unwrap();
+    assert_eq!(trouble().await, None);
+}
+
+#[tokio::test]
+async fn no_two_servers_name_one_machine() {
+    use crate::model::machine::{Door, Driver, HttpDriver, Login, Redfish};
+    let door = |url: &str| Door {
+        url: url.parse().unwrap(),
+        pin: None,
+        credential: "bmc".into(),
+    };
+    let redfish = |url: &str, system: &str| {
+        Driver::Redfish(Box::new(Redfish {
+            door: door(url),
+            system: system.into(),
+            media: None,
+            login: Login::Basic,
+            boot_mode: None,
+        }))
+    };
+    let http = |machine: &str| {
+        Driver::Http(Box::new(HttpDriver {
+            door: door("https://installer.example/x"),
+            machine: machine.into(),
+        }))
+    };
+    let (_dir, store) = fresh().await;
+    let with = |first: Driver, second: Driver| {
+        let mut files = inventory();
+        files.servers.get_mut("web1").unwrap().driver = first;
+        files.servers.get_mut("spare1").unwrap().driver = second;
+        files
+    };
+    let (one, two) = ("/redfish/v1/Systems/1", "/redfish/v1/Systems/2");
+    for files in [
+        with(
+            redfish("https://bmc7", one),
+            redfish("https://BMC7:443", one),
+        ),
+        with(http("7"), http("7")),
+    ] {
+        let e = store.apply(&files, true, "test").await.unwrap_err();
+        let e = crate::telemetry::Chain(&e).to_string();
+        assert!(
+            e.contains("the drivers of spare1 and web1 name the same machine"),
+            "{e}"
+        );
+    }
+    let files = with(redfish("https://bmc7", one), redfish("https://bmc7", two));
+    store.apply(&files, false, "test").await.unwrap();
+    // A server in hand keeps its driver: half an installation by each would be none.
+    installing(&store, "loading").await;
+    let changed = with(redfish("https://bmc7", one), redfish("https://bmc8", two));
+    let answer = store.apply(&changed, false, "test").await.unwrap();
+    let held = said(&answer, ChangeAction::Held);
+    assert!(held[0].contains("driver stays"), "{held:?}");
+    let kept = spare1(&store).await.server.driver;
+    assert_eq!(kept, redfish("https://bmc7", two));
 }

@@ -72,7 +72,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let stands = pool::state(&mut tx, &of.server).await? == Some(of.state);
         let served = attached(&mut tx).await?.contains_key(&of.server);
-        if !stands || served {
+        if !stands || served || !is_free(&mut tx, of).await? {
             tx.rollback().await.map_err(failed("end a reading"))?;
             return Ok(false);
         }
@@ -106,6 +106,23 @@ impl Store {
         self.commit(tx, News::Work).await?;
         Ok(true)
     }
+}
+
+/// Whether nobody has said meanwhile that a server is not for this, and nothing is left to be put away on it.
+async fn is_free(tx: &mut Tx, of: &Upkeep) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "SELECT reserved_for FROM server WHERE name = $1 AND maintenance IS NULL AND installation IS NULL",
+    )
+    .bind(of.server.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(failed("look whether a server is free"))?;
+    let Some(row) = row else {
+        return Ok(false);
+    };
+    let reserved: Vec<String> = row.json("reserved_for")?;
+    let for_it = reserved.is_empty() || reserved.contains(&of.role);
+    Ok(for_it || of.kind == Kind::Clean)
 }
 
 /// What becomes of a server on which everything is done.

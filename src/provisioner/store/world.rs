@@ -233,7 +233,8 @@ async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
     let rows = sqlx::query(
         "SELECT name, ssh_address, ssh_port, host_keys, learnt_keys, driver, wipe, files_role, state, \
          reason, os_seen, replacement, labels, reserved_for, maintenance, quarantined_until, failed_ms, \
-         rehearsed_ms, trouble, warm, clean_after, placed FROM server",
+         rehearsed_ms, trouble, warm, clean_after, placed, \
+         CASE WHEN installation IS NULL THEN 0 ELSE 1 END AS untidy FROM server",
     )
     .fetch_all(&mut **tx)
     .await
@@ -263,6 +264,7 @@ async fn pool(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
             trouble: row.text_opt("trouble")?,
             warm: row.json_opt("warm")?,
             clean_after: row.text_opt("clean_after")?,
+            untidy: row.number("untidy")? != 0,
             placed: row.json("placed")?,
         };
         world.servers.insert(

@@ -42,6 +42,10 @@ pub(super) struct Habits {
     pub(super) sticky: bool,
     /// Answers 503 twice after each change.
     pub(super) busy: bool,
+    /// Keeps an image once a machine was installed from it.
+    pub(super) keeps_image: bool,
+    /// An override is good for every boot, and is not cleared.
+    pub(super) keeps_override: bool,
 }
 
 #[derive(Clone)]
@@ -63,8 +67,11 @@ struct Inner {
     /// Requests that changed something, in order.
     changes: Vec<String>,
     sessions: u32,
+    /// Those that were not given back.
+    open: u32,
     asked: u32,
     deaf: u32,
+    down: bool,
 }
 
 impl Bmc {
@@ -84,8 +91,10 @@ impl Bmc {
             left: 0,
             changes: Vec::new(),
             sessions: 0,
+            open: 0,
             asked: 0,
             deaf: 0,
+            down: false,
         };
         let bmc = Self {
             at,
@@ -129,6 +138,16 @@ impl Bmc {
 
     pub(super) fn sessions(&self) -> u32 {
         self.inner.lock().unwrap().sessions
+    }
+
+    /// Sessions that were not given back. Those that expired are forgotten.
+    pub(super) fn open_sessions(&self) -> u32 {
+        self.inner.lock().unwrap().open
+    }
+
+    /// Answers 503 from now on, or no longer.
+    pub(super) fn set_down(&self, down: bool) {
+        self.inner.lock().unwrap().down = down;
     }
 
     pub(super) fn is_tidy(&self) -> bool {
@@ -201,8 +220,8 @@ impl Inner {
         body: &Value,
     ) -> Response {
         self.asked += 1;
-        if self.habits.busy && self.deaf > 0 {
-            self.deaf -= 1;
+        if self.down || (self.habits.busy && self.deaf > 0) {
+            self.deaf = self.deaf.saturating_sub(1);
             return status(StatusCode::SERVICE_UNAVAILABLE, "starting up");
         }
         if let (&Method::POST, "/redfish/v1/SessionService/Sessions") = (method, path) {
@@ -210,6 +229,7 @@ impl Inner {
                 return status(StatusCode::UNAUTHORIZED, "no");
             }
             self.sessions += 1;
+            self.open = 1;
             self.left = self.habits.session.unwrap_or(0);
             let headers = [
                 ("x-auth-token", format!("token-{}", self.sessions)),
@@ -255,6 +275,7 @@ impl Inner {
             }))
             .into_response(),
             (&Method::DELETE, "/redfish/v1/SessionService/Sessions/9") => {
+                self.open = 0;
                 StatusCode::NO_CONTENT.into_response()
             }
             (&Method::PATCH, "/redfish/v1/Systems/1") => {
@@ -275,6 +296,10 @@ impl Inner {
             return status(StatusCode::PRECONDITION_FAILED, "etag");
         }
         let boot = &body["Boot"];
+        if self.habits.keeps_override && boot["BootSourceOverrideTarget"] == "None" {
+            self.changes.push("boot None, refused".to_owned());
+            return status(StatusCode::BAD_REQUEST, "None is not allowed");
+        }
         let mode = boot.get("BootSourceOverrideMode");
         if self.habits.refuses_mode && mode.is_some() {
             return status(
@@ -307,7 +332,7 @@ impl Inner {
                     _ => false,
                 };
                 self.machine.set_power(self.on, image);
-                if self.on && self.enabled == "Once" {
+                if self.on && self.enabled == "Once" && !self.habits.keeps_override {
                     self.enabled = "Disabled".into();
                 }
                 (
@@ -326,7 +351,12 @@ impl Inner {
                 StatusCode::NO_CONTENT.into_response()
             }
             "/redfish/v1/Managers/1/VM/Cd/Actions/VirtualMedia.EjectMedia" => {
+                if self.habits.keeps_image && self.machine.installations() > 0 {
+                    self.changes.push("eject, refused".into());
+                    return status(StatusCode::BAD_REQUEST, "in use");
+                }
                 self.changes.push("eject".into());
+                self.etag += 1;
                 self.inserted = false;
                 if !self.habits.sticky {
                     self.image.clear();

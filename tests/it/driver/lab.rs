@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,7 +25,7 @@ use understudy::{
         machine::{Boot, Driver, Image},
     },
     provisioner::{
-        driver::{Credentials, Held, Installer, Ledger, Pace},
+        driver::{Credentials, Held, Installer, Ledger, Noting, Pace},
         order::{Done, Hands, Order, Step, StepError},
         sealed::Masks,
         ssh::ClientKey,
@@ -44,6 +44,7 @@ pub(super) const PACE: Pace = Pace {
     // Power of the emulator changes within 11 s.
     patience: 120,
     silence: Duration::from_secs(20),
+    fresh: Duration::from_secs(20),
 };
 
 /// A file of the certificates that tests of TLS have.
@@ -282,6 +283,11 @@ impl Drop for Inner {
 pub(super) struct Notes {
     pub(super) notes: Arc<Mutex<Vec<String>>>,
     pub(super) keys: Arc<Mutex<Vec<String>>>,
+    /// Nothing is left to put away.
+    pub(super) closed: Arc<AtomicBool>,
+    pub(super) trouble: Arc<Mutex<Option<String>>>,
+    /// What was noted when the host keys were forgotten.
+    pub(super) forgot: Arc<Mutex<Option<String>>>,
     taken: Arc<AtomicUsize>,
     /// Then the server is somebody else's, or the replacement cancelled.
     pub(super) until: Option<(usize, Held)>,
@@ -321,14 +327,43 @@ impl Ledger for Notes {
         &self,
         _server: &str,
         _fence: u64,
-        note: &str,
+        noting: Noting<'_>,
     ) -> Result<Held, StoreError> {
         let held = self.held();
         if held == Held::Yes {
             self.taken.fetch_add(1, Ordering::SeqCst);
-            self.notes.lock().unwrap().push(note.to_owned());
+            self.notes.lock().unwrap().push(noting.text.to_owned());
+            if noting.forgets {
+                *self.forgot.lock().unwrap() = Some(noting.text.to_owned());
+            }
         }
         Ok(held)
+    }
+
+    async fn close_installation(&self, _server: &str, _fence: u64) -> Result<Held, StoreError> {
+        self.closed.store(true, Ordering::SeqCst);
+        Ok(self.held())
+    }
+
+    async fn note_trouble(
+        &self,
+        _server: &str,
+        _fence: u64,
+        trouble: &str,
+    ) -> Result<Held, StoreError> {
+        *self.trouble.lock().unwrap() = Some(trouble.to_owned());
+        Ok(self.held())
+    }
+
+    async fn left_behind(&self, _server: &str) -> Result<Option<String>, StoreError> {
+        let closed = self.closed.load(Ordering::SeqCst);
+        Ok(self.last().filter(|_| !closed))
+    }
+
+    async fn tidied(&self, _server: &str, note: &str) -> Result<(), StoreError> {
+        assert_eq!(self.last().as_deref(), Some(note));
+        self.closed.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     async fn learn_host_keys(

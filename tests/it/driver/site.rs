@@ -4,13 +4,17 @@ use std::{
     net::{Ipv4Addr, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::Ordering,
 };
 
 use axum::{Router, extract::State, routing::post};
 use tokio::net::TcpListener;
 use understudy::{
     model::machine::{Boot, Door, Driver, HttpDriver},
-    provisioner::{driver::Held, order::Class},
+    provisioner::{
+        driver::Held,
+        order::{Class, Hands},
+    },
 };
 
 use super::lab::{Machine, Notes, free_port, host_os};
@@ -145,4 +149,44 @@ async fn a_driver_is_told_to_stop_and_a_wrong_token_gets_nothing() {
         .await
         .unwrap_err();
     assert_eq!(e.code, "driver_auth_refused", "{e}");
+}
+
+/// The order's answer was lost, or the order is on its way still: its key is all that is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_begun_is_cancelled_by_its_key() {
+    let machine = Machine::new();
+    let example = Example::start(&machine, Some("exec sleep 600")).await;
+    let image = machine.image(Boot::Pxe);
+    let install =
+        |notes: Notes| machine.install(notes, "s3cret\n", example.driver(), image.clone());
+    // Asked; the answer may not be noted any more.
+    let notes = Notes::until(1, Held::Cancelled);
+    let e = install(notes.clone()).await.unwrap_err();
+    assert_eq!(e.code, "cancelled", "{e}");
+    assert!(notes.closed.load(Ordering::SeqCst));
+    let e = install(Notes::default()).await.unwrap_err();
+    assert!(e.detail.contains("cancelled"), "{e}");
+
+    // Noted, and never heard of: the order comes late.
+    let note = |job: &str| {
+        let notes = Notes::default();
+        let note =
+            format!(r#"{{"job": "{job}", "at": "?", "since": 0, "media": false, "wiped": false}}"#);
+        notes.notes.lock().unwrap().push(note);
+        notes
+    };
+    let machine = Machine::new();
+    let example = Example::start(&machine, None).await;
+    let installer = machine.installer(note("lb1.1-1"), "s3cret\n");
+    let server = machine.server(example.driver());
+    installer.tidy(&server).await.unwrap();
+    let late = machine.install(
+        Notes::default(),
+        "s3cret\n",
+        example.driver(),
+        machine.image(Boot::Pxe),
+    );
+    let e = late.await.unwrap_err();
+    assert!(e.detail.contains("cancelled"), "{e}");
+    assert_eq!(machine.installations(), 0);
 }

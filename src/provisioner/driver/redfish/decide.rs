@@ -1,15 +1,18 @@
 //! What is asked of a controller next, from what was read of it. PURE.
 //!
 //! ```text
-//!   stopping ──off──► loading ──image in, override set──► starting ──on──► installing
-//!      ▲ comes on by itself │                                               │      │
-//!      └────────────────────┘                            off by itself: the │      │ answers with what
-//!                                                       installation ended  │      │ is wanted
-//!                                                                           ▼      ▼
-//!                                      done ◄──answers── returning ◄─── unloading (image out,
-//!                                        ▲                 (on again)       │      override gone)
-//!                                        └───────────────answers────────────┘
+//!   stopping ──off──► loading ──image in, override set──► starting ──asked──► waking ──on──► installing
+//!      ▲ comes on by itself │                                                    │            │      │
+//!      └────────────────────┘                  it was on, and nobody looked: the │        off │      │ answers with
+//!                                                             installation ended │            │      │ what is wanted
+//!                                                                                ▼            ▼      ▼
+//!                                      done ◄──answers── returning ◄─────────────── unloading (override
+//!                                        ▲                 (on again)                   │      gone, image out)
+//!                                        └────────────────────answers───────────────────┘
 //! ```
+//!
+//! A boot override that cannot be put away is the end: the machine would be wiped when it boots next. An image that stays
+//! in its drive without one is told, and keeps nobody from its role.
 //!
 //! Power goes off first: whatever answers afterwards has booted since. A machine that is being installed
 //! is never powered off by us.
@@ -25,6 +28,8 @@ pub enum Phase {
     Loading,
     /// Power is to come on.
     Starting,
+    /// Power was asked for: it may have come on, whoever looked.
+    Waking,
     /// It boots, and installs.
     Installing,
     /// Image and override go away.
@@ -41,6 +46,7 @@ impl Phase {
             Self::Stopping => "stopping",
             Self::Loading => "loading",
             Self::Starting => "starting",
+            Self::Waking => "starting asked",
             Self::Installing => "installing",
             Self::Unloading => "unloading",
             Self::Returning => "returning",
@@ -54,12 +60,22 @@ impl Phase {
             Self::Stopping,
             Self::Loading,
             Self::Starting,
+            Self::Waking,
             Self::Installing,
             Self::Unloading,
             Self::Returning,
         ]
         .into_iter()
         .find(|p| p.as_str() == word)
+    }
+
+    /// Whether the disk is still as it was, and what is asked for leads to its wiping.
+    #[must_use]
+    pub const fn is_ahead(self) -> bool {
+        match self {
+            Self::Stopping | Self::Loading | Self::Starting | Self::Waking => true,
+            Self::Installing | Self::Unloading | Self::Returning => false,
+        }
     }
 }
 
@@ -81,6 +97,8 @@ pub struct Reading {
     pub power: Power,
     /// Where it boots from next, where an override is in force.
     pub boots_from: Option<String>,
+    /// The override outlives a boot, whatever was asked.
+    pub lasting: bool,
     /// The virtual drive, where one is used.
     pub media: Option<Media>,
 }
@@ -145,9 +163,27 @@ pub struct State {
     rounds: u32,
     /// The image was inserted by this run while power was off: some controllers tell another URL.
     inserted: bool,
-    /// What could not be put away stays.
-    given_up: bool,
+    /// What could not be put away, request by request.
+    given_up: GivenUp,
+    /// Every reading since power was asked for was this run's.
+    watched: bool,
     off: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct GivenUp {
+    eject: bool,
+    clear: bool,
+}
+
+impl GivenUp {
+    const fn has(self, request: Request) -> bool {
+        match request {
+            Request::Eject => self.eject,
+            Request::ClearOverride => self.clear,
+            Request::PowerOff | Request::PowerOn | Request::Insert | Request::Override => false,
+        }
+    }
 }
 
 /// Power has to be seen off so often before an installation has ended: some controllers say so for a
@@ -165,7 +201,11 @@ impl State {
             asks: 0,
             rounds: 0,
             inserted: false,
-            given_up: false,
+            given_up: GivenUp {
+                eject: false,
+                clear: false,
+            },
+            watched: false,
             off: 0,
         }
     }
@@ -183,11 +223,41 @@ impl State {
     pub fn refused(&mut self, request: Request) -> bool {
         let tidying = matches!(request, Request::Eject | Request::ClearOverride);
         if tidying && self.phase == Phase::Unloading {
-            self.given_up = true;
+            *self = self.without(request);
             return true;
         }
         // A state that it has already: the next reading shows it.
         matches!(request, Request::PowerOff | Request::PowerOn)
+    }
+
+    /// Gives up one request, and what else is to be asked begins afresh.
+    fn without(self, request: Request) -> Self {
+        let GivenUp { eject, clear } = self.given_up;
+        Self {
+            given_up: GivenUp {
+                eject: eject || request == Request::Eject,
+                clear: clear || request == Request::ClearOverride,
+            },
+            last: None,
+            waited: 0,
+            asks: 0,
+            ..self
+        }
+    }
+
+    /// Whether this can be put away no more.
+    #[must_use]
+    pub const fn has_given_up(&self, request: Request) -> bool {
+        self.given_up.has(request)
+    }
+
+    /// A reading failed: what happened meanwhile was not seen.
+    #[must_use]
+    pub const fn unseen(self) -> Self {
+        Self {
+            watched: false,
+            ..self
+        }
     }
 
     /// The last request may not have reached the controller: it is made again at once, and not counted.
@@ -247,8 +317,27 @@ pub fn decide(
             Some(request) => state.ask(request, patience),
             None => go(state, Phase::Starting),
         },
-        (Phase::Starting, Power::Off) => state.ask(Request::PowerOn, patience),
-        (Phase::Starting, Power::On) => go(state, Phase::Installing),
+        (Phase::Starting, Power::Off) => {
+            let waking = State {
+                watched: true,
+                ..state.enter(Phase::Waking)
+            };
+            waking.ask(Request::PowerOn, patience)
+        }
+        (Phase::Waking, Power::Off) => {
+            let gone = override_left(reading).is_none();
+            // An override that outlives boots does not tell whether there was one.
+            match gone || (reading.lasting && !state.watched) {
+                false => state.ask(Request::PowerOn, patience),
+                // Power may be slow.
+                true if state.waited < patience => {
+                    let waited = state.waited + 1;
+                    (State { waited, ..state }, Next::Wait)
+                }
+                true => go(state, Phase::Unloading),
+            }
+        }
+        (Phase::Starting | Phase::Waking, Power::On) => go(state, Phase::Installing),
         (Phase::Installing, _) if answers => go(state, Phase::Unloading),
         (Phase::Installing, Power::Off) if state.off + 1 >= OFF => go(state, Phase::Unloading),
         (Phase::Installing, power) => {
@@ -259,36 +348,33 @@ pub fn decide(
             };
             (State { off, ..state }, Next::Boots)
         }
-        (Phase::Unloading, _) => match left(&state, reading) {
+        (Phase::Unloading, _) => match left(reading).find(|r| !state.given_up.has(*r)) {
             Some(request) => match state.ask(request, patience) {
-                // It does not keep a machine that runs from its role.
-                (state, Next::Stuck(_)) => go_on(state, answers, go),
+                (state, Next::Stuck(_)) => {
+                    decide(state.without(request), reading, boot, answers, patience)
+                }
                 asked => asked,
             },
-            None => go_on(state, answers, go),
+            // It would be installed again by its next boot, in the middle of its service.
+            None if override_left(reading).is_some() => {
+                (state, Next::Stuck(Request::ClearOverride))
+            }
+            None if answers => (state, Next::Done),
+            None => go(state, Phase::Returning),
         },
+        (Phase::Returning, _) if answers && override_left(reading).is_some() => {
+            go(state, Phase::Unloading)
+        }
         (Phase::Returning, _) if answers => (state, Next::Done),
         (Phase::Returning, Power::Off) => match state.ask(Request::PowerOn, patience) {
             (state, Next::Wait) => (state, Next::Boots),
             asked => asked,
         },
         (Phase::Returning, _) => (state, Next::Boots),
-        (Phase::Stopping | Phase::Loading | Phase::Starting, Power::Changing) => {
+        (Phase::Stopping | Phase::Loading | Phase::Starting | Phase::Waking, Power::Changing) => {
             (state, Next::Wait)
         }
     }
-}
-
-/// After the unloading.
-fn go_on(
-    state: State,
-    answers: bool,
-    go: impl FnOnce(State, Phase) -> (State, Next),
-) -> (State, Next) {
-    if answers {
-        return (state, Next::Done);
-    }
-    go(state, Phase::Returning)
 }
 
 /// What is missing before power may come on.
@@ -315,29 +401,16 @@ fn missing(state: &State, reading: &Reading, boot: &Boot) -> Option<Request> {
     (!wanted).then_some(Request::Override)
 }
 
-/// What could begin the installation again.
-fn left(state: &State, reading: &Reading) -> Option<Request> {
-    if state.given_up {
-        return None;
-    }
-    if reading.media.as_ref().is_some_and(|m| m.inserted) {
-        return Some(Request::Eject);
-    }
-    let boots = reading.boots_from.as_deref();
-    matches!(boots, Some("Pxe" | "Cd" | "UsbCd")).then_some(Request::ClearOverride)
+/// What could begin the installation again, the worst first.
+pub fn left(reading: &Reading) -> impl Iterator<Item = Request> + use<> {
+    let image = reading.media.as_ref().is_some_and(|m| m.inserted);
+    let image = image.then_some(Request::Eject);
+    override_left(reading).into_iter().chain(image)
 }
 
-/// What is to be put away when an installation is given up.
-#[must_use]
-pub fn to_put_away(reading: &Reading) -> Vec<Request> {
-    let mut all = Vec::new();
-    if reading.media.as_ref().is_some_and(|m| m.inserted) {
-        all.push(Request::Eject);
-    }
-    if matches!(reading.boots_from.as_deref(), Some("Pxe" | "Cd" | "UsbCd")) {
-        all.push(Request::ClearOverride);
-    }
-    all
+fn override_left(reading: &Reading) -> Option<Request> {
+    let boots = reading.boots_from.as_deref();
+    matches!(boots, Some("Pxe" | "Cd" | "UsbCd")).then_some(Request::ClearOverride)
 }
 
 #[cfg(test)]

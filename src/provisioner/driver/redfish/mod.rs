@@ -14,7 +14,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::{
-    Driver, Hold, Job, Ledger, Progress,
+    At, Driver, Hold, Job, Leave, Ledger, Progress,
     client::{Answer, Client, secret_value},
     error,
 };
@@ -25,11 +25,14 @@ use crate::{
     },
     provisioner::order::{Class, StepError},
 };
-use decide::{Next, Phase, Reading, Request, State, decide, to_put_away};
+use decide::{Next, Phase, Power, Reading, Request, State, decide, left};
 use words::{Change, Drive, Links, System};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
+
+/// Virtual drives looked at until one takes a CD: controllers have up to four.
+const MOST_DRIVES: usize = 16;
 
 /// One installation by way of a controller.
 pub(super) struct Run<'a> {
@@ -46,6 +49,10 @@ pub(super) struct Run<'a> {
     patience: u32,
     /// What the controller said last of a request that it refused.
     refusal: Option<String>,
+    /// Power was seen off, and nobody answered in the machine's name.
+    silent: bool,
+    /// What is left at the end, and boots nothing by itself.
+    left: Option<String>,
 }
 
 /// Name and password in exchange for a token.
@@ -83,17 +90,19 @@ impl<'a> Run<'a> {
             plain: false,
             patience,
             refusal: None,
+            silent: phase.is_some_and(|p| p != Phase::Stopping),
+            left: None,
         })
     }
 
     /// Reads power, override and, where the image comes from one, the virtual drive.
-    async fn read(&mut self, boot: &Boot) -> Result<Found, StepError> {
+    async fn read(&mut self, media: bool) -> Result<Found, StepError> {
         let answer = self.get(&self.options.system).await?;
         let header = answer.header("etag").map(str::to_owned);
         let system: System = self.document(&answer, &self.options.system)?;
-        let drive = match boot {
-            Boot::Pxe => None,
-            Boot::VirtualMedia(_) => Some(self.virtual_drive(&system).await?),
+        let drive = match media {
+            false => None,
+            true => Some(self.virtual_drive(&system).await?),
         };
         Ok(Found {
             reading: words::reading(&system, drive.as_ref().map(|(_, d)| d)),
@@ -118,7 +127,7 @@ impl<'a> Run<'a> {
             Some(list) => self.fetch::<Links>(list).await?.members,
             None => Vec::new(),
         };
-        for member in members {
+        for member in members.into_iter().take(MOST_DRIVES) {
             let drive: Drive = self.fetch(&member.id).await?;
             if drive.is_cd() {
                 self.drive = Some(member.id.clone());
@@ -139,7 +148,7 @@ impl<'a> Run<'a> {
     }
 
     async fn get(&mut self, path: &str) -> Result<Answer, StepError> {
-        let answer = self.ask(Method::GET, path, HeaderMap::new(), None).await?;
+        let answer = self.ask(path).await?;
         match answer.status.is_success() {
             true => Ok(answer),
             false => Err(self.refused("GET", path, &answer)),
@@ -153,40 +162,43 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Asks, with name and password or within a session, which is opened anew where it has expired.
-    async fn ask(
-        &mut self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Option<&serde_json::Value>,
-    ) -> Result<Answer, StepError> {
+    /// Asks what changes nothing, within a session that is opened anew where it has expired.
+    async fn ask(&mut self, path: &str) -> Result<Answer, StepError> {
         let mut fresh = false;
         loop {
-            let mut all = headers.clone();
-            match self.options.login {
-                Login::Basic => {
-                    let word = format!("{}:{}", self.user, self.password);
-                    let word = format!("Basic {}", BASE64_STANDARD.encode(word));
-                    all.insert(AUTHORIZATION, secret_value(&word)?);
-                }
-                Login::Session => {
-                    if self.session.is_none() {
-                        self.session = Some(self.log_in().await?);
-                        fresh = true;
-                    }
-                    if let Some(session) = &self.session {
-                        all.insert(TOKEN, secret_value(&session.token)?);
-                    }
-                }
-            }
-            let answer = self.client.ask(method.clone(), path, all, body).await?;
-            let expired = answer.status == StatusCode::UNAUTHORIZED && self.session.is_some();
-            if !expired || fresh {
+            let headers = self.proved(&mut fresh).await?;
+            let answer = self.client.ask(Method::GET, path, headers, None).await?;
+            if !self.has_expired(&answer) || fresh {
                 return Ok(answer);
             }
             self.session = None;
         }
+    }
+
+    fn has_expired(&self, answer: &Answer) -> bool {
+        answer.status == StatusCode::UNAUTHORIZED && self.session.is_some()
+    }
+
+    /// Name and password, or a session's token. `fresh`: the session was opened for this.
+    async fn proved(&mut self, fresh: &mut bool) -> Result<HeaderMap, StepError> {
+        let mut headers = HeaderMap::new();
+        match self.options.login {
+            Login::Basic => {
+                let word = format!("{}:{}", self.user, self.password);
+                let word = format!("Basic {}", BASE64_STANDARD.encode(word));
+                headers.insert(AUTHORIZATION, secret_value(&word)?);
+            }
+            Login::Session => {
+                if self.session.is_none() {
+                    self.session = Some(self.log_in().await?);
+                    *fresh = true;
+                }
+                if let Some(session) = &self.session {
+                    headers.insert(TOKEN, secret_value(&session.token)?);
+                }
+            }
+        }
+        Ok(headers)
     }
 
     async fn log_in(&self) -> Result<Session, StepError> {
@@ -230,12 +242,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Makes a request that changes something. The caller has noted it.
-    async fn request(
+    /// Makes a request that changes something.
+    async fn request<L: Ledger>(
         &mut self,
         request: Request,
         boot: &Boot,
         found: &Found,
+        hold: &Hold<'_, L>,
+        leave: Leave<'_>,
     ) -> Result<(), StepError> {
         let drive = found.drive.as_ref().map(|(path, d)| (path.as_str(), d));
         let system = (self.options.system.as_str(), &found.system);
@@ -247,12 +261,13 @@ impl<'a> Run<'a> {
             (true, Some(instead)) => instead,
             _ => &change.body,
         };
-        let mut answer = self.make(&change, body, found).await?;
+        let etag = found.etag.as_deref();
+        let mut answer = self.make(&change, body, etag, hold, leave).await?;
         if let (false, StatusCode::BAD_REQUEST, Some(instead)) =
             (self.plain, answer.status, &change.instead)
         {
             self.plain = true;
-            answer = self.make(&change, instead, found).await?;
+            answer = self.make(&change, instead, etag, hold, leave).await?;
         }
         match answer.status.is_success() {
             true => Ok(()),
@@ -260,23 +275,36 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn make(
+    /// Logs in, connects, and only then asks for leave: nothing is left but to send it.
+    async fn make<L: Ledger>(
         &mut self,
         change: &Change,
         body: &serde_json::Value,
-        found: &Found,
+        etag: Option<&str>,
+        hold: &Hold<'_, L>,
+        leave: Leave<'_>,
     ) -> Result<Answer, StepError> {
-        let mut headers = HeaderMap::new();
         let method = match change.patch {
             true => Method::PATCH,
             false => Method::POST,
         };
-        if let (true, Some(etag)) = (change.patch, &found.etag)
-            && let Ok(etag) = etag.parse()
-        {
-            headers.insert(IF_MATCH, etag);
+        let mut fresh = false;
+        loop {
+            let mut headers = self.proved(&mut fresh).await?;
+            if let (true, Some(etag)) = (change.patch, etag)
+                && let Ok(etag) = etag.parse()
+            {
+                headers.insert(IF_MATCH, etag);
+            }
+            let line = self.client.connect().await?;
+            hold.leave(leave).await?;
+            let answer = line.ask(method.clone(), &change.path, headers, Some(body));
+            let answer = answer.await?;
+            if !self.has_expired(&answer) || fresh {
+                return Ok(answer);
+            }
+            self.session = None;
         }
-        self.ask(method, &change.path, headers, Some(body)).await
     }
 
     fn refused(&self, verb: &str, path: &str, answer: &Answer) -> StepError {
@@ -320,7 +348,11 @@ impl<'a> Run<'a> {
                 "media_stuck",
                 "does not change what is in its virtual drive",
             ),
-            Request::Override | Request::ClearOverride => (
+            Request::ClearOverride => (
+                "boot_override_left",
+                "keeps the boot override, which would wipe the machine when it boots next: clear it by hand",
+            ),
+            Request::Override => (
                 "boot_override_ignored",
                 "takes the boot override and does not show it: some need `boot_mode` in servers.toml",
             ),
@@ -338,14 +370,6 @@ impl Driver for Run<'_> {
         looked.map(drop)
     }
 
-    async fn start<L: Ledger>(
-        &mut self,
-        _job: &Job<'_>,
-        hold: &Hold<'_, L>,
-    ) -> Result<(), StepError> {
-        hold.note(self.state.phase.as_str()).await
-    }
-
     async fn poll<L: Ledger>(
         &mut self,
         job: &Job<'_>,
@@ -353,12 +377,29 @@ impl Driver for Run<'_> {
         answers: bool,
     ) -> Result<Progress, StepError> {
         let boot = &job.image.boot;
-        let found = self.read(boot).await?;
-        let before = self.state.phase;
-        let (state, next) = decide(self.state, &found.reading, boot, answers, self.patience);
+        let found = self.read(hold.media).await.inspect_err(|_failed| {
+            self.state = self.state.unseen();
+        })?;
+        let before = self.state;
+        let off = before.phase == Phase::Stopping && found.reading.power == Power::Off;
+        if off && !self.silent {
+            return Ok(Progress::Off);
+        }
+        let (state, next) = decide(before, &found.reading, boot, answers, self.patience);
+        for request in [Request::ClearOverride, Request::Eject] {
+            if state.has_given_up(request) && !before.has_given_up(request) {
+                self.warn_of(request);
+            }
+        }
+        let at = At {
+            word: state.phase.as_str(),
+            ahead: state.phase.is_ahead(),
+            // Power is off: what comes now is the wiping.
+            wiped: state.phase != Phase::Stopping,
+        };
         // Also without a request: a restart goes on from here.
-        if state.phase != before || matches!(next, Next::Ask(_)) {
-            hold.note(state.phase.as_str()).await?;
+        if state.phase != before.phase && !matches!(next, Next::Ask(_)) {
+            hold.note(at).await?;
         }
         self.state = state;
         match next {
@@ -368,11 +409,15 @@ impl Driver for Run<'_> {
                     ?request,
                     "controller is asked"
                 );
-                match self.request(request, boot, &found).await {
+                let asked = self.request(request, boot, &found, hold, Leave::Note(at));
+                match asked.await {
                     Ok(()) => {}
                     Err(e) if e.class == Class::Permanent && self.state.refused(request) => {
                         warn!(reason = %e, "controller refuses");
                         self.refusal = Some(e.detail);
+                        if self.state.has_given_up(request) {
+                            self.warn_of(request);
+                        }
                     }
                     Err(e) => {
                         if e.class == Class::Transient {
@@ -385,37 +430,72 @@ impl Driver for Run<'_> {
             }
             Next::Wait | Next::Boots => Ok(self.progress()),
             Next::Done => {
-                self.log_out().await;
+                self.left = left(&found.reading).next().map(|_image| {
+                    format!(
+                        "{} keeps an image in its virtual drive: take it out",
+                        self.client.who
+                    )
+                });
                 Ok(Progress::Done)
             }
             Next::Stuck(request) => Err(self.stuck(request)),
         }
     }
 
-    async fn cancel<L: Ledger>(
-        &mut self,
-        job: &Job<'_>,
-        hold: &Hold<'_, L>,
-    ) -> Result<(), StepError> {
-        let boot = &job.image.boot;
-        let found = self.read(boot).await?;
+    fn is_silent(&mut self) {
+        self.silent = true;
+    }
+
+    fn left(&self) -> Option<String> {
+        self.left.clone()
+    }
+
+    async fn cancel<L: Ledger>(&mut self, hold: &Hold<'_, L>) -> Result<(), StepError> {
         let mut result = Ok(());
-        for request in to_put_away(&found.reading) {
-            if !hold.may_tidy().await {
-                break;
+        // Each by a reading of its own: the first may change the ETag that the second needs.
+        for request in [Request::ClearOverride, Request::Eject] {
+            let found = self.read(hold.media).await?;
+            if left(&found.reading).any(|r| r == request) {
+                // What is put away does not ask what was booted.
+                let asked = self.request(request, &Boot::Pxe, &found, hold, Leave::Tidy);
+                result = result.and(asked.await);
             }
-            result = result.and(self.request(request, boot, &found).await);
         }
+        result?;
+        let found = self.read(hold.media).await?;
+        match left(&found.reading).next() {
+            None => Ok(()),
+            Some(request) => {
+                let detail = format!("{} shows no effect of {request:?} yet", self.client.who);
+                Err(error(Class::Transient, "boot_override_left", detail))
+            }
+        }
+    }
+
+    /// Gives the session back: controllers have few.
+    async fn leave(&mut self) {
         self.log_out().await;
-        result
     }
 }
 
 impl Run<'_> {
+    fn warn_of(&self, request: Request) {
+        let what = match request {
+            Request::Eject => "its virtual drive keeps the image",
+            _ => "it keeps the boot override: the machine would be wiped when it boots next",
+        };
+        warn!(
+            controller = self.client.who,
+            "an installation cannot be put away: {what}"
+        );
+    }
+
     fn progress(&self) -> Progress {
         let text = self.state.phase.as_str().to_owned();
         match self.state.phase {
-            Phase::Stopping | Phase::Loading | Phase::Starting => Progress::Works(text),
+            Phase::Stopping | Phase::Loading | Phase::Starting | Phase::Waking => {
+                Progress::Works(text)
+            }
             Phase::Installing | Phase::Unloading | Phase::Returning => Progress::Boots(text),
         }
     }

@@ -145,6 +145,7 @@ pub fn reading(system: &System, drive: Option<&Drive>) -> Reading {
     Reading {
         power,
         boots_from: system.boot.target.clone().filter(|_| in_force),
+        lasting: system.boot.enabled.as_deref() == Some("Continuous"),
         media: drive.map(Drive::media),
     }
 }
