@@ -195,7 +195,6 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         pace: Pace::STANDARD,
     });
 
-    let mut tasks = Supervisor::default();
     let secrets = Secrets {
         dir: config.secrets_dir.clone(),
     };
