@@ -69,6 +69,7 @@ fn grant(name: &str, services: Option<&[&str]>) -> Grant {
         name: name.parse().unwrap(),
         certificate: format!("{name}.example"),
         services: services.map(|all| all.iter().map(key).collect()),
+        roles: None,
     }
 }
 
