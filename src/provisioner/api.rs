@@ -119,6 +119,7 @@ const LIMITS: Limits = Limits {
 
 /// Answers at `doors` until `stop`.
 pub async fn serve(doors: Doors, app: App, stop: CancellationToken) {
+    let doors = doors.for_listed(app.grants.clone());
     http::serve(doors, router(app, stop.clone()), LIMITS, stop).await;
 }
 

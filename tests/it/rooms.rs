@@ -555,3 +555,13 @@ mod tests {
         ]
     );
 }
+
+/// A second one would hide the first, whose tasks then nobody watches.
+#[test]
+fn each_role_has_one_supervisor() {
+    for role in ["director", "provisioner"] {
+        let source = fs::read_to_string(format!("src/agent/{role}.rs")).unwrap();
+        let made = source.matches("Supervisor::default()").count();
+        assert_eq!(made, 1, "{role}");
+    }
+}

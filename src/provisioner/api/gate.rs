@@ -11,7 +11,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::{MatchedPath, Query, Request, State},
-    http::{StatusCode, Uri},
+    http::{HeaderValue, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -322,6 +322,7 @@ pub(super) async fn pass(
     let name = path.strip_prefix("/v1/directors/");
     let name = name.and_then(|rest| rest.split('/').next());
     let (who, allowed) = gate.identify(&caller, name);
+    let nobody = who == Some(Who::Unknown);
     let kind = kind(request.uri());
     let turn = match who.map(|who| gate.begin(who, kind)).transpose() {
         Ok(turn) => turn,
@@ -349,7 +350,55 @@ pub(super) async fn pass(
         }
         Err(refusal) => {
             debug!(%caller, route, "request refused");
-            refusal.into_response()
+            let mut answer = refusal.into_response();
+            if nobody {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            answer
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_long_poll_is_one_however_it_is_written() {
+        for (query, is) in [
+            ("wait=60", Kind::Poll),
+            ("after=1&w%61it=60", Kind::Poll),
+            ("after=1&%77%61%69%74=60", Kind::Poll),
+            ("after=1", Kind::Ask),
+            ("await=1", Kind::Ask),
+            ("after=wait=1", Kind::Ask),
+        ] {
+            let uri = format!("/v1/directors/lb1/members?{query}");
+            assert_eq!(kind(&uri.parse().unwrap()), is, "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_lasts_until_its_answer_was_taken() {
+        let gate = Gate::new(watch::channel(Arc::default()).1);
+        let turn = gate.begin(Who::Loopback, Kind::Ask).unwrap();
+        let whole: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut held = Held::new(Body::from(whole.clone()), turn);
+        let busy = || lock(&gate.0.busy).len();
+        let size = hyper::body::Body::size_hint(&held);
+        assert_eq!(size.exact(), Some(100_000), "its length is told beforehand");
+        let mut taken = Vec::new();
+        while let Some(frame) = held.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE);
+            taken.extend_from_slice(&piece);
+            assert_eq!(busy(), 1);
+        }
+        assert_eq!(taken, whole);
+        drop(held);
+        assert_eq!(busy(), 0);
     }
 }
