@@ -106,13 +106,12 @@ impl Identity for Server {
     fn read(files: &TlsFiles) -> Result<Self, Unprepared> {
         let own = Own::read(files, Use::Server)?;
         let provider = provider();
-        let lists = revoked(files)?;
+        let (roots, lists) = (roots(files)?, revoked(files)?);
         let lists_end = look::lists_end(&lists);
         // Each certificate of a chain: an authority that was revoked issues nothing that counts. One whose authority has
         // no list is refused; an old list counts on.
-        let builder =
-            WebPkiClientVerifier::builder_with_provider(roots(files)?, Arc::clone(&provider))
-                .with_crls(lists);
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .with_crls(lists);
         let clients = builder.build().map_err(|e| of_crl(files, &e))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -143,13 +142,12 @@ impl Identity for Client {
     fn read(files: &TlsFiles) -> Result<Self, Unprepared> {
         let own = Own::read(files, Use::Client)?;
         let provider = provider();
-        let lists = revoked(files)?;
+        let (roots, lists) = (roots(files)?, revoked(files)?);
         let lists_end = look::lists_end(&lists);
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(roots(files)?, Arc::clone(&provider))
-                .with_crls(lists)
-                .build()
-                .map_err(|e| of_crl(files, &e))?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .with_crls(lists)
+            .build()
+            .map_err(|e| of_crl(files, &e))?;
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(Unprepared::Tls)?
