@@ -36,7 +36,11 @@ use self::{
     patient::Patient,
     seldom::Seldom,
 };
-use crate::{model::CertificateNames, telemetry::Chain, tls};
+use crate::{
+    model::{CertificateNames, Grant},
+    telemetry::Chain,
+    tls,
+};
 
 /// What a client may take up.
 #[derive(Clone, Copy, Debug)]
@@ -54,12 +58,15 @@ pub struct Limits {
     /// So many connections at once have a user of this host, and those with one certificate. Root and this process's own
     /// user may have any number.
     pub each: usize,
-    /// And so many an address from which nobody has shown a certificate, yet or at all.
+    /// And so many an address at a port without TLS.
     pub unknown: usize,
 }
 
 /// TLS has begun within this, or never.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// So much of an answer is written ahead of a client that takes it, and no head of a request is longer.
+const WRITTEN: usize = 64 * 1024;
 
 /// A client that takes nothing of its answer for so long is cut off.
 const TAKEN: Duration = Duration::from_secs(20);
@@ -145,7 +152,11 @@ pub struct Doors {
     unix: Option<UnixListener>,
     tcp: Option<TcpListener>,
     tls: Option<Identity>,
+    listed: Option<Listed>,
 }
+
+/// The directors whose certificates are taken for more than to be told that they are none.
+pub type Listed = watch::Receiver<Arc<Vec<Grant>>>;
 
 /// What is spoken TLS with now.
 pub type Identity = watch::Receiver<Arc<tls::Server>>;
@@ -195,8 +206,15 @@ impl Doors {
         Self {
             unix: None,
             tcp: Some(listener),
-            tls: None,
+            ..Self::default()
         }
+    }
+
+    /// The same, where a certificate of nobody in `listed` gets an answer, and no place beside those who are.
+    #[must_use]
+    pub fn for_listed(mut self, listed: Listed) -> Self {
+        self.listed = Some(listed);
+        self
     }
 
     /// Where the port is, where there is one.
@@ -251,9 +269,14 @@ pub async fn serve(doors: Doors, router: Router, limits: Limits, stop: Cancellat
         stop: stop.clone(),
         guests: guests.clone(),
         tls: doors.tls.clone(),
+        listed: doors.listed.clone(),
         handshakes: Seldom::default(),
     };
     let host = Arc::new(host);
+    let port = match host.tls {
+        Some(_) => Arc::clone(&guests.greeting),
+        None => Arc::clone(&guests.tcp),
+    };
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -264,7 +287,8 @@ pub async fn serve(doors: Doors, router: Router, limits: Limits, stop: Cancellat
                         let caller = Caller::Local { uid: peer.uid(), gid: peer.gid() };
                         if let Some(seat) = guests.local(peer.uid()) {
                             let host = Arc::clone(&host);
-                            tasks.spawn(async move { host.connection(stream, caller, seat).await });
+                            let keep_alive = limits.keep_alive;
+                            tasks.spawn(async move { host.connection(stream, caller, seat, keep_alive).await });
                         } else {
                             debug!(%caller, "connection closed: its user, or all others, hold as many as they may");
                         }
@@ -273,10 +297,14 @@ pub async fn serve(doors: Doors, router: Router, limits: Limits, stop: Cancellat
                 }
             }
             // Cancel-safe: as above.
-            accepted = accept_tcp(doors.tcp.as_ref()), if guests.tcp.available_permits() > 0 => {
+            accepted = accept_tcp(doors.tcp.as_ref()), if port.available_permits() > 0 => {
                 match accepted {
                     Ok((stream, peer)) => {
-                        if let Some(seat) = guests.distant(Who::Address(peer.ip())) {
+                        let seat = match host.tls {
+                            Some(_) => guests.greeted(peer.ip()),
+                            None => guests.distant(Who::Address(peer.ip())),
+                        };
+                        if let Some(seat) = seat {
                             let host = Arc::clone(&host);
                             tasks.spawn(async move { host.welcome(stream, peer, seat).await });
                         } else {
@@ -331,6 +359,7 @@ struct Host {
     stop: CancellationToken,
     guests: Guests,
     tls: Option<Identity>,
+    listed: Option<Listed>,
     handshakes: Seldom,
 }
 
@@ -338,7 +367,9 @@ impl Host {
     /// One TCP connection: TLS first, where that is spoken.
     async fn welcome(&self, stream: TcpStream, peer: SocketAddr, seat: Seat) {
         let Some(mut identity) = self.tls.clone() else {
-            return self.connection(stream, Caller::Loopback(peer), seat).await;
+            let caller = Caller::Loopback(peer);
+            let keep_alive = self.limits.keep_alive;
+            return self.connection(stream, caller, seat, keep_alive).await;
         };
         let config = identity.borrow_and_update().config();
         let shaking = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream));
@@ -351,7 +382,7 @@ impl Host {
             Ok(stream) => stream,
             Err(e) => {
                 if let Some(more) = self.handshakes.now() {
-                    info!(%peer, error = %Chain(&e), more, "connection refused: TLS was not begun as this provisioner wants it");
+                    info!(%peer, error = tls::why(&e), more, "connection refused: TLS was not begun as this provisioner wants it");
                 }
                 return;
             }
@@ -359,14 +390,22 @@ impl Host {
         let chain = stream.get_ref().1.peer_certificates();
         let chain: Vec<_> = chain.unwrap_or_default().to_vec();
         let names = tls::presented(Some(&chain));
-        // Its address is free again for others behind it: from here on its certificate counts.
-        let Some(seat) = self.guests.moved(seat, &names) else {
-            debug!(%names, %peer, "connection closed: its certificate holds as many as it may");
+        let listed = self.listed.as_ref();
+        let listed = listed.is_none_or(|all| names.grants(&all.borrow()).next().is_some());
+        // Its address is free again for others behind it: from here on its certificate counts. One of nobody is told so,
+        // in the place that it has.
+        let seat = match listed {
+            true => self.guests.moved(seat, &names),
+            false => Some(seat),
+        };
+        let Some(seat) = seat else {
+            debug!(%names, %peer, "connection closed: its certificate, or all together, hold as many as they may");
             return;
         };
+        let keep_alive = listed && self.limits.keep_alive;
         let caller = Caller::Certified { names, peer };
         tokio::select! {
-            () = self.connection(stream, caller.clone(), seat) => {}
+            () = self.connection(stream, caller.clone(), seat, keep_alive) => {}
             // Cancel-safe: nothing is held.
             error = no_longer_taken(&mut identity, &chain) => {
                 warn!(%caller, error = %Chain(&error), "connection cut off: its certificate is not taken any more");
@@ -374,7 +413,7 @@ impl Host {
         }
     }
 
-    async fn connection<S>(&self, stream: S, caller: Caller, _seat: Seat)
+    async fn connection<S>(&self, stream: S, caller: Caller, _seat: Seat, keep_alive: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -392,7 +431,8 @@ impl Host {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.header)
-            .keep_alive(limits.keep_alive);
+            .max_buf_size(WRITTEN)
+            .keep_alive(keep_alive);
         let stream = TokioIo::new(Patient::new(stream, TAKEN));
         let mut connection = std::pin::pin!(http.serve_connection(stream, service));
         let ended = timeout(limits.lasting, async {

@@ -41,6 +41,9 @@ const CONNECT_QUICKLY: Duration = Duration::from_secs(2);
 /// Nobody has to wait longer because the other side said so.
 const LATEST: Duration = Duration::from_secs(60);
 
+/// The place is none of those that were meant.
+const MISDIRECTED: u16 = StatusCode::MISDIRECTED_REQUEST.as_u16();
+
 /// Why there is no answer, or not the wanted one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -108,8 +111,9 @@ impl Error {
     fn is_of_this_one_alone(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
-            Self::Problem(p) => p.status == 503,
-            Self::Foreign { .. } => false,
+            // Its store failed, it is another fleet's, a proxy answers in its place.
+            Self::Problem(p) => p.status >= 500 || p.status == MISDIRECTED,
+            Self::Foreign { .. } => true,
         }
     }
 }
@@ -428,6 +432,46 @@ mod tests {
             "second",
         ));
         assert_eq!(ask().await.unwrap(), "second");
+    }
+
+    #[tokio::test]
+    async fn who_answers_that_it_cannot_is_passed_over_and_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let problem = |status: u16| {
+            let text = Problem::new(status, "no", "no", "no");
+            (status, serde_json::to_string(&text).unwrap())
+        };
+        let page = "<html>Bad Gateway</html>".to_owned();
+        for (n, (status, text, elsewhere)) in [
+            (500, problem(500).1, true),
+            (421, problem(421).1, true),
+            (502, page.clone(), true),
+            (200, page, true),
+            (409, problem(409).1, false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let names = [format!("bad{n}"), format!("good{n}")];
+            let places = [0, 1].map(|i| Endpoint::Unix(path(&names[i])));
+            let status = StatusCode::from_u16(status).unwrap();
+            let mut both = tokio::task::JoinSet::new();
+            let bad = UnixListener::bind(path(&names[0])).unwrap();
+            both.spawn(async move {
+                let router = axum::Router::new().fallback(async move || (status, text));
+                axum::serve(bad, router).await.unwrap();
+            });
+            both.spawn(answers(
+                UnixListener::bind(path(&names[1])).unwrap(),
+                "good",
+            ));
+            let client = Client::of(places, None);
+            let limit = Duration::from_secs(20);
+            let answer = client.ask::<String>(Method::GET, "/", None, NOTHING, limit);
+            assert_eq!(answer.await.is_ok(), elsewhere, "{status}");
+            assert_eq!(*client.kept.borrow(), usize::from(elsewhere), "{status}");
+        }
     }
 
     #[tokio::test]

@@ -136,6 +136,7 @@ struct RawGrant {
     name: Spanned<String>,
     certificate: Option<Spanned<String>>,
     services: Option<Vec<Spanned<String>>>,
+    roles: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -338,10 +339,23 @@ fn grants(raw: &[Spanned<RawGrant>], bad: &mut Diagnostics) -> Vec<Grant> {
             let parsed = all.iter().filter_map(|s| service(s, bad));
             parsed.collect()
         });
+        for empty in one.roles.iter().flatten() {
+            if empty.get_ref().is_empty() {
+                bad.push(
+                    empty.span(),
+                    "a role is the code that the inventory gives it",
+                );
+            }
+        }
+        let roles = one.roles.as_ref().map(|all| {
+            let texts = all.iter().map(|r| r.get_ref().clone());
+            texts.collect()
+        });
         grants.push(Grant {
             name,
             certificate: Grant::canonical(certificate.get_ref()),
             services,
+            roles,
         });
     }
     grants

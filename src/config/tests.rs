@@ -122,6 +122,7 @@ name = "lb1"
 name = "lb2"
 certificate = "LB2.example"
 services = ["tcp/192.0.2.1:80", "fwmark/7"]
+roles = ["web.shop.example"]
 "#;
 
 #[test]
@@ -133,6 +134,9 @@ fn a_provisioner_knows_each_director_by_a_name_in_its_certificate() {
     assert_eq!(certificates, ["lb1", "lb2.example"]);
     assert_eq!(good.directors[0].services, None);
     assert_eq!(good.directors[1].services.as_ref().unwrap().len(), 2);
+    assert_eq!(good.directors[0].roles, None);
+    let roles = good.directors[1].roles.as_ref().unwrap();
+    assert_eq!(roles.iter().collect::<Vec<_>>(), ["web.shop.example"]);
     let wrong = |from: &str, to: &str| {
         let text = FLEET.replace(from, to);
         let found = provisioner::parse(Path::new("p.toml"), &text).unwrap_err();
@@ -155,6 +159,11 @@ fn a_provisioner_knows_each_director_by_a_name_in_its_certificate() {
             "p.toml:15:15: certificate is one whole name",
         ),
         ("fwmark/7", "fwmark/0", "p.toml:16:"),
+        (
+            "\"web.shop.example\"",
+            "\"\"",
+            "p.toml:17:10: a role is the code",
+        ),
         ("/etc/understudy/tls/ca.pem", "", "p.toml:6:1: ca is empty"),
         (
             "listen = \"0.0.0.0:9712\"",

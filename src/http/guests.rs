@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,8 +17,10 @@ use crate::model::CertificateNames;
 pub(super) enum Who {
     /// A user of this host.
     User(u32),
-    /// An address that has shown nothing yet.
+    /// An address, where no certificate is shown.
     Address(IpAddr),
+    /// Where somebody begins TLS from, or showed a certificate of nobody who is listed.
+    Greeting(IpAddr),
     /// A certificate.
     Names(CertificateNames),
 }
@@ -32,9 +34,28 @@ pub(super) struct Guests {
     pub(super) unix: Arc<Semaphore>,
     /// Of the Unix socket, for others than root and this process's user.
     others: Arc<Semaphore>,
-    /// Of the port.
+    /// Of the port, for who has begun TLS where that is spoken.
     pub(super) tcp: Arc<Semaphore>,
+    /// Of the port, for who begins TLS.
+    pub(super) greeting: Arc<Semaphore>,
     held: Held,
+}
+
+/// So many at once begin TLS: each for a moment, or until it is cut off.
+const GREETINGS: usize = 64;
+
+/// And so many of them from one place. Behind it may be some directors, which come again.
+const GREETINGS_EACH: usize = 8;
+
+/// Where an address is: who has one of IPv6 has all of its network's last 64 bits.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => {
+            let host = u128::from(u64::MAX);
+            Ipv6Addr::from_bits(v6.to_bits() & !host).into()
+        }
+    }
 }
 
 type Held = Arc<Mutex<HashMap<Who, usize>>>;
@@ -43,7 +64,7 @@ type Held = Arc<Mutex<HashMap<Who, usize>>>;
 #[derive(Debug)]
 pub(super) struct Seat {
     _permits: Vec<OwnedSemaphorePermit>,
-    counted: Option<Counted>,
+    _counted: Option<Counted>,
 }
 
 #[derive(Debug)]
@@ -77,6 +98,7 @@ impl Guests {
             unix: seats(limits.connections),
             others: seats(limits.connections.saturating_sub(limits.reserved)),
             tcp: seats(limits.connections),
+            greeting: seats(GREETINGS),
             held: Held::default(),
         }
     }
@@ -87,13 +109,13 @@ impl Guests {
         if uid == 0 || uid == self.own {
             return Some(Seat {
                 _permits: permits,
-                counted: None,
+                _counted: None,
             });
         }
         permits.push(Arc::clone(&self.others).try_acquire_owned().ok()?);
         Some(Seat {
             _permits: permits,
-            counted: Some(self.count(Who::User(uid))?),
+            _counted: Some(self.count(Who::User(uid))?),
         })
     }
 
@@ -102,22 +124,32 @@ impl Guests {
         let permit = Arc::clone(&self.tcp).try_acquire_owned().ok()?;
         Some(Seat {
             _permits: vec![permit],
-            counted: Some(self.count(who)?),
+            _counted: Some(self.count(who)?),
         })
     }
 
-    /// The same place, of whoever showed a certificate with these names.
-    pub(super) fn moved(&self, mut seat: Seat, names: &CertificateNames) -> Option<Seat> {
-        seat.counted = Some(self.count(Who::Names(names.clone()))?);
-        Some(seat)
+    /// A place for somebody who begins TLS: none of those that who is known has.
+    pub(super) fn greeted(&self, from: IpAddr) -> Option<Seat> {
+        let permit = Arc::clone(&self.greeting).try_acquire_owned().ok()?;
+        Some(Seat {
+            _permits: vec![permit],
+            _counted: Some(self.count(Who::Greeting(network(from)))?),
+        })
+    }
+
+    /// A place for who began TLS at `seat`, and showed a certificate with these names.
+    pub(super) fn moved(&self, seat: Seat, names: &CertificateNames) -> Option<Seat> {
+        let known = self.distant(Who::Names(names.clone()))?;
+        drop(seat);
+        Some(known)
     }
 
     fn count(&self, who: Who) -> Option<Counted> {
         let mut held = lock(&self.held);
         let n = held.entry(who.clone()).or_default();
         let most = match who {
-            // Behind one may be many directors, each for a moment.
             Who::Address(_) => self.limits.unknown,
+            Who::Greeting(_) => GREETINGS_EACH,
             Who::User(_) | Who::Names(_) => self.limits.each,
         };
         if *n >= most {
@@ -160,7 +192,8 @@ mod tests {
 
         let at = |n: u8| Who::Address([192, 0, 2, n].into());
         let names = |n: &str| CertificateNames::new([n]);
-        let seat = |n: u8, name: &str| guests.moved(guests.distant(at(n))?, &names(name));
+        let from = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let seat = |n: u8, name: &str| guests.moved(guests.greeted(from(n))?, &names(name));
         let shown: Vec<_> = (0..5).filter_map(|_| seat(1, "lb1")).collect();
         assert_eq!(shown.len(), 3, "a certificate has its part");
         assert!(seat(1, "lb2").is_some(), "another of that address has too");
@@ -169,5 +202,41 @@ mod tests {
         assert!(guests.distant(at(2)).is_some());
         drop((shown, mute));
         assert!(lock(&guests.held).len() <= 19, "nobody is counted for ever");
+    }
+
+    #[test]
+    fn who_begins_tls_takes_no_place_of_who_is_known() {
+        let guests = Guests::new(Limits {
+            connections: 2,
+            header: Duration::ZERO,
+            lasting: Duration::ZERO,
+            keep_alive: false,
+            reserved: 0,
+            each: 2,
+            unknown: 2,
+        });
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let many = |of: &dyn Fn(usize) -> IpAddr| -> Vec<Seat> {
+            (0..1000).filter_map(|n| guests.greeted(of(n))).collect()
+        };
+        let one = many(&|n| ip(&format!("2001:db8:0:1::{n:x}")));
+        assert_eq!(one.len(), GREETINGS_EACH, "a network is one place");
+        let mapped = many(&|_| ip("::ffff:192.0.2.1"));
+        assert_eq!(mapped.len(), GREETINGS_EACH);
+        assert!(guests.greeted(ip("192.0.2.1")).is_none(), "it is the same");
+        let names = |n: &str| CertificateNames::new([n]);
+        let other = || guests.greeted(ip("2001:db8:0:2::1")).unwrap();
+        let known = guests.moved(other(), &names("lb1")).unwrap();
+        let rest = many(&|n| ip(&format!("10.0.{}.{}", n / 250, n % 250)));
+        assert_eq!(one.len() + mapped.len() + rest.len(), GREETINGS);
+        drop((one, mapped, rest));
+        let second = guests.moved(other(), &names("lb2")).unwrap();
+        assert!(
+            guests.moved(other(), &names("lb3")).is_none(),
+            "all are taken"
+        );
+        drop((known, second));
+        assert_eq!(guests.greeting.available_permits(), GREETINGS);
+        assert_eq!(guests.tcp.available_permits(), 2);
     }
 }

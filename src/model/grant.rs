@@ -13,6 +13,8 @@ pub struct Grant {
     pub certificate: String,
     /// The virtual services that it may register and ask for; none: all.
     pub services: Option<BTreeSet<ServiceKey>>,
+    /// The roles that the servers in them have; none: any.
+    pub roles: Option<BTreeSet<String>>,
 }
 
 impl Grant {
@@ -23,6 +25,12 @@ impl Grant {
             true => name.to_owned(),
             false => name.to_ascii_lowercase(),
         }
+    }
+
+    /// Whether this director may not have all.
+    #[must_use]
+    pub const fn is_limited(&self) -> bool {
+        self.services.is_some() || self.roles.is_some()
     }
 
     /// The first of these services that this director may not ask for.
@@ -74,6 +82,7 @@ mod tests {
             name: name.parse().unwrap(),
             certificate: Grant::canonical(certificate),
             services: services.map(|all| all.iter().map(key).collect()),
+            roles: None,
         }
     }
 

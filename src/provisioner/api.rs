@@ -5,7 +5,7 @@ mod gate;
 mod problem;
 mod roles;
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, mem, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -19,6 +19,7 @@ use nix::unistd::Uid;
 use serde::Deserialize;
 use tokio::{
     sync::watch,
+    task::yield_now,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,20 +30,22 @@ use problem::{Body, Path, Query, Refusal};
 
 use super::{
     engine::{Fact, Observer},
+    granted::{self, NotGranted},
     log::since,
-    plan,
+    plan::{self, Assignment},
     secrets::Secrets,
     select::Candidate,
     step::Look,
     store::{
-        Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome, Store,
+        Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, Registered, RetryOutcome,
+        ServerOutcome, Store,
     },
 };
 use crate::{
     clock,
     http::{self, Caller, Doors, Limits},
     model::{
-        DirectorName, EventPage, EventsAsked, Grant, ReplacementId, WallMillis,
+        DirectorName, EventPage, EventsAsked, Family, Grant, ReplacementId, WallMillis,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
             Confirmation, LogPart, MaintenanceOrder, Members, QuarantineOrder, Registration,
@@ -116,6 +119,7 @@ const LIMITS: Limits = Limits {
 
 /// Answers at `doors` until `stop`.
 pub async fn serve(doors: Doors, app: App, stop: CancellationToken) {
+    let doors = doors.for_listed(app.grants.clone());
     http::serve(doors, router(app, stop.clone()), LIMITS, stop).await;
 }
 
@@ -240,17 +244,33 @@ impl Wait {
 struct Poll<'a> {
     shared: &'a Shared,
     changes: watch::Receiver<u64>,
+    grants: watch::Receiver<Arc<Vec<Grant>>>,
+    allowed: Allowed,
+    /// Whether that is to be looked at.
+    anew: bool,
     until: Instant,
 }
 
 impl<'a> Poll<'a> {
     /// Begins before the first reading: what changes during it is then seen.
-    fn new(shared: &'a Shared, wait: &Wait) -> Self {
+    fn new(shared: &'a Shared, wait: &Wait, allowed: Allowed) -> Self {
         Self {
             shared,
             changes: shared.app.store.changes(),
+            grants: shared.app.grants.clone(),
+            allowed,
+            anew: true,
             until: Instant::now() + wait.limit(),
         }
+    }
+
+    /// What is allowed, where that has not been looked at as it is now.
+    fn allowed(&mut self) -> Result<Option<Allowed>, Refusal> {
+        if !mem::take(&mut self.anew) && !self.grants.has_changed().unwrap_or(false) {
+            return Ok(None);
+        }
+        self.allowed = self.allowed.again(&self.grants.borrow_and_update())?;
+        Ok(Some(self.allowed.clone()))
     }
 
     /// Waits for a change. `false` where the time is over: what was read last is the answer.
@@ -262,6 +282,8 @@ impl<'a> Poll<'a> {
             () = self.shared.stop.cancelled() => {}
             // Cancel-safe: `changed` only marks the value seen when it returns.
             _ = self.changes.changed() => {}
+            // Cancel-safe: the same. Nobody lists directors any more once the program ends.
+            Ok(()) = self.grants.changed() => self.anew = true,
             () = sleep(REREAD) => {}
             () = sleep_until(self.until) => {}
         }
@@ -312,6 +334,15 @@ fn actor(caller: &Caller) -> Actor {
     }
 }
 
+/// What a director is known by, for the audit trail: the address that it says is its own word.
+fn origin(caller: &Caller) -> String {
+    match caller {
+        Caller::Local { .. } => "socket".to_owned(),
+        Caller::Loopback(peer) => peer.to_string(),
+        Caller::Certified { names, .. } => names.to_string(),
+    }
+}
+
 fn not_registered(name: &DirectorName) -> Refusal {
     Refusal::new(
         StatusCode::CONFLICT,
@@ -330,11 +361,25 @@ async fn register(
     Body(body): Body<Registration>,
 ) -> Result<Json<RegistrationAnswer>, Refusal> {
     let name = director(&name)?;
-    allowed.serves(body.services.iter().map(|s| &s.key))?;
+    granted::size(&body).map_err(|why| {
+        Refusal::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            why.code(),
+            why.to_string(),
+        )
+    })?;
     let store = &shared.app.store;
-    store.register(&name, &body).await?;
-    let world = store.world().await?;
-    let warnings = warnings(&world, &body);
+    let world = match allowed.grant() {
+        None => store.register(&name, &body).await?,
+        Some(grant) => {
+            let from = origin(&caller);
+            match store.register_granted(grant, &body, from).await? {
+                Registered::Kept(world) => *world,
+                Registered::NotGranted(why) => return Err(not_granted(&why)),
+            }
+        }
+    };
+    let warnings = warnings(&world, &body).await;
     info!(
         director = %name, %caller, services = body.services.len(), warnings = warnings.len(),
         "director registered"
@@ -343,8 +388,8 @@ async fn register(
 }
 
 /// Servers that could not be replaced if they failed now. One whose place a spare holds has failed
-/// already and is not asked about.
-fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarning> {
+/// already and is not asked about. Servers that need the same of a spare are looked at once.
+async fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarning> {
     let mut addresses: Vec<IpAddr> = registration
         .services
         .iter()
@@ -353,23 +398,45 @@ fn warnings(world: &plan::World, registration: &Registration) -> Vec<ServerWarni
     addresses.sort();
     addresses.dedup();
     let pool = world.pool();
-    addresses
-        .into_iter()
-        .filter(|a| {
-            world
-                .assignments
-                .get(a)
-                .is_none_or(|held| held.passed_on.is_none())
-        })
-        .filter_map(|server| {
-            let (code, detail) = obstacle(world, &pool, server)?;
-            Some(ServerWarning {
-                server,
-                code: code.to_owned(),
-                detail,
-            })
-        })
-        .collect()
+    let mut known = BTreeMap::new();
+    let mut warnings = Vec::new();
+    for server in addresses {
+        let held = world.assignments.get(&server);
+        if held.is_some_and(|held| held.passed_on.is_some()) {
+            continue;
+        }
+        let found = match held.and_then(|held| alike(world, held, server)) {
+            None => obstacle(world, &pool, server),
+            Some(alike) => match known.get(&alike) {
+                Some(found) => Option::clone(found),
+                None => {
+                    // Thousands of them take a while: others have their turns between.
+                    yield_now().await;
+                    let found = obstacle(world, &pool, server);
+                    known.insert(alike, found.clone());
+                    found
+                }
+            },
+        };
+        warnings.extend(found.map(|(code, detail)| ServerWarning {
+            server,
+            code: code.to_owned(),
+            detail,
+        }));
+    }
+    warnings
+}
+
+/// Servers of which this is the same can be replaced by the same spares: what their role asks of one is the same, of the
+/// same family, and so are the labels in which it had better differ.
+type Alike<'a> = (&'a str, Family, Vec<Option<&'a str>>);
+
+fn alike<'a>(world: &'a plan::World, held: &'a Assignment, server: IpAddr) -> Option<Alike<'a>> {
+    let role = world.roles.get(&held.role)?;
+    let labels = &world.servers.get(&held.server)?.server.labels;
+    let apart = role.spares.apart.iter();
+    let apart = apart.map(|label| labels.get(label).map(String::as_str));
+    Some((&role.code, Family::of(server), apart.collect()))
 }
 
 fn obstacle(
@@ -387,12 +454,16 @@ fn obstacle(
 
 async fn members(
     State(shared): State<Shared>,
+    Extension(allowed): Extension<Allowed>,
     Path(name): Path<String>,
     Query(wait): Query<Wait>,
 ) -> Result<Json<Members>, Refusal> {
     let name = director(&name)?;
-    let mut poll = Poll::new(&shared, &wait);
+    let mut poll = Poll::new(&shared, &wait, allowed);
     loop {
+        if let Some(allowed) = poll.allowed()? {
+            may_ask(&shared, &allowed, &name).await?;
+        }
         let members = shared.app.store.members(&name).await?;
         let members = members.ok_or_else(|| not_registered(&name))?;
         // Another version, not a higher one: a store that was made anew counts from the start.
@@ -404,10 +475,12 @@ async fn members(
 
 async fn confirm(
     State(shared): State<Shared>,
+    Extension(allowed): Extension<Allowed>,
     Path((name, id)): Path<(String, String)>,
     Body(body): Body<Confirmation>,
 ) -> Result<StatusCode, Refusal> {
     let (name, id) = (director(&name)?, replacement_id(&id)?);
+    may_ask(&shared, &allowed, &name).await?;
     match shared.app.store.confirm(&name, &id, body).await? {
         ConfirmOutcome::Noted => {
             info!(director = %name, replacement = %id, is = ?body.is, "stand-in confirmed");
@@ -448,7 +521,12 @@ async fn ask(
             ),
         ));
     }
-    let (replacement, new) = match shared.app.store.ask(key, &body).await? {
+    let store = &shared.app.store;
+    let asked = match &caller {
+        Caller::Certified { .. } => store.ask_from(key, &body, origin(&caller)).await?,
+        Caller::Local { .. } | Caller::Loopback(_) => store.ask(key, &body).await?,
+    };
+    let (replacement, new) = match asked {
         Asked::Taken { replacement, new } => (replacement, new),
         Asked::KeyReused => {
             return Err(Refusal::new(
@@ -506,9 +584,11 @@ fn key(headers: &HeaderMap) -> Result<&str, Refusal> {
 
 async fn give_back(
     State(shared): State<Shared>,
+    Extension(allowed): Extension<Allowed>,
     Path((name, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
     let (name, id) = (director(&name)?, replacement_id(&id)?);
+    may_ask(&shared, &allowed, &name).await?;
     if !shared.app.store.give_back(&name, &id).await? {
         return Err(Refusal::new(
             StatusCode::NOT_FOUND,
@@ -525,8 +605,9 @@ async fn list(
     Extension(allowed): Extension<Allowed>,
 ) -> Result<Json<Vec<Replacement>>, Refusal> {
     let mut all = shared.app.store.replacements().await?;
-    if let Some(name) = allowed.director() {
-        let world = shared.app.store.world().await?;
+    if let Some(grant) = allowed.grant() {
+        let (name, world) = (&grant.name, shared.app.store.world().await?);
+        granted::standing(&world, grant).map_err(|why| not_granted(&why))?;
         all.retain(|r| concerns(&world, name, r));
     }
     Ok(Json(all))
@@ -545,10 +626,11 @@ async fn may_see(
     allowed: &Allowed,
     replacement: &Replacement,
 ) -> Result<(), Refusal> {
-    let Some(name) = allowed.director() else {
+    let Some(grant) = allowed.grant() else {
         return Ok(());
     };
-    let world = shared.app.store.world().await?;
+    let (name, world) = (&grant.name, shared.app.store.world().await?);
+    granted::standing(&world, grant).map_err(|why| not_granted(&why))?;
     match concerns(&world, name, replacement) {
         true => Ok(()),
         false => Err(Refusal::new(
@@ -566,12 +648,17 @@ async fn may_see(
 /// have become shorter since, and somebody of that host may have registered more.
 async fn may_ask(shared: &Shared, allowed: &Allowed, name: &DirectorName) -> Result<(), Refusal> {
     allowed.speaks_for(name)?;
-    if !allowed.is_limited() {
-        return Ok(());
+    match allowed.grant() {
+        Some(grant) if grant.is_limited() => {
+            let world = shared.app.store.world().await?;
+            granted::standing(&world, grant).map_err(|why| not_granted(&why))
+        }
+        Some(_) | None => Ok(()),
     }
-    let world = shared.app.store.world().await?;
-    let registered = world.directors.get(name);
-    allowed.serves(registered.iter().flat_map(|r| &r.services).map(|s| &s.key))
+}
+
+fn not_granted(why: &NotGranted) -> Refusal {
+    Refusal::new(StatusCode::FORBIDDEN, why.code(), why.to_string())
 }
 
 async fn show(
@@ -581,10 +668,12 @@ async fn show(
     Query(wait): Query<Wait>,
 ) -> Result<Json<Replacement>, Refusal> {
     let id = replacement_id(&id)?;
-    may_see(&shared, &allowed, &shared.app.store.replacement(&id).await?).await?;
-    let mut poll = Poll::new(&shared, &wait);
+    let mut poll = Poll::new(&shared, &wait, allowed);
     loop {
         let replacement = shared.app.store.replacement(&id).await?;
+        if let Some(allowed) = poll.allowed()? {
+            may_see(&shared, &allowed, &replacement).await?;
+        }
         // Without a version to go by: until there is a spare, or none will come.
         let enough = match wait.after {
             Some(after) => replacement.version != after,
@@ -653,7 +742,7 @@ async fn log(
         after: None,
         wait: follow.wait,
     };
-    let mut poll = Poll::new(&shared, &wait);
+    let mut poll = Poll::new(&shared, &wait, Allowed::EVERYTHING);
     loop {
         let found = shared.app.store.log(&id, follow.step.as_deref()).await?;
         let none = match (&found, &follow.step) {
@@ -762,7 +851,7 @@ async fn events(
         after: None,
         wait: Some(asked.wait),
     };
-    let mut poll = Poll::new(&shared, &wait);
+    let mut poll = Poll::new(&shared, &wait, Allowed::EVERYTHING);
     let mut page = shared
         .app
         .store

@@ -11,6 +11,7 @@ pub mod api;
 pub mod driver;
 pub mod engine;
 pub mod folder;
+pub mod granted;
 pub mod keeper;
 pub mod log;
 pub mod order;

@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::Identity;
 use crate::{
+    clock,
     config::TlsFiles,
     prepare::{self, Unprepared, resolve},
     telemetry::Chain,
@@ -23,6 +24,8 @@ pub const EVERY: Duration = Duration::from_secs(10);
 pub enum Told {
     /// It is another one, until this time in seconds since 1970.
     Renewed(i64),
+    /// The first of its revocation lists is due to be replaced then.
+    Lists(i64),
     /// What is there now cannot be used; the former one stays.
     Refused,
 }
@@ -63,6 +66,8 @@ pub async fn keep<T: Identity>(
 ) {
     let files = Arc::new(files);
     let mut last = None;
+    // Until it was said that they are old.
+    let mut lists_end = None;
     loop {
         let (looked_at, known) = (Arc::clone(&files), last);
         // A path may lead into a file system that hangs: not on this thread, and not twice at a time.
@@ -83,6 +88,10 @@ pub async fn keep<T: Identity>(
                 }
                 last = Some(seen);
                 tell(Told::Renewed(identity.ends()));
+                lists_end = identity.lists_end();
+                if let Some(ends) = lists_end {
+                    tell(Told::Lists(ends));
+                }
                 now.send_replace(Arc::new(identity));
             }
             Ok(Some((seen, Err(e)))) => {
@@ -91,6 +100,10 @@ pub async fn keep<T: Identity>(
                 tell(Told::Refused);
             }
             Err(e) => error!(error = %e, "certificates could not be looked at"),
+        }
+        let seconds = clock::wall().0 / 1000;
+        if lists_end.take_if(|ends| *ends < seconds).is_some() {
+            warn!(crl = ?files.crl, "a revocation list is older than its authority meant it to be: it counts on, put the newest one there");
         }
         select! {
             () = stop.cancelled() => return,

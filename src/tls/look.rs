@@ -1,7 +1,10 @@
 //! What a certificate says of itself.
 
+use rustls::pki_types::CertificateRevocationListDer;
 use x509_cert::{
     Certificate,
+    certificate::Rfc5280,
+    crl::CertificateList,
     der::{Decode, oid::ObjectIdentifier},
     ext::pkix::{ExtendedKeyUsage, SubjectAltName, name::GeneralName},
 };
@@ -68,6 +71,16 @@ pub(super) fn look(der: &[u8], for_use: Use, now: u64) -> Result<i64, String> {
         });
     }
     Ok(i64::try_from(ends).unwrap_or(i64::MAX))
+}
+
+/// When the first of these lists is due to be replaced, in seconds since 1970.
+pub(super) fn lists_end(lists: &[CertificateRevocationListDer<'_>]) -> Option<i64> {
+    let ends = lists.iter().filter_map(|list| {
+        let list = CertificateList::<Rfc5280>::from_der(list).ok()?;
+        let due = list.tbs_cert_list.next_update?.to_unix_duration();
+        i64::try_from(due.as_secs()).ok()
+    });
+    ends.min()
 }
 
 /// The DNS names and URIs among a certificate's alternative names.

@@ -17,7 +17,7 @@ mod tests;
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    CertificateError, ClientConfig, RootCertStore, ServerConfig,
     client::{Resumption, WebPkiServerVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime, pem::PemObject},
@@ -33,6 +33,7 @@ use crate::{
     config::TlsFiles,
     model::CertificateNames,
     prepare::{self, Unprepared, resolve},
+    telemetry::Chain,
 };
 
 pub use keep::{EVERY, Told, keep};
@@ -48,6 +49,9 @@ pub trait Identity: Send + Sync + Sized + 'static {
 
     /// When its certificate ends, in seconds since 1970.
     fn ends(&self) -> i64;
+
+    /// When the first of its revocation lists is due to be replaced, likewise; none where no list says.
+    fn lists_end(&self) -> Option<i64>;
 }
 
 /// The provisioner's side.
@@ -55,12 +59,14 @@ pub struct Server {
     config: Arc<ServerConfig>,
     clients: Arc<dyn ClientCertVerifier>,
     ends: i64,
+    lists_end: Option<i64>,
 }
 
 /// The director's side.
 pub struct Client {
     config: Arc<ClientConfig>,
     ends: i64,
+    lists_end: Option<i64>,
 }
 
 impl fmt::Debug for Server {
@@ -100,10 +106,12 @@ impl Identity for Server {
     fn read(files: &TlsFiles) -> Result<Self, Unprepared> {
         let own = Own::read(files, Use::Server)?;
         let provider = provider();
-        let builder =
-            WebPkiClientVerifier::builder_with_provider(roots(files)?, Arc::clone(&provider))
-                .with_crls(revoked(files)?)
-                .only_check_end_entity_revocation();
+        let (roots, lists) = (roots(files)?, revoked(files)?);
+        let lists_end = look::lists_end(&lists);
+        // Each certificate of a chain: an authority that was revoked issues nothing that counts. One whose authority has
+        // no list is refused; an old list counts on.
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .with_crls(lists);
         let clients = builder.build().map_err(|e| of_crl(files, &e))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -117,11 +125,16 @@ impl Identity for Server {
             config: Arc::new(config),
             clients,
             ends: own.ends,
+            lists_end,
         })
     }
 
     fn ends(&self) -> i64 {
         self.ends
+    }
+
+    fn lists_end(&self) -> Option<i64> {
+        self.lists_end
     }
 }
 
@@ -129,12 +142,12 @@ impl Identity for Client {
     fn read(files: &TlsFiles) -> Result<Self, Unprepared> {
         let own = Own::read(files, Use::Client)?;
         let provider = provider();
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(roots(files)?, Arc::clone(&provider))
-                .with_crls(revoked(files)?)
-                .only_check_end_entity_revocation()
-                .build()
-                .map_err(|e| of_crl(files, &e))?;
+        let (roots, lists) = (roots(files)?, revoked(files)?);
+        let lists_end = look::lists_end(&lists);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .with_crls(lists)
+            .build()
+            .map_err(|e| of_crl(files, &e))?;
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(Unprepared::Tls)?
@@ -145,11 +158,16 @@ impl Identity for Client {
         Ok(Self {
             config: Arc::new(config),
             ends: own.ends,
+            lists_end,
         })
     }
 
     fn ends(&self) -> i64 {
         self.ends
+    }
+
+    fn lists_end(&self) -> Option<i64> {
+        self.lists_end
     }
 }
 
@@ -232,6 +250,18 @@ fn of_pair(files: &TlsFiles, error: &rustls::Error) -> Unprepared {
     Unprepared::Content {
         path: files.key.clone(),
         what,
+    }
+}
+
+/// Why TLS was not begun, with the remedy where the error's own words say none.
+pub(crate) fn why(error: &std::io::Error) -> String {
+    let text = Chain(error).to_string();
+    let inner = error.get_ref().and_then(|e| e.downcast_ref());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownRevocationStatus)) => {
+            format!("{text}: crl has to have a list of each authority in its chain")
+        }
+        Some(_) | None => text,
     }
 }
 

@@ -1,6 +1,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use rcgen::ExtendedKeyUsagePurpose;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, date_time_ymd,
+};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::AsyncReadExt,
@@ -164,6 +168,7 @@ async fn each_side_takes_only_what_its_authority_issued_for_this() {
                 .unwrap(),
         ),
         ends: 0,
+        lists_end: None,
     };
     let (saw, _) = meet(&read(&server), &forged, "p.example").await;
     assert!(
@@ -180,6 +185,7 @@ async fn each_side_takes_only_what_its_authority_issued_for_this() {
                 .with_no_client_auth(),
         ),
         ends: 0,
+        lists_end: None,
     };
     let (saw, _) = meet(&read(&server), &bare, "p.example").await;
     assert!(
@@ -223,6 +229,79 @@ async fn what_was_revoked_is_refused() {
     server.write("crl.pem", &Authority::new("stranger").revoke(&[42]));
     let now = Server::read(&files(&server)).unwrap();
     assert!(meet(&now, &client(&good), "p.example").await.0.is_err());
+}
+
+/// An authority with its certificate, by itself or by another.
+fn authority(
+    name: &str,
+    serial: u64,
+    by: Option<&Issuer<'_, KeyPair>>,
+) -> (Issuer<'static, KeyPair>, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(serial.into());
+    params.distinguished_name.push(DnType::CommonName, name);
+    let own = match by {
+        Some(by) => params.signed_by(&key, by).unwrap(),
+        None => params.self_signed(&key).unwrap(),
+    };
+    (Issuer::new(params, key), own.pem())
+}
+
+/// A list of an authority, which is due to be replaced at the beginning of a year.
+fn list(of: &Issuer<'_, KeyPair>, serials: &[u64], due: i32) -> String {
+    let revoked = |serial: &u64| RevokedCertParams {
+        serial_number: (*serial).into(),
+        revocation_time: date_time_ymd(2021, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: date_time_ymd(2021, 1, 1),
+        next_update: date_time_ymd(due, 1, 1),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(of).unwrap().pem().unwrap()
+}
+
+#[tokio::test]
+async fn each_authority_of_a_chain_has_a_list_and_is_on_none() {
+    let (root, root_pem) = authority("root", 1, None);
+    let (middle, middle_pem) = authority("middle", 2, Some(&root));
+    let any = Authority::new("any");
+    let issue = |name: &str| {
+        let side = Side::new(&any, &leaf(&[name]), &any);
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let own = params.signed_by(&key, &middle).unwrap().pem();
+        side.write("ca.pem", &root_pem);
+        side.write("key.pem", &key.serialize_pem());
+        side.write("cert.pem", &format!("{own}{middle_pem}"));
+        side
+    };
+    let (server, director) = (issue("p.example"), issue("lb1.example"));
+    let client = Client::read(&files(&director)).unwrap();
+    let saw = async |lists: &[String]| {
+        server.write("crl.pem", &lists.concat());
+        let now = Server::read(&files(&server)).unwrap();
+        (now.lists_end(), meet(&now, &client, "p.example").await.0)
+    };
+    let own = list(&middle, &[], 2120);
+    let (due, good) = saw(&[own.clone(), list(&root, &[], 2024)]).await;
+    assert!(good.is_ok(), "an old list counts on: {good:?}");
+    assert_eq!(due, Some(1_704_067_200), "and it is said which is old");
+    let (_, bad) = saw(&[own.clone(), list(&root, &[2], 2120)]).await;
+    assert!(bad.unwrap_err().contains("Revoked"));
+    let (_, bad) = saw(std::slice::from_ref(&own)).await;
+    assert!(bad.unwrap_err().contains("UnknownRevocationStatus"));
+    let unknown = CertificateError::UnknownRevocationStatus;
+    let unknown = std::io::Error::other(rustls::Error::InvalidCertificate(unknown));
+    assert!(why(&unknown).ends_with("crl has to have a list of each authority in its chain"));
 }
 
 #[tokio::test]

@@ -113,6 +113,8 @@ fn a_directors_families_are_as_documented() {
     m.set_kernel_setting_wrong("net.ipv4.vs.conntrack", true);
     m.certificate
         .told(understudy::tls::Told::Renewed(4_102_444_800));
+    m.certificate
+        .told(understudy::tls::Told::Lists(4_000_000_000));
     m.certificate.told(understudy::tls::Told::Refused);
     m.hooks.event(EventKind::ServerDown);
     m.hooks.delivery("pager", DeliveryResult::Ok);

@@ -30,7 +30,7 @@ const ORDERS: &[&str] = &[
 
 const TELLING: &[&str] = &["model", "hooks::pile", "hooks::letter"];
 
-const PURE: [Room; 31] = [
+const PURE: [Room; 32] = [
     Room {
         place: "model",
         knows: &["model"],
@@ -104,6 +104,10 @@ const PURE: [Room; 31] = [
     },
     Room {
         place: "provisioner/plan.rs",
+        knows: ORDERS,
+    },
+    Room {
+        place: "provisioner/granted.rs",
         knows: ORDERS,
     },
     Room {
@@ -556,4 +560,14 @@ mod tests {
             at(21, "hyper"),
         ]
     );
+}
+
+/// A second one would hide the first, whose tasks then nobody watches.
+#[test]
+fn each_role_has_one_supervisor() {
+    for role in ["director", "provisioner"] {
+        let source = fs::read_to_string(format!("src/agent/{role}.rs")).unwrap();
+        let made = source.matches("Supervisor::default()").count();
+        assert_eq!(made, 1, "{role}");
+    }
 }

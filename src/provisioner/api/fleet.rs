@@ -69,6 +69,7 @@ fn grant(name: &str, services: Option<&[&str]>) -> Grant {
         name: name.parse().unwrap(),
         certificate: format!("{name}.example"),
         services: services.map(|all| all.iter().map(key).collect()),
+        roles: None,
     }
 }
 
@@ -231,13 +232,30 @@ async fn a_director_speaks_for_itself_alone() {
 async fn operators_do_not_come_over_the_network() {
     let fleet = Fleet::new().await;
     let lb1 = fleet.peer(&["lb1.example"], 11);
-    for (method, path, body) in [
-        (Method::PUT, "/v1/inventory", json!(inventory())),
-        (Method::GET, "/v1/inventory/servers", Value::Null),
-        (Method::POST, "/v1/servers/spare1/release", Value::Null),
-    ] {
-        problem(lb1.send(method, path, &body).await, 403, "not_an_operator");
+    let open = [
+        "/v1/directors/{name}",
+        "/v1/directors/{name}/members",
+        "/v1/directors/{name}/members/{replacement}",
+        "/v1/directors/{name}/members/{replacement}/release",
+        "/v1/replacements",
+        "/v1/replacements/{id}",
+        "/v1/replacements/{id}/cancel",
+    ];
+    let mut closed = 0;
+    for route in ROUTES.iter().skip(1).filter(|r| !open.contains(r)) {
+        let path = route.replace(['{', '}'], "");
+        for method in [Method::GET, Method::PUT, Method::POST] {
+            // It is not told either which methods there are.
+            let answer = lb1.send(method, &path, &Value::Null).await;
+            problem(answer, 403, "not_an_operator");
+        }
+        closed += 1;
     }
+    assert_eq!(
+        closed + open.len(),
+        ROUTES.len() - 1,
+        "each is one or the other"
+    );
     problem(lb1.get("/v1/nothing").await, 404, "no_such_route");
     let local = Client::unix(fleet.socket.clone());
     let servers = local.ask::<Value>(Method::GET, "/v1/inventory/servers", None, NOTHING, LIMIT);
@@ -279,6 +297,255 @@ async fn a_director_asks_only_for_the_services_it_is_allowed() {
     problem(ask().await, 403, "service_not_allowed");
     allow(&all);
     ask().await.unwrap();
+}
+
+/// One service with one server, of a director.
+fn own(name: &str, key: &str, server: &str) -> Value {
+    let mut own = registration(name);
+    own.services.truncate(1);
+    own.services[0].key = key.parse().unwrap();
+    own.services[0].servers.truncate(1);
+    own.services[0].servers[0].address = ip(server);
+    json!(own)
+}
+
+#[tokio::test]
+async fn a_director_cannot_make_anothers_servers_or_the_spares_its_own() {
+    let fleet = Fleet::new().await;
+    fleet
+        .store
+        .apply(&inventory(), false, "test")
+        .await
+        .unwrap();
+    let [lb1, lb2] = [("lb1.example", 11), ("lb2.example", 12)].map(|(n, s)| fleet.peer(&[n], s));
+    let grants = |roles: Option<&str>| {
+        let mut one = grant("lb1", Some(&["fwmark/1"]));
+        one.roles = roles.map(|role| [role.to_owned()].into());
+        let all = vec![one, grant("lb2", Some(&["fwmark/2"]))];
+        fleet.grants.send_replace(Arc::new(all));
+    };
+    let put = async |peer: &Peer, name: &str, key: &str, server: &str| {
+        let path = format!("/v1/directors/{name}");
+        let body = own(name, key, server);
+        peer.send(Method::PUT, &path, &body).await
+    };
+    grants(None);
+    put(&lb2, "lb2", "fwmark/2", "10.0.0.2").await.unwrap();
+    let body = json!(testing::request("lb2", "10.0.0.2"));
+    let asked = lb2.send(Method::POST, "/v1/replacements", &body).await;
+    let asked = asked.unwrap();
+    for server in ["10.0.0.2", "fd00::2"] {
+        let refused = put(&lb1, "lb1", "fwmark/1", server).await;
+        let detail = problem(refused, 403, "server_of_another_director");
+        assert!(
+            detail.contains(server) && detail.contains("fwmark/2"),
+            "{detail}"
+        );
+    }
+    let refused = put(&lb1, "lb1", "fwmark/1", "10.0.0.11").await;
+    let detail = problem(refused, 403, "server_is_a_spare");
+    assert!(detail.contains("spare1"), "{detail}");
+    let world = fleet.store.world().await.unwrap();
+    assert!(
+        world
+            .pool()
+            .iter()
+            .all(|c| c.configured.is_none() || c.addresses.contains(&ip("10.0.0.2")))
+    );
+    // What was refused is not kept either.
+    let body = json!(testing::request("lb1", "10.0.0.2"));
+    let ask = lb1.send(Method::POST, "/v1/replacements", &body).await;
+    problem(ask, 409, "not_registered");
+    let path = format!("/v1/replacements/{}", asked["id"].as_str().unwrap());
+    problem(lb1.get(&path).await, 403, "not_your_replacement");
+
+    // Roles say whose a server is, whoever came first.
+    grants(Some("db.shop.example"));
+    let refused = put(&lb1, "lb1", "fwmark/1", "10.0.0.1").await;
+    let detail = problem(refused, 403, "role_not_allowed");
+    assert!(detail.contains("web.shop.example"), "{detail}");
+    grants(Some("web.shop.example"));
+    put(&lb1, "lb1", "fwmark/1", "10.0.0.1").await.unwrap();
+    // And they say it of what is registered already.
+    grants(Some("db.shop.example"));
+    let body = json!(testing::request("lb1", "10.0.0.1"));
+    let ask = lb1.send(Method::POST, "/v1/replacements", &body).await;
+    problem(ask, 403, "role_not_allowed");
+    problem(lb1.get("/v1/replacements").await, 403, "role_not_allowed");
+}
+
+#[tokio::test]
+async fn a_registration_has_its_bounds() {
+    let fleet = Fleet::new().await;
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    let mut big = registration("lb1");
+    let one = big.services[0].servers[0].clone();
+    let servers = (0..5000_u32).map(|n| crate::model::wire::RegisteredServer {
+        address: std::net::Ipv4Addr::from(0x0a00_0000 + n).into(),
+        ..one.clone()
+    });
+    big.services[0].servers = servers.collect();
+    let put = lb1
+        .send(Method::PUT, "/v1/directors/lb1", &json!(big))
+        .await;
+    let detail = problem(put, 422, "too_many_servers");
+    assert!(detail.contains("4096"), "{detail}");
+}
+
+#[tokio::test]
+async fn the_trail_says_which_certificate_asked() {
+    let fleet = Fleet::new().await;
+    fleet
+        .store
+        .apply(&inventory(), false, "test")
+        .await
+        .unwrap();
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    lb1.register("lb1").await.unwrap();
+    let body = json!(testing::request("lb1", "10.0.0.1"));
+    lb1.send(Method::POST, "/v1/replacements", &body)
+        .await
+        .unwrap();
+    let filter = crate::model::EventFilter::default();
+    let page = fleet.store.events(None, None, &filter).await.unwrap();
+    let text = json!(page).to_string();
+    // The address that it says is its own word.
+    assert!(text.contains("lb1.example"), "{text}");
+    assert!(!text.contains("10.0.0.251"), "{text}");
+}
+
+#[tokio::test]
+async fn a_list_that_became_shorter_closes_all_that_it_opened() {
+    let fleet = Fleet::new().await;
+    fleet
+        .store
+        .apply(&inventory(), false, "test")
+        .await
+        .unwrap();
+    let lb1 = fleet.peer(&["lb1.example"], 11);
+    lb1.register("lb1").await.unwrap();
+    let body = json!(testing::request("lb1", "10.0.0.1"));
+    let asked = lb1.send(Method::POST, "/v1/replacements", &body).await;
+    let id = asked.unwrap()["id"].as_str().unwrap().to_owned();
+    let members = lb1.get("/v1/directors/lb1/members").await.unwrap();
+    let path = format!(
+        "/v1/directors/lb1/members?after={}&wait=60",
+        members["version"]
+    );
+    let mut poll = std::pin::pin!(lb1.get(&path));
+    let early = timeout(Duration::from_millis(300), poll.as_mut()).await;
+    assert!(early.is_err(), "it waits");
+    let allow = |all: Vec<Grant>| fleet.grants.send_replace(Arc::new(all));
+    allow(vec![grant("lb1", Some(&["fwmark/9"]))]);
+    let ended = timeout(LIMIT / 4, poll).await.expect("at once");
+    problem(ended, 403, "service_not_allowed");
+    let member = format!("/v1/directors/lb1/members/{id}");
+    for (method, path, body) in [
+        (
+            Method::GET,
+            "/v1/directors/lb1/members".to_owned(),
+            Value::Null,
+        ),
+        (Method::POST, member.clone(), json!({"is": "attach"})),
+        (Method::POST, format!("{member}/release"), Value::Null),
+        (Method::GET, "/v1/replacements".to_owned(), Value::Null),
+        (Method::GET, format!("/v1/replacements/{id}"), Value::Null),
+        (
+            Method::POST,
+            format!("/v1/replacements/{id}/cancel"),
+            Value::Null,
+        ),
+    ] {
+        let answer = lb1.send(method, &path, &body).await;
+        problem(answer, 403, "service_not_allowed");
+    }
+    // Nobody's at all.
+    allow(vec![grant("lb1", None)]);
+    let mut poll = std::pin::pin!(lb1.get(&path));
+    let early = timeout(Duration::from_millis(300), poll.as_mut()).await;
+    assert!(early.is_err(), "it waits");
+    allow(Vec::new());
+    let ended = timeout(LIMIT / 4, poll).await.expect("at once");
+    problem(ended, 403, "unknown_certificate");
+}
+
+/// Asks on a connection, and gives the head of the answer; empty where it was closed.
+async fn ask_raw(stream: &mut TlsStream<TcpStream>) -> String {
+    let ask = "GET /v1/replacements HTTP/1.1\r\nHost: p\r\n\r\n";
+    if stream.write_all(ask.as_bytes()).await.is_err() {
+        return String::new();
+    }
+    let mut answer = Vec::new();
+    let mut part = [0; 512];
+    while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
+        match timeout(LIMIT, stream.read(&mut part)).await.unwrap() {
+            Ok(n) if n > 0 => answer.extend_from_slice(&part[..n]),
+            Ok(_) | Err(_) => break,
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn who_is_known_is_counted_by_its_certificate_and_who_is_not_by_its_address() {
+    let fleet = Fleet::new().await;
+    let [lb1, lb2] = [("lb1.example", 11), ("lb2.example", 12)].map(|(n, s)| fleet.peer(&[n], s));
+    let stranger = fleet.peer(&["lb9.example"], 19);
+    let mut held = Vec::new();
+    for n in 0..usize::MAX {
+        let mut stream = fleet.raw(&lb1).await;
+        if ask_raw(&mut stream).await.is_empty() {
+            assert_eq!(n, LIMITS.each, "a certificate has its part");
+            break;
+        }
+        held.push(stream);
+    }
+    // Its address has places still, and others behind it theirs.
+    let mut stream = fleet.raw(&lb2).await;
+    assert!(ask_raw(&mut stream).await.starts_with("HTTP/1.1 200"));
+    // Who is nobody is told so, and that is all.
+    let mut stream = fleet.raw(&stranger).await;
+    let head = ask_raw(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 403"), "{head}");
+    assert!(head.to_lowercase().contains("connection: close"), "{head}");
+    let mut rest = Vec::new();
+    let closed = timeout(LIMIT / 4, stream.read_to_end(&mut rest)).await;
+    drop(closed.expect("closed at once"));
+    // Says nothing more once TLS has begun: one place holds few of these, and nobody who is listed waits for it.
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        idle.extend(elsewhere_as(&fleet, &stranger).await);
+    }
+    let mut kept = 0;
+    for stream in &mut idle {
+        kept += usize::from(!ask_raw(stream).await.is_empty());
+    }
+    assert!(kept <= 8, "{kept}");
+    drop(held);
+    let begun = Instant::now();
+    loop {
+        let mut stream = fleet.raw(&lb1).await;
+        if ask_raw(&mut stream).await.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "what was given back is free");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A connection from another address of this host with TLS that is begun, unless it was closed before.
+async fn elsewhere_as(fleet: &Fleet, peer: &Peer) -> Option<TlsStream<TcpStream>> {
+    let identity = tls::Client::read(&files(&peer.side)).unwrap();
+    from(fleet.at, [127, 0, 0, 2], identity).await
+}
+
+async fn from(to: SocketAddr, own: [u8; 4], identity: tls::Client) -> Option<TlsStream<TcpStream>> {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((own, 0).into()).unwrap();
+    let stream = socket.connect(to).await.ok()?;
+    let name = ServerName::try_from(HOST).unwrap();
+    let connector = TlsConnector::from(identity.config());
+    connector.connect(name, stream).await.ok()
 }
 
 #[tokio::test]
@@ -370,7 +637,8 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
     lb1.register("lb1").await.unwrap();
     let mut all = JoinSet::new();
     let lb1 = Arc::new(lb1);
-    for _ in 0..8 {
+    // Fewer than may begin TLS at one address at once.
+    for _ in 0..6 {
         let lb1 = Arc::clone(&lb1);
         all.spawn(async move {
             for _ in 0..2000 {
@@ -402,7 +670,17 @@ async fn long_polls_of_one_director_are_bounded() {
     let mut polls = JoinSet::new();
     for _ in 0..20 {
         let (lb1, path) = (Arc::clone(&lb1), path.clone());
-        polls.spawn(async move { lb1.get(&path).await });
+        polls.spawn(async move {
+            loop {
+                match lb1.get(&path).await {
+                    // Too many of them began TLS at once.
+                    Err(Error::Unreachable { .. } | Error::Broken { .. }) => {
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                    answered => return answered,
+                }
+            }
+        });
     }
     for _ in 0..12 {
         let ended = timeout(LIMIT / 2, polls.join_next()).await;
@@ -476,15 +754,19 @@ async fn a_hostile_client_starves_nobody() {
     // Thousands of long polls.
     let bad = Arc::new(bad);
     let mut polls = JoinSet::new();
+    let at = fleet.at;
     for _ in 0..40 {
         let bad = Arc::clone(&bad);
         polls.spawn(async move {
             for _ in 0..50 {
-                let path = "/v1/directors/lb1/members?after=1&wait=60";
-                let answer = bad
-                    .client
-                    .ask::<Value>(Method::GET, path, None, NOTHING, LIMIT);
-                drop(answer.await);
+                let identity = tls::Client::read(&files(&bad.side)).unwrap();
+                let Some(mut stream) = from(at, [127, 0, 0, 3], identity).await else {
+                    continue;
+                };
+                let ask =
+                    "GET /v1/directors/lb1/members?after=1&wait=60 HTTP/1.1\r\nHost: p\r\n\r\n";
+                drop(stream.write_all(ask.as_bytes()).await);
+                drop(stream.read(&mut [0; 512]).await);
             }
         });
     }

@@ -2,16 +2,20 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State},
-    http::StatusCode,
+    body::{Body, Bytes},
+    extract::{MatchedPath, Query, Request, State},
+    http::{HeaderValue, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use hyper::body::{Frame, SizeHint};
 use nix::unistd::Uid;
 use tokio::sync::watch;
 use tracing::debug;
@@ -20,7 +24,7 @@ use super::problem::Refusal;
 use crate::{
     clock,
     http::Caller,
-    model::{CertificateNames, DirectorName, Grant, ServiceKey},
+    model::{CertificateNames, DirectorName, Grant},
     provisioner::pace::Pace,
 };
 
@@ -94,17 +98,24 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Allowed(Option<Grant>);
 
 impl Allowed {
-    /// Whose part of the API this is; none: everybody's.
-    pub(super) const fn director(&self) -> Option<&DirectorName> {
-        match &self.0 {
-            Some(grant) => Some(&grant.name),
-            None => None,
-        }
+    /// Of somebody of this host.
+    pub(super) const EVERYTHING: Self = Self(None);
+
+    /// Under which grant; none: everybody's part of the API.
+    pub(super) const fn grant(&self) -> Option<&Grant> {
+        self.0.as_ref()
     }
 
-    /// Whether only some services are allowed.
-    pub(super) fn is_limited(&self) -> bool {
-        self.0.as_ref().is_some_and(|g| g.services.is_some())
+    /// The same as the list says it now.
+    pub(super) fn again(&self, all: &[Grant]) -> Result<Self, Refusal> {
+        let Some(before) = &self.0 else {
+            return Ok(Self::EVERYTHING);
+        };
+        let same = |g: &&Grant| g.name == before.name && g.certificate == before.certificate;
+        match all.iter().find(same) {
+            Some(grant) => Ok(Self(Some(grant.clone()))),
+            None => Err(unknown(&CertificateNames::new([&*before.certificate]))),
+        }
     }
 
     /// Lets `name` speak, and nobody else for it.
@@ -117,28 +128,6 @@ impl Allowed {
             Some(_) | None => Ok(()),
         }
     }
-
-    /// Lets it ask for these services.
-    pub(super) fn serves<'a>(
-        &self,
-        services: impl IntoIterator<Item = &'a ServiceKey>,
-    ) -> Result<(), Refusal> {
-        let Some(grant) = &self.0 else { return Ok(()) };
-        let Some(key) = grant.refuses(services) else {
-            return Ok(());
-        };
-        let allowed = grant.services.iter().flatten();
-        let allowed: Vec<_> = allowed.map(ToString::to_string).collect();
-        Err(Refusal::new(
-            StatusCode::FORBIDDEN,
-            "service_not_allowed",
-            format!(
-                "the director {} may not ask for {key}, only for [{}]: add it under [[director]] in provisioner.toml, or take it out of director.toml",
-                grant.name,
-                allowed.join(", ")
-            ),
-        ))
-    }
 }
 
 fn not_yours(presented: &str, wanted: &str) -> Refusal {
@@ -149,16 +138,16 @@ fn not_yours(presented: &str, wanted: &str) -> Refusal {
     )
 }
 
-/// What a director may ask for over TCP; all else is for operators, at the socket.
-fn is_for_directors(route: &str) -> bool {
-    route.starts_with("/v1/directors/{name}")
-        || [
-            "/v1/replacements",
-            "/v1/replacements/{id}",
-            "/v1/replacements/{id}/cancel",
-        ]
-        .contains(&route)
-}
+/// What a director may ask for over TCP; all else, also what is added one day, is for operators, at the socket.
+const FOR_DIRECTORS: [&str; 7] = [
+    "/v1/directors/{name}",
+    "/v1/directors/{name}/members",
+    "/v1/directors/{name}/members/{replacement}",
+    "/v1/directors/{name}/members/{replacement}/release",
+    "/v1/replacements",
+    "/v1/replacements/{id}",
+    "/v1/replacements/{id}/cancel",
+];
 
 impl Gate {
     pub(super) fn new(grants: watch::Receiver<Arc<Vec<Grant>>>) -> Self {
@@ -234,6 +223,74 @@ impl Gate {
     }
 }
 
+/// Whether a request is a long poll: as its route reads it, whichever way it is written.
+fn kind(uri: &Uri) -> Kind {
+    let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri);
+    match pairs {
+        Ok(Query(pairs)) if pairs.iter().any(|(name, _)| name == "wait") => Kind::Poll,
+        Ok(_) | Err(_) => Kind::Ask,
+    }
+}
+
+/// So much of an answer is handed on at a time.
+const PIECE: usize = 16 * 1024;
+
+/// An answer's body in small pieces, which has its turn until the last of them was taken: who asks for much and reads
+/// slowly holds what it asked for.
+struct Held {
+    body: Body,
+    rest: Bytes,
+    _turn: Turn,
+}
+
+impl Held {
+    fn new(body: Body, turn: Turn) -> Self {
+        Self {
+            body,
+            rest: Bytes::new(),
+            _turn: turn,
+        }
+    }
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        let piece = self.rest.split_to(piece);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = u64::try_from(self.rest.len()).unwrap_or(u64::MAX);
+        let hint = self.body.size_hint();
+        let mut all = SizeHint::new();
+        all.set_lower(hint.lower().saturating_add(left));
+        if let Some(upper) = hint.upper() {
+            all.set_upper(upper.saturating_add(left));
+        }
+        all
+    }
+}
+
 fn unknown(names: &CertificateNames) -> Refusal {
     Refusal::new(
         StatusCode::FORBIDDEN,
@@ -265,17 +322,20 @@ pub(super) async fn pass(
     let name = path.strip_prefix("/v1/directors/");
     let name = name.and_then(|rest| rest.split('/').next());
     let (who, allowed) = gate.identify(&caller, name);
-    let poll = request.uri().query().is_some_and(|q| q.contains("wait="));
-    let kind = if poll { Kind::Poll } else { Kind::Ask };
+    let nobody = who == Some(Who::Unknown);
+    let kind = kind(request.uri());
     let turn = match who.map(|who| gate.begin(who, kind)).transpose() {
         Ok(turn) => turn,
         Err(refusal) => return refusal.into_response(),
     };
-    let allowed = allowed.and_then(|allowed| match allowed.director() {
-        Some(name) if !route.is_empty() && !is_for_directors(route) => Err(Refusal::new(
+    let allowed = allowed.and_then(|allowed| match allowed.grant() {
+        Some(grant) if !route.is_empty() && !FOR_DIRECTORS.contains(&route) => Err(Refusal::new(
             StatusCode::FORBIDDEN,
             "not_an_operator",
-            format!("the director {name} may not: operators ask at the provisioner's socket"),
+            format!(
+                "the director {} may not: operators ask at the provisioner's socket",
+                grant.name
+            ),
         )),
         Some(_) | None => Ok(allowed),
     });
@@ -283,12 +343,62 @@ pub(super) async fn pass(
         Ok(allowed) => {
             request.extensions_mut().insert(allowed);
             let answer = next.run(request).await;
-            drop(turn);
-            answer
+            answer.map(|body| match turn {
+                Some(turn) => Body::new(Held::new(body, turn)),
+                None => body,
+            })
         }
         Err(refusal) => {
             debug!(%caller, route, "request refused");
-            refusal.into_response()
+            let mut answer = refusal.into_response();
+            if nobody {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            answer
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_long_poll_is_one_however_it_is_written() {
+        for (query, is) in [
+            ("wait=60", Kind::Poll),
+            ("after=1&w%61it=60", Kind::Poll),
+            ("after=1&%77%61%69%74=60", Kind::Poll),
+            ("after=1", Kind::Ask),
+            ("await=1", Kind::Ask),
+            ("after=wait=1", Kind::Ask),
+        ] {
+            let uri = format!("/v1/directors/lb1/members?{query}");
+            assert_eq!(kind(&uri.parse().unwrap()), is, "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_lasts_until_its_answer_was_taken() {
+        let gate = Gate::new(watch::channel(Arc::default()).1);
+        let turn = gate.begin(Who::Loopback, Kind::Ask).unwrap();
+        let whole: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut held = Held::new(Body::from(whole.clone()), turn);
+        let busy = || lock(&gate.0.busy).len();
+        let size = hyper::body::Body::size_hint(&held);
+        assert_eq!(size.exact(), Some(100_000), "its length is told beforehand");
+        let mut taken = Vec::new();
+        while let Some(frame) = held.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE);
+            taken.extend_from_slice(&piece);
+            assert_eq!(busy(), 1);
+        }
+        assert_eq!(taken, whole);
+        drop(held);
+        assert_eq!(busy(), 0);
     }
 }

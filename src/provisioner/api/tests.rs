@@ -399,7 +399,7 @@ async fn a_long_poll_ends_at_the_change_and_at_shutdown() {
     let r: Replacement = rig.ask(Some("k1"), &request("10.0.0.1")).await.is();
     let path = format!("/v1/replacements/{}?after={}&wait=60", r.id, r.version);
     let (poll, _) = tokio::join!(rig.get(&path), async {
-        tokio::task::yield_now().await;
+        yield_now().await;
         rig.store.cancel(&r.id, "test").await.unwrap();
     });
     let seen: Replacement = poll.is();

@@ -94,7 +94,11 @@ fn attachment(dir: &Path, name: &str) -> Result<String, AttachmentError> {
     if !path.starts_with(dir.canonicalize().map_err(other)?) {
         return Err(AttachmentError::Outside);
     }
-    fs::read_to_string(path).map_err(other)
+    let text = fs::read_to_string(path).map_err(other)?;
+    match text.contains('\0') {
+        true => Err(AttachmentError::Nul),
+        false => Ok(text),
+    }
 }
 
 #[cfg(test)]

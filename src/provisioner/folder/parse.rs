@@ -49,6 +49,9 @@ pub enum AttachmentError {
     /// Not UTF-8.
     #[error("is not UTF-8 text")]
     NotText,
+    /// No database keeps it as a text.
+    #[error("contains a NUL byte: it is no text")]
+    Nul,
     /// Something else.
     #[error("cannot be read: {0}")]
     Unreadable(String),

@@ -252,6 +252,13 @@ impl<'s> Entry<'s> {
 
 fn text(d: &mut Diagnostics, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Spanned<String>> {
     match value.get_ref() {
+        DeValue::String(s) if s.contains('\0') => {
+            d.push(
+                value.span(),
+                format!("`{key}` contains a NUL byte: write a text without it"),
+            );
+            None
+        }
         DeValue::String(s) => Some(Spanned::new(value.span(), s.clone().into_owned())),
         _ => {
             d.push(value.span(), format!("`{key}` is a text, in quotes"));

@@ -33,6 +33,22 @@ fn defaults() {
 }
 
 #[test]
+fn a_text_with_a_nul_byte_is_a_mistake() {
+    let role = ROLE.replace("\"shop\"", "\"sh\\u0000op\"");
+    let said = read([&role, SOFTWARE, "", ""]).unwrap_err();
+    assert!(
+        said.contains("roles.toml:3:10: `domain` contains a NUL byte"),
+        "{said}"
+    );
+    let role = format!("{ROLE}apart = [\"ra\\u0000ck\"]\nrequires = {{ size = \"\\u0000\" }}\n");
+    let said = read([&role, SOFTWARE, "", ""]).unwrap_err();
+    assert_eq!(said.matches("contains a NUL byte").count(), 2, "{said}");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("x"), "a\0b").unwrap();
+    assert_eq!(attachment(dir.path(), "x"), Err(AttachmentError::Nul));
+}
+
+#[test]
 fn two_software_of_a_role_cannot_place_one_file() {
     let role = ROLE.replace("[\"nginx\"]", "[\"nginx\", \"php\"]");
     let software = format!("{SOFTWARE}{}", SOFTWARE.replace("nginx", "php"));

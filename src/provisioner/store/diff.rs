@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use crate::{
     model::{
         inventory::{
@@ -69,12 +71,38 @@ pub(super) enum ServerOp {
     Remove(String),
 }
 
+/// Texts with a NUL byte, which not every engine keeps.
+fn nul(value: &Value, place: &str, all: &mut Vec<String>) {
+    let say = |what: &str| format!("{what} of {place} contains a NUL byte");
+    match value {
+        Value::String(text) if text.contains('\0') => all.push(say("a text")),
+        Value::Array(values) => {
+            for value in values {
+                nul(value, place, all);
+            }
+        }
+        Value::Object(values) => {
+            for (key, value) in values {
+                match key.contains('\0') {
+                    true => all.push(say("a name")),
+                    false => nul(value, &format!("{key} in {place}"), all),
+                }
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 /// What is wrong with an inventory, whatever the store holds.
 ///
 /// # Errors
 /// [`Problems`], all of them.
 pub fn problems(wanted: &Inventory) -> Result<(), Problems> {
     let mut all = Vec::new();
+    match serde_json::to_value(wanted) {
+        Ok(whole) => nul(&whole, "the inventory", &mut all),
+        Err(e) => all.push(format!("the inventory has no JSON form: {e}")),
+    }
     for (code, role) in &wanted.roles {
         if *code != role.code {
             all.push(format!("role {code} calls itself {}", role.code));

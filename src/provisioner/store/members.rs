@@ -1,6 +1,6 @@
 //! Directors: what they registered, and which stand-ins they are to have in service.
 
-use std::net::IpAddr;
+use std::{convert::Infallible, net::IpAddr};
 
 use sha2::{Digest, Sha256};
 
@@ -14,12 +14,16 @@ use super::{
 };
 use crate::{
     model::{
-        DirectorName, EventKind, ReplacementId,
+        DirectorName, EventKind, Grant, ReplacementId,
         wire::{
             Confirmation, Member, Members, Registration, ReplacementState, Spare, Standby, Want,
         },
     },
-    provisioner::workflow::{Event, Retry},
+    provisioner::{
+        granted::{self, NotGranted},
+        plan::World,
+        workflow::{Event, Retry},
+    },
 };
 
 /// What a confirmation led to.
@@ -48,9 +52,18 @@ fn want_from(word: &str) -> Option<Want> {
     }
 }
 
+/// What became of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// It is kept: this is what the store holds then.
+    Kept(Box<World>),
+    /// It is not what this director may have.
+    NotGranted(NotGranted),
+}
+
 impl Store {
     /// Keeps what a director told. Stand-ins that serve in a place which it has in a service become
-    /// its members too: a pair's second director may come later.
+    /// its members too: a pair's second director may come later. What is kept already is not written again.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -58,7 +71,60 @@ impl Store {
         &self,
         name: &DirectorName,
         registration: &Registration,
-    ) -> Result<(), StoreError> {
+    ) -> Result<World, StoreError> {
+        let actor = Actor::director(name, registration.address);
+        let granted = |_: &World| Ok::<(), Infallible>(());
+        match self
+            .register_as(name, registration, &actor, granted)
+            .await?
+        {
+            Ok(world) => Ok(*world),
+            Err(never) => match never {},
+        }
+    }
+
+    /// The same for a director of another host, which may have what its grant says: it is looked at in the transaction
+    /// that keeps it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn register_granted(
+        &self,
+        grant: &Grant,
+        registration: &Registration,
+        from: String,
+    ) -> Result<Registered, StoreError> {
+        let actor = Actor {
+            who: grant.name.as_str().to_owned(),
+            from: Some(from),
+        };
+        let granted = |world: &World| granted::registering(world, grant, registration);
+        let kept = self.register_as(&grant.name, registration, &actor, granted);
+        Ok(match kept.await? {
+            Ok(world) => Registered::Kept(world),
+            Err(why) => Registered::NotGranted(why),
+        })
+    }
+
+    async fn register_as<E>(
+        &self,
+        name: &DirectorName,
+        registration: &Registration,
+        actor: &Actor,
+        granted: impl Fn(&World) -> Result<(), E>,
+    ) -> Result<Result<Box<World>, E>, StoreError> {
+        // Most directors say again what they said before: nobody else has to wait for that.
+        let mut tx = self.read().await?;
+        let before = world(&mut tx).await?;
+        let kept = before.directors.get(name) == Some(registration)
+            && due(&mut tx, &before, name).await?.is_empty();
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        if let Err(why) = granted(&before) {
+            return Ok(Err(why));
+        }
+        if kept {
+            return Ok(Ok(Box::new(before)));
+        }
         let mut tx = self.begin().await?;
         sqlx::query(
             "INSERT INTO director (name, address, registration, version, registered_ms) \
@@ -74,46 +140,27 @@ impl Store {
         .await
         .map_err(failed("register a director"))?;
         let world = world(&mut tx).await?;
-        let standing = sqlx::query(
-            "SELECT id, origins FROM replacement r WHERE kind = 'replace' AND state IN ('attaching', 'succeeded') \
-             AND NOT EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id \
-             AND a.director = $1 AND a.want = 'attach')",
-        )
-        .bind(name.as_str())
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("list the stand-ins"))?;
-        for row in standing {
-            let origins: Vec<IpAddr> = row.json("origins")?;
-            if world.directors_with(&origins).any(|d| d == name) {
-                want(&mut tx, name, &row.parsed("id")?, Want::Attach).await?;
-            }
+        // Others may have registered meanwhile.
+        if let Err(why) = granted(&world) {
+            tx.rollback().await.map_err(failed("undo a registration"))?;
+            return Ok(Err(why));
         }
-        // A director that has given a place up confirms no stand-in in it.
-        let awaited = sqlx::query(
-            "SELECT a.replacement, r.origins FROM attachment a \
-             JOIN replacement r ON r.id = a.replacement WHERE a.director = $1 \
-             AND a.want = 'attach' AND (a.confirmed IS NULL OR a.confirmed <> 'attach')",
-        )
-        .bind(name.as_str())
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("list what a director was to attach"))?;
-        for row in awaited {
-            let origins: Vec<IpAddr> = row.json("origins")?;
-            if !world.directors_with(&origins).any(|d| d == name) {
-                let id = row.parsed("replacement")?;
-                want(&mut tx, name, &id, Want::Withdraw).await?;
-                succeed(&mut tx, name, &id).await?;
-            }
+        let due = due(&mut tx, &world, name).await?;
+        for id in &due.attach {
+            want(&mut tx, name, id, Want::Attach).await?;
+        }
+        for id in &due.withdraw {
+            want(&mut tx, name, id, Want::Withdraw).await?;
+            succeed(&mut tx, name, id).await?;
         }
         let detail = format!("{} services", registration.services.len());
         let entry = Entry {
             director: Some(name),
             ..Entry::new(EventKind::DirectorRegistered, "registered", &detail)
         };
-        audit(&mut tx, &Actor::director(name, registration.address), entry).await?;
-        self.commit(tx, News::Work).await
+        audit(&mut tx, actor, entry).await?;
+        self.commit(tx, News::Work).await?;
+        Ok(Ok(Box::new(world)))
     }
 
     /// The stand-ins of a director; none where it never registered.
@@ -227,6 +274,55 @@ impl Store {
         self.commit(tx, News::Work).await?;
         Ok(true)
     }
+}
+
+/// What a director's registration changes about its stand-ins.
+#[derive(Debug, Default)]
+struct Due {
+    attach: Vec<ReplacementId>,
+    withdraw: Vec<ReplacementId>,
+}
+
+impl Due {
+    fn is_empty(&self) -> bool {
+        self.attach.is_empty() && self.withdraw.is_empty()
+    }
+}
+
+async fn due(tx: &mut Tx, world: &World, name: &DirectorName) -> Result<Due, StoreError> {
+    let mut due = Due::default();
+    let standing = sqlx::query(
+        "SELECT id, origins FROM replacement r WHERE kind = 'replace' AND state IN ('attaching', 'succeeded') \
+         AND NOT EXISTS (SELECT 1 FROM attachment a WHERE a.replacement = r.id \
+         AND a.director = $1 AND a.want = 'attach')",
+    )
+    .bind(name.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("list the stand-ins"))?;
+    for row in standing {
+        let origins: Vec<IpAddr> = row.json("origins")?;
+        if world.directors_with(&origins).any(|d| d == name) {
+            due.attach.push(row.parsed("id")?);
+        }
+    }
+    // A director that has given a place up confirms no stand-in in it.
+    let awaited = sqlx::query(
+        "SELECT a.replacement, r.origins FROM attachment a \
+         JOIN replacement r ON r.id = a.replacement WHERE a.director = $1 \
+         AND a.want = 'attach' AND (a.confirmed IS NULL OR a.confirmed <> 'attach')",
+    )
+    .bind(name.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("list what a director was to attach"))?;
+    for row in awaited {
+        let origins: Vec<IpAddr> = row.json("origins")?;
+        if !world.directors_with(&origins).any(|d| d == name) {
+            due.withdraw.push(row.parsed("replacement")?);
+        }
+    }
+    Ok(due)
 }
 
 /// Ends the replacement of a stand-in that nobody wants: the role goes back to whom the files gave it.

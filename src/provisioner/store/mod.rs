@@ -44,7 +44,7 @@ pub use inventory::ApplyError;
 pub(in crate::provisioner) use journal::Vacancy;
 pub use journal::{Claim, Claimed, Note, StepLog, Work};
 pub use lease::{Lease, Look, Run};
-pub use members::ConfirmOutcome;
+pub use members::{ConfirmOutcome, Registered};
 pub use open::{Engine, Place};
 pub use pool::{Rehearsed, ServerOutcome};
 pub(in crate::provisioner) use replacements::new_id;

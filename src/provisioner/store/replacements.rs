@@ -66,6 +66,20 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn ask(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
+        let from = body.director.to_string();
+        self.ask_from(key, body, from).await
+    }
+
+    /// The same of somebody who is known by something else than the address that it says.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ask_from(
+        &self,
+        key: &str,
+        body: &ReplacementRequest,
+        from: String,
+    ) -> Result<Asked, StoreError> {
         // Directors ask again each second for news: that takes no turn of those who write.
         let mut tx = self.read().await?;
         let seen = seen(&mut tx, key, body).await?;
@@ -73,10 +87,15 @@ impl Store {
         if let Some(seen) = seen {
             return Ok(seen);
         }
-        self.ask_first(key, body).await
+        self.ask_first(key, body, from).await
     }
 
-    async fn ask_first(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
+    async fn ask_first(
+        &self,
+        key: &str,
+        body: &ReplacementRequest,
+        from: String,
+    ) -> Result<Asked, StoreError> {
         let mut tx = self.begin().await?;
         // Meanwhile it may have been.
         if let Some(seen) = seen(&mut tx, key, body).await? {
@@ -96,14 +115,7 @@ impl Store {
             Some(id) => (id, false),
             None => (create(&mut tx, &world, key, body, place).await?, true),
         };
-        sqlx::query("INSERT INTO request (key, body, replacement, at_ms) VALUES ($1, $2, $3, $4)")
-            .bind(key)
-            .bind(json("request", body)?)
-            .bind(id.as_str())
-            .bind(now_ms().0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("keep a key"))?;
+        let first = keep_key(&mut tx, key, body, &id).await?;
         let what = if new { "asked" } else { "asked_again" };
         let detail = format!("{} with key {key}", body.failed);
         let entry = Entry {
@@ -112,8 +124,13 @@ impl Store {
             server: Some(body.failed),
             ..Entry::new(EventKind::ReplacementRequested, what, &detail)
         };
-        let actor = Actor::director(&body.name, body.director);
-        audit(&mut tx, &actor, entry).await?;
+        if first {
+            let actor = Actor {
+                who: body.name.as_str().to_owned(),
+                from: Some(from),
+            };
+            audit(&mut tx, &actor, entry).await?;
+        }
         let replacement = Box::new(view(&mut tx, &id).await?);
         self.commit(tx, if new { News::Work } else { News::None })
             .await?;
@@ -196,7 +213,9 @@ async fn seen(
     key: &str,
     body: &ReplacementRequest,
 ) -> Result<Option<Asked>, StoreError> {
-    let row = sqlx::query("SELECT body, replacement FROM request WHERE key = $1")
+    // A key is one director's: it can be guessed, and another one's use of it says nothing.
+    let row = sqlx::query("SELECT body, replacement FROM request WHERE director = $1 AND key = $2")
+        .bind(body.name.as_str())
         .bind(key)
         .fetch_optional(&mut **tx)
         .await
@@ -211,6 +230,53 @@ async fn seen(
         replacement,
         new: false,
     }))
+}
+
+/// Keys of one director that are kept for one replacement: a server has a few addresses, each with a failure of its own,
+/// and who forgot its keys begins anew.
+const KEYS: u64 = 16;
+
+/// Keeps a key. Where there are many for this replacement the oldest one goes, but not the one that made it, and
+/// `false`: there is nothing to tell.
+async fn keep_key(
+    tx: &mut Tx,
+    key: &str,
+    body: &ReplacementRequest,
+    id: &ReplacementId,
+) -> Result<bool, StoreError> {
+    let kept =
+        sqlx::query("SELECT count(*) AS n FROM request WHERE director = $1 AND replacement = $2")
+            .bind(body.name.as_str())
+            .bind(id.as_str())
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(failed("count the keys of a replacement"))?
+            .count("n")?;
+    let first = kept < KEYS;
+    if !first {
+        sqlx::query(
+            "DELETE FROM request WHERE director = $1 AND key = (SELECT key FROM request \
+             WHERE director = $1 AND replacement = $2 \
+             AND key <> (SELECT first_key FROM replacement WHERE id = $2) ORDER BY at_ms, key LIMIT 1)",
+        )
+        .bind(body.name.as_str())
+        .bind(id.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("forget a key"))?;
+    }
+    sqlx::query(
+        "INSERT INTO request (director, key, body, replacement, at_ms) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(body.name.as_str())
+    .bind(key)
+    .bind(json("request", body)?)
+    .bind(id.as_str())
+    .bind(now_ms().0)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed("keep a key"))?;
+    Ok(first)
 }
 
 /// The server that a request is about, by name where the inventory knows it.

@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, time::Duration};
 
-use super::*;
+use super::{rows::Columns as _, *};
 use crate::{
     model::{
         Event as Told, EventFilter, EventKind, ReplacementId,
@@ -358,6 +358,104 @@ async fn who_asks_for_news_waits_for_nobody_who_writes() {
     );
     // The server throws out who writes for too long, and all others go on: that was not it.
     writer.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_is_its_directors_alone() {
+    let (_dir, store) = fresh().await;
+    store
+        .register(&d("lb2"), &registration("lb2"))
+        .await
+        .unwrap();
+    let key = "lb2/10.0.0.2/7";
+    // Guessed beforehand, and used for another server.
+    let mine = asked(&store, key, "lb1", "10.0.0.1").await;
+    let yours = asked(&store, key, "lb2", "10.0.0.2").await;
+    assert_ne!(mine, yours);
+    assert_eq!(asked(&store, key, "lb1", "10.0.0.1").await, mine);
+    let other = store.ask(key, &request("lb2", "10.0.0.1")).await.unwrap();
+    assert_eq!(other, Asked::KeyReused);
+}
+
+#[tokio::test]
+async fn many_keys_for_one_replacement_are_not_kept_for_ever() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "first", "lb1", "10.0.0.1").await;
+    for n in 0..100 {
+        let key = format!("again{n}");
+        assert_eq!(asked(&store, &key, "lb1", "10.0.0.1").await, id);
+    }
+    let count = async |what: &'static str| {
+        let row = sqlx::query(what).fetch_one(&store.pool).await.unwrap();
+        row.count("n").unwrap()
+    };
+    assert_eq!(count("SELECT count(*) AS n FROM request").await, 16);
+    let told = "SELECT count(*) AS n FROM event WHERE reason = 'asked_again'";
+    assert_eq!(count(told).await, 15);
+    // The first and the newest ones are known still.
+    for key in ["first", "again99"] {
+        let other = store.ask(key, &request("lb1", "10.0.0.2")).await.unwrap();
+        assert_eq!(other, Asked::KeyReused, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_director_said_before_is_not_written_again() {
+    let (_dir, store) = fresh().await;
+    let id = asked(&store, "k1", "lb1", "10.0.0.1").await;
+    offered(&store, &id, "spare1").await;
+    let all = async || {
+        let mut tx = store.read().await.unwrap();
+        let mut state = Vec::new();
+        for what in [
+            "SELECT count(*) AS n FROM event",
+            "SELECT value AS n FROM meta WHERE name = 'work'",
+            "SELECT registered_ms AS n FROM director",
+            "SELECT version AS n FROM director",
+        ] {
+            let row = sqlx::query(what).fetch_one(&mut *tx).await.unwrap();
+            state.push(row.count("n").unwrap());
+        }
+        tx.rollback().await.unwrap();
+        state
+    };
+    let (changes, work) = (store.changes(), store.work());
+    let before = all().await;
+    let world = store.register(&d("lb1"), &registration("lb1")).await;
+    assert_eq!(world.unwrap(), store.world().await.unwrap());
+    assert_eq!(all().await, before);
+    assert!(!changes.has_changed().unwrap() && !work.has_changed().unwrap());
+    let mut other = registration("lb1");
+    other.services.pop();
+    store.register(&d("lb1"), &other).await.unwrap();
+    assert_ne!(all().await, before);
+    assert!(changes.has_changed().unwrap() && work.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn a_text_that_not_every_engine_keeps_is_a_fault() {
+    let (_dir, store) = fresh().await;
+    let before = store.world().await.unwrap();
+    let mut bad = inventory();
+    bad.files[0].body = "a\0b".into();
+    let labels = &mut bad.servers.get_mut("web1").unwrap().labels;
+    labels.insert("rack".into(), "\0".into());
+    let e = store.apply(&bad, false, "test").await.unwrap_err();
+    let ApplyError::Problems(Problems(all)) = e else {
+        panic!("{e:?}");
+    };
+    assert_eq!(
+        all,
+        [
+            "a text of body in files in the inventory contains a NUL byte",
+            "a text of rack in labels in web1 in servers in the inventory contains a NUL byte",
+        ]
+    );
+    // Written out it is none.
+    let mut good = inventory();
+    good.files[0].body = "\\u0000".into();
+    store.apply(&good, true, "test").await.unwrap();
+    assert_eq!(store.world().await.unwrap(), before);
 }
 
 #[tokio::test]

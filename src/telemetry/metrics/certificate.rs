@@ -17,6 +17,7 @@ struct Label {
 #[derive(Clone, Debug, Default)]
 pub struct CertificateMetrics {
     ends: Family<[(&'static str, &'static str); 0], Gauge>,
+    lists_end: Family<[(&'static str, &'static str); 0], Gauge>,
     readings: Family<Label, Counter>,
 }
 
@@ -26,6 +27,11 @@ impl CertificateMetrics {
             "certificate_end_timestamp_seconds",
             "When the certificate in use for TLS between directors and provisioners ends",
             self.ends.clone(),
+        );
+        r.register(
+            "certificate_revocation_lists_due_timestamp_seconds",
+            "When the first of the revocation lists in use is due to be replaced by a newer one",
+            self.lists_end.clone(),
         );
         r.register(
             "certificate_readings",
@@ -40,6 +46,10 @@ impl CertificateMetrics {
             Told::Renewed(ends) => {
                 self.ends.get_or_create(&[]).set(ends);
                 "renewed"
+            }
+            Told::Lists(ends) => {
+                self.lists_end.get_or_create(&[]).set(ends);
+                return;
             }
             Told::Refused => "refused",
         };

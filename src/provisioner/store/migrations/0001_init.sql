@@ -133,7 +133,7 @@ CREATE TABLE director (
 CREATE TABLE replacement (
   id            TEXT   NOT NULL PRIMARY KEY,
   kind          TEXT   NOT NULL CHECK (kind IN ('replace', 'warm', 'clean')),
-  first_key     TEXT   NOT NULL UNIQUE,
+  first_key     TEXT   NOT NULL,
   director      TEXT   REFERENCES director (name),
   failed        TEXT,
   slot          TEXT   NOT NULL,
@@ -153,6 +153,7 @@ CREATE TABLE replacement (
   version       BIGINT NOT NULL,
   created_ms    BIGINT NOT NULL,
   ended_ms      BIGINT,
+  UNIQUE (director, first_key),
   CHECK (kind <> 'replace' OR (director IS NOT NULL AND failed IS NOT NULL AND origin IS NOT NULL))
 );
 
@@ -160,13 +161,18 @@ CREATE TABLE replacement (
 CREATE UNIQUE INDEX replacement_live ON replacement (slot)
   WHERE state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching');
 
--- Every idempotency key that was ever taken, with what it asked.
+-- The idempotency keys that were taken, each its director's alone, with what it asked. Of many keys for one replacement
+-- the newest ones.
 CREATE TABLE request (
-  key         TEXT   NOT NULL PRIMARY KEY,
+  director    TEXT   NOT NULL REFERENCES director (name),
+  key         TEXT   NOT NULL,
   body        TEXT   NOT NULL,
   replacement TEXT   NOT NULL REFERENCES replacement (id),
-  at_ms       BIGINT NOT NULL
+  at_ms       BIGINT NOT NULL,
+  PRIMARY KEY (director, key)
 );
+
+CREATE INDEX request_of_replacement ON request (replacement, director);
 
 -- A spare in the hand of a replacement. failed_step and failed_code say what its last failure was: two
 -- spares that fail in the same place stop the role.
