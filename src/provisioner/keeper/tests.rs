@@ -352,12 +352,17 @@ async fn what_an_installation_left_is_put_away_in_a_quarantine() {
     let run = store.begin_run("test").await.unwrap();
     let lease = store.lease(&run, LONG, 1).await.unwrap().remove(0);
     let claim = crate::provisioner::store::Claim {
-        server: "spare1",
-        role: "web.shop.example",
-        steps: &[Step::Fence],
+        server: "spare1".to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![Step::Fence],
         rejected: Vec::new(),
     };
-    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let lease = store
+        .claim(&lease, claim, |_| None)
+        .await
+        .unwrap()
+        .unwrap()
+        .lease;
     let noting = Noting {
         text: "loading",
         ahead: false,

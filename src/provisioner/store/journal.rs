@@ -350,13 +350,15 @@ async fn take(tx: &mut Tx, id: &ReplacementId, claim: &Claim) -> Result<bool, St
 
 /// Servers that can be claimed now.
 async fn free(tx: &mut Tx) -> Result<BTreeSet<String>, StoreError> {
-    sqlx::query("SELECT name FROM server WHERE state IN ('ready', 'standby')")
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed("look which spares are free"))?
-        .iter()
-        .map(|row| row.text("name"))
-        .collect()
+    sqlx::query(
+        "SELECT name FROM server WHERE state IN ('ready', 'standby') AND maintenance IS NULL",
+    )
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed("look which spares are free"))?
+    .iter()
+    .map(|row| row.text("name"))
+    .collect()
 }
 
 /// What a step has printed.

@@ -1078,7 +1078,7 @@ async fn no_driver_touches_a_server_that_is_not_in_hand() {
     let claim = Claim {
         server: "spare1".to_owned(),
         role: "web.shop.example".to_owned(),
-        steps: &[install, Step::Fence],
+        steps: vec![install, Step::Fence],
         rejected: Vec::new(),
     };
     let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
@@ -1226,12 +1226,17 @@ async fn installing(store: &Store, text: &str) -> (ReplacementId, Lease) {
         image,
     };
     let claim = Claim {
-        server: "spare1",
-        role: "web.shop.example",
-        steps: &[install, Step::Fence],
+        server: "spare1".to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![install, Step::Fence],
         rejected: Vec::new(),
     };
-    let lease = store.claim(&lease, claim).await.unwrap().unwrap();
+    let lease = store
+        .claim(&lease, claim, |_| None)
+        .await
+        .unwrap()
+        .unwrap()
+        .lease;
     tell(store, &lease, Event::Started { position: 0 }).await;
     let noting = Noting { text, ..AT };
     let held = store
@@ -1345,9 +1350,9 @@ async fn maintenance_and_reservations_hold_against_what_was_decided() {
     let id = asked(&store, "lb1.1", "lb1", "10.0.0.1").await;
     let lease = leased(&store, "test", &id).await;
     let claim = || Claim {
-        server: "spare1",
-        role: "web.shop.example",
-        steps: &[Step::Fence],
+        server: "spare1".to_owned(),
+        role: "web.shop.example".to_owned(),
+        steps: vec![Step::Fence],
         rejected: Vec::new(),
     };
     let warm = Upkeep {
@@ -1365,7 +1370,8 @@ async fn maintenance_and_reservations_hold_against_what_was_decided() {
         .maintain("spare1", Some("disks"), "test")
         .await
         .unwrap();
-    assert_eq!(store.claim(&lease, claim()).await.unwrap(), None);
+    let none = store.claim(&lease, claim(), |_| None).await;
+    assert!(none.unwrap().is_none());
     assert!(!begun().await);
     store.maintain("spare1", None, "test").await.unwrap();
     let mut files = inventory();
@@ -1377,7 +1383,8 @@ async fn maintenance_and_reservations_hold_against_what_was_decided() {
     store.apply(&files, false, "test").await.unwrap();
     assert!(!begun().await);
     store.apply(&inventory(), false, "test").await.unwrap();
-    assert!(store.claim(&lease, claim()).await.unwrap().is_some());
+    let some = store.claim(&lease, claim(), |_| None).await;
+    assert!(some.unwrap().is_some());
 }
 
 #[tokio::test]
