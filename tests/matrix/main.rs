@@ -42,7 +42,7 @@ use case::{Snapshot, Story};
 use lab::Lab;
 
 /// A case waits most of its time: more of them than there are processors.
-const AT_ONCE: u8 = 6;
+const AT_ONCE: u8 = 4;
 
 /// Packets and questions of which so many are taken of each kind: there are hundreds, and what is on the disk changes
 /// between few of them.
