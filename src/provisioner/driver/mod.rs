@@ -417,6 +417,9 @@ pub(in crate::provisioner) const MEDIA_LEFT: &str = "media_left";
 /// Tries to put an installation away before that is left to the keeper.
 const TRIES: u32 = 3;
 
+/// The code of an installation whose driver names another server's machine.
+const WRONG_MACHINE: &str = "wrong_machine";
+
 /// The code of an installation that was cancelled.
 const CANCELLED: &str = "cancelled";
 
@@ -684,7 +687,7 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                      machine, which may have been powered off; look at `driver` in servers.toml",
                     server.name
                 );
-                Err(error(Class::Permanent, "wrong_machine", detail))
+                Err(error(Class::Permanent, WRONG_MACHINE, detail))
             }
         }
     }
@@ -699,19 +702,20 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         keys: Keys<'_>,
     ) -> Result<Done, StepError> {
         let result = self.asked(&mut driver, server, job, hold, keys).await;
-        // What could begin the installation again is put away, unless it is to go on.
-        // A wrong password is not said again: controllers lock the account.
         if let Err(e) = &result
-            && (e.code == CANCELLED || e.class == Class::Permanent)
-            && !e.code.ends_with("auth_refused")
+            && gives_up(e)
             && hold.may_tidy().await
         {
-            if let Err(left) = self.put_away(&mut driver, hold).await {
+            // Another machine is left as it is: nothing of ours is on it.
+            let left = match e.code {
+                WRONG_MACHINE => hold.close().await,
+                _ => self.put_away(&mut driver, hold).await,
+            };
+            if let Err(left) = left {
                 warn!(server = server.name, reason = %left, "the installation could not be cancelled: a virtual medium or a boot override may be left; it is tried again while the spare is quarantined");
             }
-        } else {
-            driver.leave().await;
         }
+        driver.leave().await;
         result
     }
 
@@ -946,6 +950,12 @@ impl View {
 
 fn may_be_installed(server: &Server) -> bool {
     server.wipe && server.driver != Kind::Ready
+}
+
+/// Whether what could begin an installation again is put away: it is not to go on. A wrong password is not said again:
+/// controllers lock the account.
+fn gives_up(e: &StepError) -> bool {
+    (e.code == CANCELLED || e.class == Class::Permanent) && !e.code.ends_with("auth_refused")
 }
 
 /// Nobody answers at the server's address.
