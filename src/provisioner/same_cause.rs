@@ -39,7 +39,7 @@ pub struct Cause {
 }
 
 /// Errors of the way to a spare, and of the spare's own state, not of what it was told.
-const OF_THE_SPARE: [&str; 20] = [
+const OF_THE_SPARE: [&str; 24] = [
     "unreachable",
     "refused",
     "connect_timed_out",
@@ -60,6 +60,10 @@ const OF_THE_SPARE: [&str; 20] = [
     "fence_busy",
     "fence_unreadable",
     "local_fault",
+    "secret_missing",
+    "secret_changed",
+    "address_missing",
+    "overran",
 ];
 
 /// Whether the newest spares of a role, newest first, say that the role is at fault.

@@ -43,7 +43,7 @@ pub use error::StoreError;
 pub use inventory::ApplyError;
 pub(in crate::provisioner) use journal::Claim;
 pub(in crate::provisioner) use journal::Vacancy;
-pub use journal::{Note, StepLog, Work};
+pub use journal::{Note, StepLog, Which, Work};
 pub use lease::{Lease, Look, Run};
 pub use members::ConfirmOutcome;
 pub use open::{Engine, Place};
