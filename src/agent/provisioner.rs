@@ -204,8 +204,9 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         observer.clone(),
         config.name.clone(),
     );
+    let own = secrets.clone();
     tasks.start("engine", |stop| async move {
-        if let Err(e) = engine::run(s, h, &name, Settings::STANDARD, secrets, o, stop).await {
+        if let Err(e) = engine::run(s, h, &name, Settings::STANDARD, own, o, stop).await {
             error!(error = %Chain(&e), "engine stopped");
         }
     });
@@ -214,7 +215,9 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         rehearse: config.rehearse,
         ..keeper::Settings::STANDARD
     };
-    tasks.start("keeper", |stop| keeper::run(s, hands, keeping, o, stop));
+    tasks.start("keeper", |stop| {
+        keeper::run(s, hands, keeping, secrets, o, stop)
+    });
     let app = App {
         store: store.clone(),
         addresses: config.addresses(),

@@ -324,6 +324,9 @@ pub struct RoleView {
     pub low_water: u32,
     /// That it has too few of them, in words.
     pub short: Option<String>,
+    /// Why no spare that needs a step is tried for it, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
 }
 
 /// A spare that could be claimed.
@@ -353,6 +356,9 @@ pub struct SparesView {
     pub not: Vec<PassedOver>,
     /// Number of servers that are no spares because they serve.
     pub serving: usize,
+    /// Why no spare that needs a step is tried for the role, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
 }
 
 /// What the provisioner wants of a director for one stand-in.

@@ -38,7 +38,7 @@ use super::{
     step::Look,
     store::{
         Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, Registered, RetryOutcome,
-        ServerOutcome, Store,
+        ServerOutcome, StepLog, Store, Which,
     },
 };
 use crate::{
@@ -729,6 +729,24 @@ struct Follow {
     wait: Option<u64>,
 }
 
+impl Follow {
+    /// What the reader has not seen yet: of another step than before that is all.
+    fn part(&self, log: StepLog) -> LogPart {
+        let same = self.run.as_ref().is_none_or(|r| *r == log.run);
+        let after = self.after.filter(|_| same).unwrap_or(0);
+        let (text, next) = since(&log.text, after);
+        LogPart {
+            server: log.server,
+            step: log.step,
+            run: log.run,
+            text,
+            next,
+            ended: log.ended,
+            over: log.over,
+        }
+    }
+}
+
 /// Outputs of scripts run as root may hold what is nobody else's business.
 async fn log(
     State(shared): State<Shared>,
@@ -744,27 +762,31 @@ async fn log(
     };
     let mut poll = Poll::new(&shared, &wait, Allowed::EVERYTHING);
     loop {
-        let found = shared.app.store.log(&id, follow.step.as_deref()).await?;
-        let none = match (&found, &follow.step) {
+        let store = &shared.app.store;
+        let step = follow.step.as_deref();
+        let mut part = match &follow.run {
+            Some(run) => store.log(&id, Which::Of(run), step).await?,
+            None => store.log(&id, Which::Last, step).await?,
+        }
+        .map(|log| follow.part(log));
+        // What the reader has begun is read to its end; then comes what was begun next.
+        if let Some(run) = &follow.run
+            && part
+                .as_ref()
+                .is_none_or(|p| p.ended && p.text.is_empty() && p.run == *run)
+            && let Some(next) = store.log(&id, Which::After(run), step).await?
+        {
+            part = Some(follow.part(next));
+        }
+        if let Some(part) = part.as_mut().filter(|p| p.over) {
+            let next = store.log(&id, Which::After(&part.run), step).await?;
+            part.over = next.is_none();
+        }
+        let none = match (&part, step) {
             (Some(_), _) => None,
             (None, Some(step)) => Some(format!("{id} has not begun a step {step}")),
             (None, None) => Some(format!("{id} has not begun a step")),
         };
-        let part = found.map(|log| {
-            // Of another step the reader has seen nothing.
-            let same = follow.run.as_ref().is_none_or(|r| *r == log.run);
-            let after = follow.after.filter(|_| same).unwrap_or(0);
-            let (text, next) = since(&log.text, after);
-            LogPart {
-                server: log.server,
-                step: log.step,
-                run: log.run,
-                text,
-                next,
-                ended: log.ended,
-                over: log.over,
-            }
-        });
         let enough = part.as_ref().is_some_and(|p| {
             let ended = p.over || (p.ended && follow.step.is_some());
             !p.text.is_empty() || ended || follow.run.as_ref() != Some(&p.run)
@@ -942,9 +964,7 @@ fn no_such_server(name: &str) -> Refusal {
 
 async fn roles(State(shared): State<Shared>) -> Result<Json<Vec<RoleView>>, Refusal> {
     let world = shared.app.store.world().await?;
-    Ok(Json(
-        world.roles.values().map(|r| world.readiness(r)).collect(),
-    ))
+    Ok(Json(shared.app.store.readiness(&world).await?))
 }
 
 #[derive(Debug, Deserialize)]
@@ -971,10 +991,12 @@ async fn spares(
                 .ok_or_else(|| no_such_server(name))?,
         ),
     };
-    world
-        .spares(role, failed)
-        .map(Json)
-        .map_err(|miss| Refusal::new(StatusCode::CONFLICT, miss.code(), miss.to_string()))
+    let spares = world.spares(role, failed);
+    let mut spares =
+        spares.map_err(|miss| Refusal::new(StatusCode::CONFLICT, miss.code(), miss.to_string()))?;
+    let cause = shared.app.store.stopped(&code).await?;
+    spares.stopped = cause.map(|cause| cause.reason(&code));
+    Ok(Json(spares))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::{
     order::{Class, Done, Hands, OS_INSTALL, Order, Step, StepError},
     plan::{Brief, NoChoice, World},
-    sealed::{Masks, digest},
+    sealed::{Masks, digest, digests},
     secrets::Secrets,
     select::Candidate,
     store::{Claim, Lease, Note, Run, Store, StoreError, Vacancy, Work},
@@ -146,6 +146,8 @@ impl Settings {
 enum Rest {
     /// It waits for the inventory or the pool to change.
     Waits,
+    /// This host cannot go on with it, another one may.
+    Elsewhere,
     /// Nothing is left to do for the engine.
     Over,
     /// The engine is to stop.
@@ -291,6 +293,9 @@ struct Bench<H> {
     waiting: BTreeMap<ReplacementId, Lease>,
     /// What failed in the store.
     stalled: BTreeMap<ReplacementId, Lease>,
+    /// What is for others, who have until the next look to take it.
+    passed_on: Vec<Lease>,
+    passing: bool,
     /// Before the last renewal was asked for.
     renewed: Instant,
     /// When those that wait were tried last.
@@ -312,6 +317,8 @@ impl<H: Hands> Bench<H> {
             active: BTreeMap::new(),
             waiting: BTreeMap::new(),
             stalled: BTreeMap::new(),
+            passed_on: Vec::new(),
+            passing: false,
             renewed: now,
             woken: now,
             work: UNSEEN,
@@ -375,6 +382,16 @@ impl<H: Hands> Bench<H> {
                 self.start(lease);
             }
         }
+        if !self.passed_on.is_empty() {
+            store.hand_back(&self.passed_on).await?;
+            self.passed_on.clear();
+            self.passing = true;
+            return Ok(());
+        }
+        if self.passing && !due {
+            return Ok(());
+        }
+        self.passing = false;
         let look = store.look().await?;
         if look.work != self.work || self.woken.elapsed() >= settings.look_again {
             // Given back, not tried again here: other provisioners may have room for more of them.
@@ -465,6 +482,7 @@ impl<H: Hands> Bench<H> {
                     self.work = UNSEEN;
                 }
             }
+            Ok(Rest::Elsewhere) => self.passed_on.push(lease),
             Err(e) => {
                 if !self.away || !e.is_away() {
                     error!(
@@ -483,6 +501,7 @@ impl<H: Hands> Bench<H> {
         }
         self.waiting.clear();
         self.stalled.clear();
+        self.passed_on.clear();
     }
 }
 
@@ -526,7 +545,8 @@ impl<H: Hands> Context<H> {
 
     /// Looks the role up, picks a spare and claims it.
     async fn claim(&self, lease: &mut Lease, work: &Work) -> Result<Option<Rest>, StoreError> {
-        let world = self.store.world().await?;
+        let mut world = self.store.world().await?;
+        world.secrets = digests(&self.secrets.known(world.secret_names()));
         let Vacancy {
             failed, origins, ..
         } = work.place()?;
@@ -537,21 +557,31 @@ impl<H: Hands> Context<H> {
                 return self.wait(lease, work, reason, Vec::new()).await;
             }
         };
-        if let Some(cause) = self.store.stopped(&brief.role.code).await? {
-            return self
-                .wait(lease, work, cause.reason(&brief.role.code), Vec::new())
-                .await;
+        let role = &brief.role.code;
+        let stopped = self.store.stopped(role).await?;
+        let is_stopped = stopped.is_some();
+        let mut pool = world.pool();
+        if is_stopped {
+            // Those that came through are as good as they were: nothing is tried on them.
+            pool.retain(|c| c.warm_for.as_ref() == Some(role));
         }
         let job = format!("{}-{}", work.id, work.journal.attempts + 1);
-        let first = match self.choose(&world, &brief, world.pool(), &job) {
+        let first = self.choose(&world, &brief, pool.clone(), &job);
+        if let Some(cause) = stopped
+            && !first.as_ref().is_ok_and(|claim| claim.steps.is_empty())
+        {
+            return self.wait(lease, work, cause.reason(role), Vec::new()).await;
+        }
+        let first = match first {
             Ok(claim) => claim,
             Err(none) => return self.wait(lease, work, none.reason, none.not).await,
         };
         // Of a moment ago, but for who is free.
         let again = |free: &BTreeSet<String>| {
-            let mut pool = world.pool();
+            let mut pool = pool.clone();
             pool.retain(|c| free.contains(&c.name));
-            self.choose(&world, &brief, pool, &job).ok()
+            let other = self.choose(&world, &brief, pool, &job).ok()?;
+            (!is_stopped || other.steps.is_empty()).then_some(other)
         };
         // None: others were faster with all of them, the next turn chooses again.
         if let Some(claimed) = self.store.claim(lease, first, again).await? {
@@ -582,7 +612,8 @@ impl<H: Hands> Context<H> {
             reason: format!("secret_missing: {}", Chain(&e)),
             not: Vec::new(),
         })?;
-        choice.steps.iter_mut().for_each(|s| s.seal(&values));
+        let now = digests(&values);
+        choice.steps.iter_mut().for_each(|s| s.seal(&now));
         Ok(Claim {
             server: choice.spare.name,
             role: brief.role.code.clone(),
@@ -705,7 +736,7 @@ impl<H: Hands> Context<H> {
                 self.advance(lease, Event::Done { position }, note).await?;
             }
             Err(e) => {
-                let local = e.class == Class::Local;
+                let (local, missing) = (e.class == Class::Local, e.code == SECRET_MISSING);
                 self.failed(lease, work, &order, position, e, elapsed_ms)
                     .await?;
                 if local {
@@ -713,6 +744,10 @@ impl<H: Hands> Context<H> {
                         () = self.stop.cancelled() => return Ok(Some(Rest::Stopped)),
                         () = sleep(self.settings.retry.longest) => {}
                     }
+                }
+                if missing {
+                    // Another provisioner may have it.
+                    return Ok(Some(Rest::Elsewhere));
                 }
             }
         }
@@ -727,6 +762,11 @@ impl<H: Hands> Context<H> {
     ) -> Result<Result<(), StepError>, StoreError> {
         let plan = self.store.plan(&work.id).await?;
         let sealed: Vec<_> = plan.iter().flat_map(Step::secrets).collect();
+        if let Step::Clean { .. } = order.step {
+            // It uses none, but what it cleans may print them.
+            let names = self.store.world().await?.secret_names();
+            order.masks = Masks::of(&self.secrets.known(names));
+        }
         if sealed.is_empty() {
             return Ok(Ok(()));
         }
@@ -737,14 +777,14 @@ impl<H: Hands> Context<H> {
         };
         for secret in sealed {
             let now = values.get(&secret.name).map(|v| digest(&secret.name, v));
-            // What is made ready beforehand is planned without them.
+            // What was planned before this was noted says nothing of it.
             if !secret.digest.is_empty() && now.as_ref() != Some(&secret.digest) {
                 let detail = format!(
-                    "the secret {} was changed while {} was configured with the old one: release it, \
-                     it is configured anew",
+                    "the secret {} was changed while {} was configured with the old one: it is put down, and \
+                     cleaned where something was begun on it",
                     secret.name, order.server.name
                 );
-                return Ok(Err(secret_error(Class::Permanent, &detail)));
+                return Ok(Err(secret_error(Class::Outdated, &detail)));
             }
         }
         order.masks = Masks::of(&values);
@@ -819,6 +859,13 @@ impl<H: Hands> Context<H> {
                     "step failed, will be tried again"
                 );
             }
+            Class::Outdated => {
+                warn!(
+                    server,
+                    step, reason, elapsed_ms, "spare put down, not at fault"
+                );
+                self.observer.tell(Fact::SparePassedOver);
+            }
             Class::Unsuitable if !touched => {
                 warn!(server, step, reason, elapsed_ms, "spare passed over");
                 self.observer.tell(Fact::SparePassedOver);
@@ -870,12 +917,15 @@ impl<H: Hands> Context<H> {
     }
 }
 
+/// A secret cannot be read on this host.
+const SECRET_MISSING: &str = "secret_missing";
+
 fn secret_error(class: Class, detail: &str) -> StepError {
     StepError {
         class,
         code: match class {
-            Class::Permanent => "secret_changed",
-            _ => "local_fault",
+            Class::Outdated => "secret_changed",
+            _ => SECRET_MISSING,
         },
         detail: detail.to_owned(),
         output: String::new(),

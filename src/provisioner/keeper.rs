@@ -15,7 +15,8 @@ use super::{
     engine::{Fact, Observer},
     order::{Hands, Order, Step},
     plan::{PoolServer, World},
-    sealed::Masks,
+    sealed::{Masks, digests},
+    secrets::Secrets,
     store::{Rehearsed, Store, StoreError, new_id},
     upkeep::{InHand, Upkeep},
 };
@@ -56,7 +57,7 @@ const TIDY: Duration = Duration::from_secs(600);
 /// A look is over after this, whatever the hands' own limits.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What was said of each role.
+/// What was said, of each role and of what.
 type Told = BTreeMap<String, String>;
 
 /// Works until `stop`.
@@ -64,10 +65,12 @@ pub async fn run<H: Hands>(
     store: Store,
     hands: Arc<H>,
     settings: Settings,
+    secrets: Secrets,
     observer: Observer,
     stop: CancellationToken,
 ) {
     let mut told = Told::new();
+    let mut lacks = Told::new();
     let mut fails = false;
     loop {
         let turn = async {
@@ -78,9 +81,10 @@ pub async fn run<H: Hands>(
             }
             // Before the pool: what ends between the two readings is seen in hand still, not as if it were missing.
             let in_hand = store.upkeep_in_hand().await?;
-            let world = store.world().await?;
-            tell_shortages(&world, &mut told, &observer);
-            begin_upkeep(&store, &world, &in_hand).await?;
+            let mut world = store.world().await?;
+            world.secrets = digests(&secrets.known(world.secret_names()));
+            tell(store.readiness(&world).await?, &mut told, &observer);
+            begin_upkeep(&store, &world, &in_hand, &secrets, &mut lacks).await?;
             Ok::<(), StoreError>(())
         };
         let ended = tokio::select! {
@@ -156,13 +160,39 @@ async fn end_quarantines(store: &Store) -> Result<(), StoreError> {
 }
 
 /// What is begun here is done by the engine, this one's or another provisioner's.
-async fn begin_upkeep(store: &Store, world: &World, in_hand: &InHand) -> Result<(), StoreError> {
+async fn begin_upkeep(
+    store: &Store,
+    world: &World,
+    in_hand: &InHand,
+    secrets: &Secrets,
+    lacks: &mut Told,
+) -> Result<(), StoreError> {
+    let before = std::mem::take(lacks);
     for upkeep in world.upkeep(in_hand) {
         let work = upkeep.kind.as_str();
         let id = new_id(work)?;
-        let Some(steps) = world.upkeep_steps(&upkeep, id.as_str()) else {
+        let Some(mut steps) = world.upkeep_steps(&upkeep, id.as_str()) else {
             continue;
         };
+        let names = steps.iter().flat_map(Step::secrets);
+        match secrets.read(names.map(|s| s.name.as_str())) {
+            Ok(values) => {
+                let now = digests(&values);
+                steps.iter_mut().for_each(|step| step.seal(&now));
+            }
+            // A spare in hand that cannot go on is of use to nobody.
+            Err(e) => {
+                let (role, reason) = (upkeep.role, Chain(&e).to_string());
+                if before.get(&role) != Some(&reason) {
+                    warn!(
+                        role,
+                        reason, "spare cannot be made ready before it is needed"
+                    );
+                }
+                lacks.insert(role, reason);
+                continue;
+            }
+        }
         if store.begin_upkeep(&id, &upkeep, &steps).await? {
             let Upkeep { server, role, .. } = upkeep;
             info!(server, role, work, %id, "server is taken in hand before it is needed");
@@ -255,22 +285,32 @@ async fn look<H: Hands>(
 }
 
 /// Says what is new: once where it begins, once where it ends.
-fn tell_shortages(world: &World, told: &mut Told, observer: &Observer) {
-    let views: Vec<RoleView> = world.roles.values().map(|r| world.readiness(r)).collect();
+fn tell(views: Vec<RoleView>, told: &mut Told, observer: &Observer) {
     let mut now = Told::new();
     for view in &views {
-        if let Some(short) = &view.short {
-            if told.get(&view.role) != Some(short) {
-                warn!(role = view.role, reason = short, "role is short of spares");
+        let (role, usable) = (&view.role, view.usable);
+        let (is_stopped, is_short) = (format!("{role} stopped"), format!("{role} short"));
+        match &view.stopped {
+            Some(reason) if told.get(&is_stopped) != Some(reason) => {
+                warn!(role, reason, "role is stopped");
             }
-            now.insert(view.role.clone(), short.clone());
-        } else if told.contains_key(&view.role) {
-            info!(
-                role = view.role,
-                usable = view.usable,
-                "role has enough spares again"
-            );
+            None if told.contains_key(&is_stopped) => info!(role, "role is not stopped any more"),
+            _ => {}
         }
+        match &view.short {
+            Some(reason) if told.get(&is_short) != Some(reason) => {
+                warn!(role, reason, "role is short of spares");
+            }
+            None if told.contains_key(&is_short) => {
+                info!(role, usable, "role has enough spares again");
+            }
+            _ => {}
+        }
+        let both = [(is_stopped, &view.stopped), (is_short, &view.short)];
+        now.extend(
+            both.into_iter()
+                .filter_map(|(what, reason)| Some((what, reason.clone()?))),
+        );
     }
     *told = now;
     observer.tell(Fact::Readiness(views));

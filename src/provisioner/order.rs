@@ -117,6 +117,8 @@ pub enum Step {
     },
 }
 
+/// The limit of a file's `validate`.
+pub const VALIDATE: Duration = Duration::from_secs(60);
 /// The name of [`Step::Fence`].
 pub const FENCE: &str = "fence";
 /// The name of [`Step::OsInstall`].
@@ -150,8 +152,13 @@ impl Step {
             Self::Install { timeout, .. } | Self::Clean { timeout, .. } => {
                 AROUND.saturating_add(*timeout)
             }
-            // Three commands and the files.
-            Self::Configure { .. } => AROUND.saturating_mul(3),
+            // Three commands and the files, and a command of its own for each file that has one.
+            Self::Configure { files, .. } => files
+                .iter()
+                .filter(|file| file.validate.is_some())
+                .fold(AROUND.saturating_mul(3), |sum, _| {
+                    sum.saturating_add(VALIDATE)
+                }),
             Self::Test { answers, .. } => answers
                 .iter()
                 .fold(AROUND, |sum, a| sum.saturating_add(a.limit)),
@@ -196,13 +203,16 @@ pub enum PathTest {
         client: IpAddr,
         /// The directors' addresses in the spare's network.
         gateways: Vec<IpAddr>,
+        /// The spare's address in the service, from which it answers: routes may depend on it.
+        #[serde(default)]
+        own: Option<IpAddr>,
     },
     /// Direct routing and tunnels: the spare takes what is sent to the virtual address.
     Holds {
         /// The virtual address.
         vip: IpAddr,
-        /// Of direct routing in IPv4 the spare's own address: on the link that has it nobody may
-        /// learn by ARP that the virtual address is here.
+        /// Of direct routing the spare's own address: on the link that has it nobody may learn that the
+        /// virtual address is here.
         quiet_at: Option<IpAddr>,
     },
 }
@@ -252,6 +262,8 @@ pub enum Class {
     Permanent,
     /// The spare is sound but not what is wanted (another operating system): next spare, no quarantine.
     Unsuitable,
+    /// Neither the spare nor the role is at fault: what it was being made is not wanted any more. Put down, chosen anew.
+    Outdated,
     /// A newer provisioner run owns the spare: stop at once.
     Fenced,
 }
@@ -287,5 +299,40 @@ pub trait Hands: Send + Sync + 'static {
     /// Puts away what the installation of an operating system has left that nobody goes on with.
     fn tidy(&self, _server: &Server) -> impl Future<Output = Result<(), StepError>> + Send {
         std::future::ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_that_is_asked_about_has_its_time() {
+        let file = |validate: Option<&str>| RenderedFile {
+            path: "/etc/x".into(),
+            body: Vec::new(),
+            sha256: String::new(),
+            mode: 0o644,
+            owner: "root".into(),
+            group: "root".into(),
+            validate: validate.map(Into::into),
+            secrets: Vec::new(),
+        };
+        let limit = |files: Vec<RenderedFile>| {
+            let step = Step::Configure {
+                software: "nginx".into(),
+                files,
+                running: None,
+                start: None,
+                reload: None,
+            };
+            step.limit()
+        };
+        let none = limit(vec![file(None); 9]);
+        assert_eq!(none, limit(Vec::new()));
+        assert_eq!(
+            limit(vec![file(Some("nginx -t -c {file}")); 9]),
+            none + VALIDATE * 9
+        );
     }
 }

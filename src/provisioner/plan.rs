@@ -17,7 +17,7 @@ use crate::{
     provisioner::{
         order::{PathTest, ServiceTest, Step},
         render::{self, RenderError},
-        sealed::Sealed,
+        sealed::{Digests, Sealed},
         select::{self, Candidate, Install, Need, select},
         warm::Warm,
     },
@@ -40,6 +40,8 @@ pub struct World {
     pub directors: BTreeMap<DirectorName, Registration>,
     /// What installs operating systems, by the one it installs.
     pub images: BTreeMap<String, Image>,
+    /// What says whether secrets are still the same, of those that the reader knows: they are not in the store.
+    pub secrets: Digests,
 }
 
 /// A server of the pool and where it stands.
@@ -250,6 +252,7 @@ impl World {
                 reserved_for: s.server.reserved_for.clone(),
                 maintenance: s.keeping.maintenance.clone(),
                 warm_for: self.warm_for(s),
+                kept_for: s.keeping.warm.as_ref().map(|warm| warm.role.clone()),
                 trouble: s.keeping.trouble.clone(),
                 failed_at: s.keeping.failed_at,
                 driver: s.server.driver.clone(),
@@ -421,6 +424,7 @@ impl World {
             let spare = self.servers.get(&name).map(|s| s.server.clone());
             match spare.map(|spare| (steps(brief, &spare, job), spare)) {
                 Some((Ok(mut steps), spare)) => {
+                    self.seal(&mut steps);
                     match install_step(pool.iter().find(|c| c.name == name), brief, job) {
                         Some(first) => steps.insert(0, first),
                         None => {
@@ -441,6 +445,29 @@ impl World {
             }
             pool.retain(|c| c.name != name);
         }
+    }
+}
+
+impl World {
+    /// The secrets that the catalogue names, and those that warm spares were told.
+    #[must_use]
+    pub fn secret_names(&self) -> BTreeSet<String> {
+        let scripts = self.software.iter().flat_map(|s| &s.secrets).cloned();
+        let files = self.files.iter().flat_map(render::secrets_named);
+        let kept = self
+            .servers
+            .values()
+            .filter_map(|s| s.keeping.warm.as_ref());
+        let kept = kept.flat_map(|warm| warm.secrets.keys().cloned());
+        scripts
+            .chain(files.map(str::to_owned))
+            .chain(kept)
+            .collect()
+    }
+
+    /// Writes down what the steps' secrets are now.
+    pub fn seal(&self, steps: &mut [Step]) {
+        steps.iter_mut().for_each(|step| step.seal(&self.secrets));
     }
 }
 
@@ -622,12 +649,13 @@ fn paths(brief: &Brief, spare: &Server) -> Vec<PathTest> {
                 let back = |client| PathTest::Back {
                     client,
                     gateways: gateways.clone(),
+                    own: address_for(spare, slot.family),
                 };
                 clients.into_iter().map(back).collect()
             }
             ForwardMethod::Dr | ForwardMethod::Tun => {
-                let arp = slot.service.forward == ForwardMethod::Dr && slot.family == Family::V4;
-                let own = address_for(spare, slot.family).filter(|_| arp);
+                let direct = slot.service.forward == ForwardMethod::Dr;
+                let own = address_for(spare, slot.family).filter(|_| direct);
                 let vip = render::local_vip(slot).map(|vip| vip.ip());
                 vip.map(|vip| PathTest::Holds { vip, quiet_at: own })
                     .into_iter()

@@ -27,6 +27,7 @@ impl World {
             ranked,
             not,
             serving,
+            stopped: None,
         })
     }
 
@@ -59,6 +60,7 @@ impl World {
             keep_warm: role.spares.keep_warm,
             low_water: role.spares.low_water,
             short: None,
+            stopped: None,
         };
         view.short = shortage(&view, selection.err().as_ref());
         view

@@ -140,6 +140,21 @@ fn template(file: &ServiceFile, context: Value) -> Result<(String, Vec<Sealed>),
 /// Where the calls of `secret` are noted while a template is rendered.
 const SECRETS: &str = "secrets";
 
+/// The secrets that a template asks for by name, as far as they can be seen without a spare.
+pub(super) fn secrets_named(file: &ServiceFile) -> impl Iterator<Item = &str> {
+    let body = if file.template {
+        file.body.as_str()
+    } else {
+        ""
+    };
+    body.match_indices("secret").filter_map(|(at, word)| {
+        let rest = body.get(at + word.len()..)?.trim_start();
+        let rest = rest.strip_prefix('(')?.trim_start();
+        let quote = rest.chars().next().filter(|c| "'\"".contains(*c))?;
+        rest.get(1..)?.split_once(quote).map(|(name, _)| name)
+    })
+}
+
 /// What `secret` leaves in the text.
 fn secret(state: &mut State<'_, '_>, name: String) -> Result<String, minijinja::Error> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);

@@ -41,7 +41,7 @@ pub struct Cause {
 }
 
 /// Errors of the way to a spare, and of the spare's own state, not of what it was told.
-const OF_THE_SPARE: [&str; 21] = [
+const OF_THE_SPARE: [&str; 24] = [
     "unreachable",
     "refused",
     "connect_timed_out",
@@ -58,11 +58,14 @@ const OF_THE_SPARE: [&str; 21] = [
     "shell_unusable",
     "spare_unusable",
     "job_lost",
-    "overran",
     "fenced",
     "fence_busy",
     "fence_unreadable",
     "local_fault",
+    "secret_missing",
+    "secret_changed",
+    "address_missing",
+    "overran",
 ];
 
 /// Of an installation, the one error that an image may cause: all others are of the way to a driver or controller, or of a

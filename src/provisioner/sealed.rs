@@ -34,6 +34,9 @@ impl Sealed {
 /// Values by name.
 pub type Values = BTreeMap<String, String>;
 
+/// What says whether a secret is still the same, by name: see [`digest`].
+pub type Digests = BTreeMap<String, String>;
+
 /// What must not be seen in what a spare says. Shows nothing of it.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Masks(Vec<String>);
@@ -66,6 +69,13 @@ pub fn digest(name: &str, value: &str) -> String {
     hash.update(b"\0");
     hash.update(value);
     hex(&hash.finalize()).chars().take(4).collect()
+}
+
+/// The same of all of them.
+#[must_use]
+pub fn digests(values: &Values) -> Digests {
+    let of = |(name, value): (&String, &String)| (name.clone(), digest(name, value));
+    values.iter().map(of).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -103,11 +113,11 @@ impl Step {
         }
     }
 
-    /// Writes down what its secrets are now.
-    pub fn seal(&mut self, values: &Values) {
+    /// Writes down what its secrets are now, as far as they are known.
+    pub fn seal(&mut self, known: &Digests) {
         for secret in self.secrets_mut() {
-            if let Some(value) = values.get(&secret.name) {
-                secret.digest = digest(&secret.name, value);
+            if let Some(digest) = known.get(&secret.name) {
+                secret.digest.clone_from(digest);
             }
         }
     }
@@ -205,16 +215,9 @@ impl Masks {
         let Some((count, tail)) = gap.split_once(" bytes left out ...]\n") else {
             return text;
         };
-        let (mut head, mut tail) = (head.to_owned(), tail.to_owned());
+        let (head, mut tail) = (self.cover_end(head), tail.to_owned());
         for value in &self.0 {
-            for at in (SHORTEST..value.len())
-                .rev()
-                .filter(|n| value.is_char_boundary(*n))
-            {
-                let (begin, end) = value.split_at(at);
-                if let Some(rest) = head.strip_suffix(begin) {
-                    head = format!("{rest}{COVER}");
-                }
+            for end in parts(value).map(|(_begin, end)| end) {
                 if end.len() >= SHORTEST
                     && let Some(rest) = tail.strip_prefix(end)
                 {
@@ -224,6 +227,36 @@ impl Masks {
         }
         format!("{head}\n[... {count} bytes left out ...]\n{tail}")
     }
+
+    /// Covers all that must not be seen in a text of which the end was cut off.
+    #[must_use]
+    pub fn cover_cut(&self, text: String) -> String {
+        if self.0.is_empty() {
+            return text;
+        }
+        let text = self.cover(text);
+        // What is left of a character that was cut.
+        self.cover_end(text.trim_end_matches('\u{fffd}'))
+    }
+
+    /// Covers the beginning of a secret at the end of a text.
+    fn cover_end(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for value in &self.0 {
+            for (begin, _end) in parts(value) {
+                if let Some(rest) = text.strip_suffix(begin) {
+                    text = format!("{rest}{COVER}");
+                }
+            }
+        }
+        text
+    }
+}
+
+/// A secret cut in two, the longest beginning first.
+fn parts(value: &str) -> impl Iterator<Item = (&str, &str)> {
+    let cuts = (SHORTEST..value.len()).rev();
+    cuts.filter_map(|at| value.split_at_checked(at))
 }
 
 #[cfg(test)]
@@ -252,6 +285,19 @@ mod tests {
             "a\n********\n[... 9 bytes left out ...]\n********\nb"
         );
         assert_eq!(format!("{masks:?}"), "Masks(1)");
+    }
+
+    #[test]
+    fn what_is_cut_off_at_the_end_is_covered_too() {
+        let masks = Masks::of(&values("opensésame"));
+        for cut in ["a opens", "a opens\u{fffd}", "a opensésam"] {
+            assert_eq!(masks.cover_cut(cut.to_owned()), "a ********", "{cut}");
+        }
+        assert_eq!(masks.cover_cut("a ope".to_owned()), "a ope");
+        assert_eq!(
+            Masks::default().cover_cut("a\u{fffd}".to_owned()),
+            "a\u{fffd}"
+        );
     }
 
     #[test]

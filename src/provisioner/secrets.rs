@@ -78,6 +78,16 @@ impl Secrets {
             .collect()
     }
 
+    /// The values of those of these that can be had.
+    #[must_use]
+    pub fn known(&self, names: impl IntoIterator<Item = String>) -> Values {
+        let value = |name: String| {
+            let value = self.value(&name).ok()?;
+            Some((name, value))
+        };
+        names.into_iter().filter_map(value).collect()
+    }
+
     fn value(&self, name: &str) -> Result<String, SecretError> {
         if let Some(path) = systemd::credential(name) {
             return content(&path);

@@ -42,6 +42,8 @@ pub struct Candidate {
     pub maintenance: Option<String>,
     /// The role that it is kept warm for, and is configured for as that role now is.
     pub warm_for: Option<String>,
+    /// The role that it was made ready for, also where that role, or a secret of it, is another now.
+    pub kept_for: Option<String>,
     /// What the last rehearsal found wrong.
     pub trouble: Option<String>,
     /// When it failed last, as a server or as a spare.
@@ -267,8 +269,9 @@ fn fits(c: &Candidate, need: &Need) -> Result<Fit, String> {
     };
     match c.state {
         ServerState::Ready => {}
+        // One that is not as the role now wants it is a spare all the same: what differs is done.
+        ServerState::Standby if c.kept_for.as_ref() == Some(&need.role) => {}
         ServerState::Standby => match &c.warm_for {
-            Some(role) if *role == need.role => {}
             Some(role) => return Err(format!("kept warm for {role}")),
             None => return because("kept warm for a role as it was before"),
         },
@@ -382,6 +385,7 @@ mod tests {
             reserved_for: Vec::new(),
             maintenance: None,
             warm_for: None,
+            kept_for: None,
             trouble: None,
             failed_at: None,
             driver: Driver::Ready,
@@ -471,6 +475,7 @@ mod tests {
         let warm = Candidate {
             state: ServerState::Standby,
             warm_for: Some("web".into()),
+            kept_for: Some("web".into()),
             labels: labels(&[("rack", "r1")]),
             ..of("h")
         };
@@ -552,6 +557,7 @@ mod tests {
         let standby = |name: &str, role: Option<&str>| Candidate {
             state: ServerState::Standby,
             warm_for: role.map(Into::into),
+            kept_for: Some("db".into()),
             ..of(name)
         };
         let need = Need {

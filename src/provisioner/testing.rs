@@ -5,6 +5,7 @@ mod home;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    os::unix::fs::PermissionsExt,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,6 +15,7 @@ pub(crate) use home::{Home, Postgres};
 use super::{
     order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
     plan::{Assignment, Keeping, PoolServer, Source, World},
+    secrets::Secrets,
     step::{Difference, Look, Looking, Wanted},
     text_diff::diff,
 };
@@ -99,6 +101,27 @@ pub(crate) fn inventory() -> Inventory {
     }
 }
 
+/// Has a script and a file of an inventory use secrets: where they are, and the folder with their values.
+pub(crate) fn with_secrets(inventory: &mut Inventory) -> (Secrets, tempfile::TempDir) {
+    let home = tempfile::TempDir::new().unwrap();
+    let mode = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(home.path(), mode).unwrap();
+    write_secret(&home, "DB_PASSWORD", "opensesame");
+    write_secret(&home, "token", "swordfish");
+    inventory.software[1].secrets = vec!["DB_PASSWORD".into()];
+    inventory.files[0].body = "token {{ secret('token') }};\n".into();
+    let dir = Some(home.path().to_owned());
+    (Secrets { dir }, home)
+}
+
+/// At once: a reader sees the old value or the new one.
+pub(crate) fn write_secret(home: &tempfile::TempDir, name: &str, value: &str) {
+    let beside = home.path().join(format!(".{name}"));
+    std::fs::write(&beside, value).unwrap();
+    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(beside, home.path().join(name)).unwrap();
+}
+
 /// The inventory as a store gives it back, with both directors.
 pub(crate) fn world() -> World {
     let inventory = inventory();
@@ -142,6 +165,7 @@ pub(crate) fn world() -> World {
             ("lb1".parse().unwrap(), registration("lb1")),
             ("lb2".parse().unwrap(), registration("lb2")),
         ]),
+        secrets: BTreeMap::new(),
     }
 }
 
@@ -224,6 +248,8 @@ pub(crate) struct Temper {
     pub(crate) shaky: BTreeMap<String, u32>,
     /// Steps that the provisioner's own host cannot do so many times.
     pub(crate) local: BTreeMap<String, u32>,
+    /// Scripts whose link is lost for good after they have printed something.
+    pub(crate) cut: BTreeSet<String>,
     /// Its operating system, where it is not the wanted one.
     pub(crate) os: Option<String>,
 }
@@ -247,6 +273,8 @@ pub(crate) struct FakeHands {
     pub(crate) remotes: Arc<Mutex<BTreeMap<String, Remote>>>,
     /// Every step as it was ordered.
     pub(crate) steps: Arc<Mutex<Vec<Step>>>,
+    /// What `opensesame swordfish` looks like where a step prints it.
+    pub(crate) covered: Arc<Mutex<BTreeMap<String, String>>>,
     /// Every order, `server step`.
     pub(crate) orders: Arc<Mutex<Vec<String>>>,
     /// How long each step takes.
@@ -340,10 +368,13 @@ impl Look for FakeHands {
             let file = |f: &RenderedFile| Difference {
                 object: f.path.clone(),
                 detail: "not there".to_owned(),
-                diff: diff(
-                    "",
-                    &wanted.masks.cover(String::from_utf8_lossy(&f.body).into()),
-                ),
+                diff: match f.secrets.is_empty() {
+                    true => diff(
+                        "",
+                        &wanted.masks.cover(String::from_utf8_lossy(&f.body).into()),
+                    ),
+                    false => String::new(),
+                },
             };
             Ok(wanted.files.iter().map(file).collect())
         })
@@ -355,6 +386,11 @@ impl Hands for FakeHands {
         // A script goes on on the spare when the link to it is dropped: it is started before the wait.
         self.begin(order)?;
         self.steps.lock().unwrap().push(order.step.clone());
+        let covered = order.masks.cover("opensesame swordfish".to_owned());
+        self.covered
+            .lock()
+            .unwrap()
+            .insert(order.step.name(), covered);
         if matches!(order.step, Step::Install { .. }) {
             said("working\n".to_owned());
         }
@@ -362,6 +398,13 @@ impl Hands for FakeHands {
             && *step == order.step.name()
         {
             gate.acquire().await.unwrap().forget();
+        }
+        if let Some(temper) = self.tempers.lock().unwrap().get_mut(&order.server.name) {
+            let name = order.step.name();
+            if temper.cut.remove(&name) {
+                temper.shaky.insert(name, u32::MAX);
+                return Err(error(Class::Transient, "link_lost", "gone", ""));
+            }
         }
         if !self.slow.is_zero() {
             tokio::time::sleep(self.slow).await;
@@ -373,7 +416,10 @@ impl Hands for FakeHands {
         }
         Ok(Done {
             detail: "fine".into(),
-            output: String::new(),
+            output: match &order.step {
+                Step::Install { .. } => "working\n".to_owned(),
+                _ => String::new(),
+            },
             os: match &order.step {
                 Step::Os { wanted } => Some(wanted.clone()),
                 _ => None,

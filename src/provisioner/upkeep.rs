@@ -120,7 +120,8 @@ impl World {
                 let pool = self.pool();
                 let own = pool.iter().find(|c| c.name == of.server);
                 let first = plan::install_step(own, &brief, job).into_iter();
-                let steps = plan::steps(&brief, &server.server, job).ok()?;
+                let mut steps = plan::steps(&brief, &server.server, job).ok()?;
+                self.seal(&mut steps);
                 Some(first.chain(steps).collect())
             }
             Kind::Clean => {

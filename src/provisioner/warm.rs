@@ -1,7 +1,10 @@
 //! Spares that are configured and tested beforehand: what was done to one, and what is left to do when it is needed.
 //! PURE.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,6 +19,7 @@ use super::{
     order::Step,
     plan::{self, PoolServer, World},
     render::hex,
+    sealed::Sealed,
 };
 
 /// What a spare was configured for beforehand.
@@ -25,20 +29,29 @@ pub struct Warm {
     pub role: String,
     /// Digests of what was done to it and asked of it.
     pub made: BTreeSet<String>,
+    /// The secrets that it was told: by name, what says whether they are still the same.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, String>,
 }
 
 impl Warm {
     /// A spare on which these steps were done.
     #[must_use]
     pub fn of(role: &str, steps: &[Step]) -> Self {
+        let secrets = steps.iter().flat_map(Step::secrets);
+        let sealed = secrets.filter(|s| !s.digest.is_empty());
         Self {
             role: role.to_owned(),
             made: steps.iter().flat_map(digests).collect(),
+            secrets: sealed.map(|s| (s.name.clone(), s.digest.clone())).collect(),
         }
     }
 
+    /// Of a secret that is not known here nobody can say that it was changed.
     fn has(&self, step: &Step) -> bool {
-        digests(step).all(|digest| self.made.contains(&digest))
+        let told =
+            |s: &&Sealed| s.digest.is_empty() || self.secrets.get(&s.name) == Some(&s.digest);
+        digests(step).all(|digest| self.made.contains(&digest)) && step.secrets().iter().all(told)
     }
 
     /// Of the steps that a replacement takes those that are left: none at all where everything was done and every
@@ -57,7 +70,7 @@ impl Warm {
 }
 
 /// What a step comes to, whenever and for whomever it is done: not the names of its job directory and of the failed
-/// server. A test is one of each question; what is only looked at comes to nothing.
+/// server, and not its secrets' values. A test is one of each question; what is only looked at comes to nothing.
 fn digests(step: &Step) -> impl Iterator<Item = String> {
     let parts: Vec<Vec<u8>> = match step {
         Step::Look
@@ -79,7 +92,15 @@ fn digests(step: &Step) -> impl Iterator<Item = String> {
             step.unseal();
             vec![text(&step)]
         }
-        Step::Test { answers, .. } => answers.iter().map(text).collect(),
+        Step::Test {
+            answers,
+            paths,
+            installed,
+            ..
+        } => {
+            let asked = answers.iter().map(text).chain(paths.iter().map(text));
+            asked.chain(installed.iter().map(text)).collect()
+        }
     };
     parts.into_iter().map(|part| hex(&Sha256::digest(part)))
 }
@@ -96,7 +117,8 @@ impl World {
         let warm = server.keeping.warm.as_ref()?;
         let role = self.roles.get(&warm.role)?;
         let brief = self.brief_beforehand(role).ok()?;
-        let steps = plan::steps(&brief, &server.server, "").ok()?;
+        let mut steps = plan::steps(&brief, &server.server, "").ok()?;
+        self.seal(&mut steps);
         let stands = steps.iter().all(|step| warm.has(step));
         stands.then(|| role.code.clone())
     }
@@ -139,7 +161,10 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::provisioner::testing::{ip, world};
+    use crate::provisioner::{
+        order::PathTest,
+        testing::{ip, world},
+    };
 
     #[test]
     fn what_was_done_beforehand_is_not_done_again() {
@@ -167,6 +192,27 @@ mod tests {
         }
         let left: Vec<String> = warm.left(other).iter().map(Step::name).collect();
         assert_eq!(left, ["fence", "os", "install:nginx", "test"]);
+
+        // A way that was not looked at beforehand, and a question that was not put.
+        let way: fn(&mut Step) = |test| {
+            if let Step::Test { paths, .. } = test {
+                paths.push(PathTest::Holds {
+                    vip: ip("192.0.2.9"),
+                    quiet_at: None,
+                });
+            }
+        };
+        let question: fn(&mut Step) = |test| {
+            if let Step::Test { installed, .. } = test {
+                installed.push(("nginx".into(), "nginx -t".into()));
+            }
+        };
+        for change in [way, question] {
+            let mut other = needed.clone();
+            change(other.last_mut().unwrap());
+            let left: Vec<String> = warm.left(other).iter().map(Step::name).collect();
+            assert_eq!(left, ["fence", "os", "test"]);
+        }
 
         // A service that was not asked beforehand is asked now.
         let mut asked = needed;
@@ -202,6 +248,47 @@ mod tests {
         let of = ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"].map(ip);
         assert_eq!(standby.in_place_of, of);
         assert_eq!(world.standbys(&"lb9".parse().unwrap()), []);
+    }
+
+    #[test]
+    fn a_spare_with_another_secret_is_not_warm() {
+        let mut world = world();
+        world.software[1].secrets = vec!["DB_PASSWORD".into()];
+        world.files[0].body = "token {{ secret('token') }};\n".into();
+        let names: Vec<String> = world.secret_names().into_iter().collect();
+        assert_eq!(names, ["DB_PASSWORD", "token"]);
+        world.secrets = [("DB_PASSWORD", "1111"), ("token", "2222")]
+            .map(|(name, digest)| (name.to_owned(), digest.to_owned()))
+            .into();
+        let role = world.roles["web.shop.example"].clone();
+        let brief = world.brief_beforehand(&role).unwrap();
+        let mut steps = plan::steps(&brief, &world.servers["spare1"].server, "").unwrap();
+        world.seal(&mut steps);
+        let spare = world.servers.get_mut("spare1").unwrap();
+        spare.keeping.warm = Some(Warm::of(&role.code, &steps));
+        spare.state = ServerState::Standby;
+        let spare = spare.clone();
+        let job_free = |world: &World| {
+            let brief = world.brief_beforehand(&role).unwrap();
+            let only = world.pool().into_iter().filter(|c| c.name == "spare1");
+            let choice = world.choose(only.collect(), &brief, "r-1");
+            choice.map(|choice| choice.steps.iter().map(Step::name).collect::<Vec<_>>())
+        };
+        assert_eq!(world.warm_for(&spare), Some(role.code.clone()));
+        assert_eq!(job_free(&world), Ok(Vec::new()));
+        for (name, done) in [
+            ("DB_PASSWORD", "install:nginx"),
+            ("token", "configure:nginx"),
+        ] {
+            let before = world.secrets.insert(name.to_owned(), "3333".to_owned());
+            assert_eq!(world.warm_for(&spare), None, "{name}");
+            let steps = job_free(&world).unwrap();
+            assert!(steps.contains(&done.to_owned()), "{name}: {steps:?}");
+            world.secrets.insert(name.to_owned(), before.unwrap());
+        }
+        // Who cannot read them does not know.
+        world.secrets.clear();
+        assert_eq!(world.warm_for(&spare), Some(role.code.clone()));
     }
 
     #[test]

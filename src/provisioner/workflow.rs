@@ -527,6 +527,21 @@ impl Journal {
                         journal.reason = Some(format!("{step}: {reason}"));
                         None
                     }
+                    // As if it were cancelled: cleaned, and at fault in nothing.
+                    Class::Outdated => {
+                        let state = if hand.touched() {
+                            ServerState::Quarantined
+                        } else {
+                            ServerState::Ready
+                        };
+                        let reason = Some(format!("{step}: {reason}"));
+                        let spare = journal.put_down(state, reason, AttemptEnd::Abandoned);
+                        // What was made ready beforehand is begun anew at once: nothing failed.
+                        if self.kind != Kind::Replace {
+                            journal.state = S::Cancelled;
+                        }
+                        spare
+                    }
                     // The whole spare is not what it was when it was looked at first.
                     Class::Unsuitable if hand.touched() => journal.put_down(
                         ServerState::Quarantined,

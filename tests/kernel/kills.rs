@@ -104,10 +104,7 @@ impl<'a> Cluster<'a> {
     /// Both daemons start with empty state folders and an empty kernel table; `round` names their
     /// logs.
     pub(crate) fn start(lab: &'a Lab, round: &str, script_takes: Duration) -> Self {
-        Self::start_with(lab, round, script_takes, |name, config| {
-            let args = ["director", "--config", config, "--log-format", "json"];
-            lab.understudy(name, &args, &[])
-        })
+        Self::start_with(lab, round, script_takes, ours(lab))
     }
 
     /// The same with another director: its log's name, its configuration.
@@ -123,7 +120,7 @@ impl<'a> Cluster<'a> {
                 fs::remove_dir_all(folder).unwrap();
             }
         }
-        let cluster = Self::go_on(lab, round, script_takes);
+        let cluster = Self::begin(lab, round, script_takes, start_director);
         cluster.wait_for_status("two servers up", |status| {
             let servers = status.services.iter().flat_map(|s| &s.servers);
             let fit = servers.filter(|s| s.health == "up" && s.weight == Some(1));
@@ -134,6 +131,15 @@ impl<'a> Cluster<'a> {
 
     /// Both daemons start with whatever their state folders have.
     pub(crate) fn go_on(lab: &'a Lab, round: &str, script_takes: Duration) -> Self {
+        Self::begin(lab, round, script_takes, ours(lab))
+    }
+
+    fn begin(
+        lab: &'a Lab,
+        round: &str,
+        script_takes: Duration,
+        start_director: impl FnOnce(&str, &str) -> Process<'a>,
+    ) -> Self {
         let provisioner = lab.write_provisioner();
         // A login that a busy machine makes wait is none that failed: logins are counted here.
         let config = fs::read_to_string(&provisioner).unwrap();
@@ -216,6 +222,14 @@ impl<'a> Cluster<'a> {
             &["inventory", "list", "--json", "--socket", &socket],
         );
         serde_json::from_str(&text).unwrap()
+    }
+}
+
+/// Starts the product's own director.
+fn ours<'a>(lab: &'a Lab) -> impl FnOnce(&str, &str) -> Process<'a> {
+    |name, config| {
+        let args = ["director", "--config", config, "--log-format", "json"];
+        lab.understudy(name, &args, &[])
     }
 }
 

@@ -87,7 +87,8 @@ fn overview(roles: &[RoleView]) -> String {
             0 => r.warm.to_string(),
             keep => format!("{} of {keep}", r.warm),
         };
-        let remark = r.short.clone().unwrap_or_default();
+        let remarks = [&r.stopped, &r.short].into_iter().flatten();
+        let remark = remarks.cloned().collect::<Vec<_>>().join("; ");
         let (servers, usable) = (r.servers.to_string(), r.usable.to_string());
         vec![r.role.clone(), servers, usable, warm, remark]
     };
@@ -107,6 +108,9 @@ fn explained(s: &SparesView) -> String {
         None => "nobody could take over".to_owned(),
     };
     let mut text = format!("role {}: {whose}, {chosen}\n", s.role);
+    if let Some(stopped) = &s.stopped {
+        text.push_str(&format!("  only by a spare that is warm: {stopped}\n"));
+    }
     let ranked = s.ranked.iter().zip(1..);
     let rows: Vec<_> = ranked
         .map(|(r, n)| vec![format!("  {n}."), r.server.clone(), r.why.clone()])

@@ -184,6 +184,8 @@ kinds! {
     ReplacementCalledOff => "replacement_called_off", Info;
     /// A replacement cannot go on before somebody acts.
     ReplacementWaits => "replacement_waits", Error;
+    /// The spares of a role fail in the same place: no more of them are tried.
+    RoleStopped => "role_stopped", Error;
     /// A spare failed and is put aside.
     SpareQuarantined => "spare_quarantined", Error;
     /// A server is a spare again.

@@ -64,7 +64,7 @@ pub(super) async fn look(
     let brief = match place(&shared, &world, role, &server.addresses).await? {
         Some((at, origins)) => {
             let services = world.services_with(&world.places(&origins));
-            world.brief_of(role, Some(at), Some(&name), services)
+            world.brief_of(role, at, Some(&name), services)
         }
         None => world.brief_beforehand(role),
     };
@@ -96,7 +96,11 @@ pub(super) async fn look(
             return Ok(Json(answer));
         }
     };
-    let wanted = wanted(role, &steps, &values);
+    let mut wanted = wanted(role, &steps, &values);
+    // Any file of it may have been given any of them.
+    let mut named = shared.app.secrets.known(world.secret_names());
+    named.extend(values);
+    wanted.masks = Masks::of(&named);
     match timeout(LOOK, shared.app.look.look(&server, &wanted)).await {
         Ok(Ok(found)) => {
             let difference = |d: crate::provisioner::step::Difference| RoleDifference {
@@ -112,23 +116,27 @@ pub(super) async fn look(
     Ok(Json(answer))
 }
 
-/// The place that a server has in the role, where it has one: its address, and all of the configured server's.
+/// The place that a server has in the role, where it has one: whose it was, where another one failed in it, and all
+/// addresses of the configured server.
 async fn place(
     shared: &Shared,
     world: &World,
     role: &Role,
     addresses: &[IpAddr],
-) -> Result<Option<(IpAddr, Vec<IpAddr>)>, Refusal> {
+) -> Result<Option<(Option<IpAddr>, Vec<IpAddr>)>, Refusal> {
     for address in addresses {
         let held = world.assignments.get(address);
         let Some(held) = held.filter(|h| h.role == role.code && h.passed_on.is_none()) else {
             continue;
         };
-        let origins = match &held.source {
-            Source::Replacement(id) => shared.app.store.origins(id).await?,
-            Source::Files => world.addresses_of(*address),
+        let place = match &held.source {
+            Source::Replacement(id) => {
+                let (failed, origins) = shared.app.store.origins(id).await?;
+                (Some(failed), origins)
+            }
+            Source::Files => (Some(*address), world.addresses_of(*address)),
         };
-        return Ok(Some((*address, origins)));
+        return Ok(Some(place));
     }
     Ok(None)
 }
@@ -224,13 +232,17 @@ fn planned(step: &Step) -> PlannedStep {
             }
             for path in paths {
                 say(&match path {
-                    PathTest::Back { client, gateways } => {
+                    PathTest::Back {
+                        client, gateways, ..
+                    } => {
                         let all: Vec<_> = gateways.iter().map(ToString::to_string).collect();
                         let all = all.join(" or ");
                         format!("does its way to {client} lead through {all}?")
                     }
                     PathTest::Holds { vip, quiet_at } => match quiet_at {
-                        Some(own) => format!("has it {vip}, unseen by ARP at the link of {own}?"),
+                        Some(own) => {
+                            format!("has it {vip}, unseen by the neighbours at the link of {own}?")
+                        }
                         None => format!("has it {vip}?"),
                     },
                 });

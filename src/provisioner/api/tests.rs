@@ -544,3 +544,105 @@ async fn events_tell_who_did_what_from_where_and_are_waited_for() {
         .await
         .problem(400, "bad_question");
 }
+
+#[tokio::test]
+async fn who_follows_reads_every_script_to_its_end() {
+    let rig = Rig::working().await;
+    let asked = rig.ask(Some("k"), &request("10.0.0.1")).await;
+    let location = asked.location.unwrap();
+    let r: Replacement = rig.get(&format!("{location}?wait=30")).await.is();
+    assert_eq!(r.state, ReplacementState::Attaching);
+    // Whoever was slow: all steps have ended since its first question.
+    let (mut run, mut after, mut read) = ("1.0.1".to_owned(), 0, Vec::new());
+    loop {
+        let path = format!("{location}/log?run={run}&after={after}");
+        let part: LogPart = rig.get(&path).await.is();
+        assert!(part.ended, "{part:?}");
+        if part.run != run {
+            read.push(part.step.clone());
+        }
+        if !part.text.is_empty() {
+            read.push(part.text.clone());
+        }
+        if part.over && part.text.is_empty() {
+            break;
+        }
+        (run, after) = (part.run, part.next);
+    }
+    let storage = ["install:storage", "working\n", "install:nginx", "working\n"];
+    let told: Vec<&str> = read.iter().map(String::as_str).collect();
+    assert_eq!(
+        told[..5],
+        ["os", storage[0], storage[1], storage[2], storage[3]]
+    );
+    assert_eq!(told[5..], ["configure:storage", "configure:nginx", "test"]);
+    // One step alone, a part of which was read.
+    let part: LogPart = rig
+        .get(&format!(
+            "{location}/log?step=install:storage&run=1.2.1&after=3"
+        ))
+        .await
+        .is();
+    assert_eq!((part.text.as_str(), part.ended), ("king\n", true));
+    // Without a run it is the last one, as it ever was.
+    let part: LogPart = rig.get(&format!("{location}/log")).await.is();
+    assert_eq!((part.step.as_str(), part.over), ("test", true));
+}
+
+#[tokio::test]
+async fn what_a_stand_in_was_told_is_no_difference_afterwards() {
+    let rig = Rig::working().await;
+    let mut files = inventory();
+    files.files[0].body = "in the place of {{ failed }}\n".into();
+    rig.send("PUT", "/v1/inventory", &json!(files)).await;
+    let asked = rig.ask(Some("k"), &request("10.0.0.1")).await;
+    let location = asked.location.unwrap();
+    let r: Replacement = rig.get(&format!("{location}?wait=30")).await.is();
+    let path = format!("/v1/directors/lb1/members/{}", r.id);
+    rig.send("POST", &path, &json!({"is": "attach"})).await;
+    let look = rig.get("/v1/roles/web.shop.example/servers/spare1").await;
+    let look: crate::model::wire::RoleLook = look.is();
+    let text: String = look.steps.iter().map(|s| s.text.as_str()).collect();
+    assert!(text.contains("in the place of 10.0.0.1\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_stop_is_shown_wherever_a_role_is() {
+    let rig = Rig::new().await;
+    rig.send("PUT", "/v1/inventory", &json!(inventory())).await;
+    rig.register().await;
+    let hands = FakeHands::default();
+    for spare in ["spare1", "spare2"] {
+        hands.temper(spare, |t| {
+            t.broken.insert("test".into());
+        });
+    }
+    let mut tasks = JoinSet::new();
+    let (store, stop) = (rig.store.clone(), rig.stop.clone());
+    tasks.spawn(async move {
+        let (hands, observer) = (Arc::new(hands), Observer::nobody());
+        let (settings, secrets) = (Settings::STANDARD, Secrets::default());
+        engine::run(store, hands, "centre", settings, secrets, observer, stop).await
+    });
+    let asked = rig.ask(Some("k"), &request("10.0.0.1")).await;
+    let id = asked.is::<Replacement>().id;
+    let mut changes = rig.store.changes();
+    loop {
+        changes.borrow_and_update();
+        let r = rig.store.replacement(&id).await.unwrap();
+        if r.reason.is_some_and(|r| r.starts_with("role_stopped")) {
+            break;
+        }
+        changes.changed().await.unwrap();
+    }
+    let roles: Vec<RoleView> = rig.get("/v1/roles").await.is();
+    let stopped = roles[0].stopped.as_deref().unwrap();
+    assert!(
+        stopped.contains("spare2 and spare1 both failed in test"),
+        "{stopped}"
+    );
+    let spares: SparesView = rig.get("/v1/roles/web.shop.example/spares").await.is();
+    assert_eq!(spares.stopped.as_deref(), Some(stopped));
+    rig.stop.cancel();
+    while tasks.join_next().await.is_some() {}
+}

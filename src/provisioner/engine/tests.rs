@@ -5,11 +5,12 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::{
     model::{
-        inventory::ServerState,
+        EventKind,
+        inventory::{Cleanup, ServerState},
         wire::{Confirmation, RegisteredServer, Replacement, Want},
     },
     provisioner::{
-        store::{Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome},
+        store::{Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome, Which},
         testing::*,
     },
 };
@@ -664,6 +665,16 @@ async fn two_spares_that_fail_in_the_same_script_stop_the_role() {
         "{reason}"
     );
     assert_eq!(rig.hands.remote("spare3").fence, 0, "it was not touched");
+    let world = rig.store.world().await.unwrap();
+    let view = rig.store.readiness(&world).await.unwrap().remove(0);
+    assert_eq!(view.stopped.as_ref(), Some(&reason));
+    let events = rig.store.events(None, Some(0), &Default::default()).await;
+    let events = events.unwrap().events;
+    let told: Vec<_> = events
+        .iter()
+        .filter(|e| e.kind == EventKind::RoleStopped)
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(
         rig.store.stopped_roles().await.unwrap(),
         ["web.shop.example"]
@@ -735,30 +746,12 @@ async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
     }
 }
 
-/// An inventory whose software and file use secrets, and a folder with their values.
-fn with_secrets(rig: &mut Rig) -> (crate::model::inventory::Inventory, tempfile::TempDir) {
-    use std::os::unix::fs::PermissionsExt;
-    let home = tempfile::TempDir::new().unwrap();
-    let dir = home.path().to_owned();
-    let closed = |path: &std::path::Path, mode| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    };
-    closed(&dir, 0o700);
-    for (name, value) in [("DB_PASSWORD", "opensesame"), ("token", "swordfish")] {
-        std::fs::write(dir.join(name), value).unwrap();
-        closed(&dir.join(name), 0o600);
-    }
-    rig.secrets.dir = Some(dir);
-    let mut inventory = inventory();
-    inventory.software[1].secrets = vec!["DB_PASSWORD".into()];
-    inventory.files[0].body = "token {{ secret('token') }};\n".into();
-    (inventory, home)
-}
-
 #[tokio::test]
 async fn secrets_reach_the_spare_and_not_the_journal() {
     let mut rig = Rig::new().await;
-    let (inventory, _home) = with_secrets(&mut rig);
+    let mut inventory = inventory();
+    let (secrets, _home) = with_secrets(&mut inventory);
+    rig.secrets = secrets;
     rig.store.apply(&inventory, false, "test").await.unwrap();
     rig.start();
     let id = rig.ask("k", "10.0.0.1").await;
@@ -799,10 +792,16 @@ async fn secrets_reach_the_spare_and_not_the_journal() {
 #[tokio::test]
 async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
     let mut rig = Rig::new().await;
-    let (inventory, home) = with_secrets(&mut rig);
-    let dir = home.path();
+    let mut inventory = inventory();
+    let (secrets, home) = with_secrets(&mut inventory);
+    let role = inventory.roles.get_mut("web.shop.example").unwrap();
+    role.spares.cleanup = Some(Cleanup {
+        script: "purge\n".into(),
+        timeout: Duration::from_secs(60),
+    });
+    rig.secrets = secrets;
     rig.store.apply(&inventory, false, "test").await.unwrap();
-    std::fs::remove_file(dir.join("token")).unwrap();
+    std::fs::remove_file(home.path().join("token")).unwrap();
     let gate = Arc::new(Semaphore::new(0));
     rig.hands.gate = Some(("install:storage".into(), Arc::clone(&gate)));
     rig.start();
@@ -816,16 +815,11 @@ async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
     assert!(r.reason.unwrap().contains("\"token\""));
     assert!(rig.hands.orders().is_empty(), "no spare was touched");
 
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let token = dir.join("token");
-        std::fs::write(&token, "swordfish").unwrap();
-        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
-    }
+    write_secret(&home, "token", "swordfish");
     rig.store.retry(&id, "test").await.unwrap();
     let runs = |r: &Replacement| r.steps.iter().any(|s| s.step == "install:storage");
     rig.until(&id, runs).await;
-    std::fs::write(dir.join("token"), "another one").unwrap();
+    write_secret(&home, "token", "another one");
     gate.add_permits(9);
     let passed = |r: &Replacement| !r.passed_over.is_empty();
     let r = rig.until(&id, passed).await;
@@ -834,6 +828,163 @@ async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
         reason.contains("secret_changed") && !reason.contains("another"),
         "{reason}"
     );
+    // The next one is told the new one. Nobody was at fault: cleaned where there is a way, and no role is stopped.
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare2");
+    let steps = rig.hands.steps.lock().unwrap().clone();
+    let told = |s: &Step| {
+        matches!(s, Step::Configure { files, .. }
+            if files.iter().any(|f| f.body == b"token another one;\n"))
+    };
+    assert!(steps.iter().any(told), "{steps:?}");
+    let world = rig.store.world().await.unwrap();
+    let keeping = &world.servers["spare1"].keeping;
+    assert_eq!(keeping.clean_after.as_deref(), Some("web.shop.example"));
+    assert_eq!(keeping.failed_at, None);
+    assert!(!rig.facts.lock().unwrap().contains(&Fact::SpareQuarantined));
+}
+
+#[tokio::test]
+async fn secrets_that_change_again_and_again_stop_no_role() {
+    let mut rig = Rig::new().await;
+    let mut inventory = inventory();
+    let (secrets, home) = with_secrets(&mut inventory);
+    rig.secrets = secrets;
+    rig.store.apply(&inventory, false, "test").await.unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:storage".into(), Arc::clone(&gate)));
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    for n in 1..=2 {
+        let on = format!("spare{n} install:storage");
+        let orders = async {
+            while !rig.hands.orders().contains(&on) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, orders).await.unwrap();
+        write_secret(&home, "token", &format!("word {n}"));
+        gate.add_permits(1);
+    }
+    gate.add_permits(1);
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+    assert_eq!(rig.store.stopped_roles().await.unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_secret_that_goes_missing_gives_the_spare_to_whoever_has_it() {
+    let mut rig = Rig::new().await;
+    let mut inventory = inventory();
+    let (secrets, home) = with_secrets(&mut inventory);
+    rig.store.apply(&inventory, false, "test").await.unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:storage".into(), Arc::clone(&gate)));
+    let (_elsewhere, theirs) = {
+        let mut same = inventory.clone();
+        let (theirs, dir) = with_secrets(&mut same);
+        (dir, theirs)
+    };
+    let quick = Settings {
+        look_again: Duration::from_millis(50),
+        ..FAST
+    };
+    rig.secrets = secrets;
+    rig.start_at("here", quick, rig.store.clone());
+    let id = rig.ask("k", "10.0.0.1").await;
+    let runs = |r: &Replacement| r.steps.iter().any(|s| s.step == "install:storage");
+    rig.until(&id, runs).await;
+    std::fs::remove_file(home.path().join("token")).unwrap();
+    gate.add_permits(99);
+    let waits = |r: &Replacement| {
+        let reason = r.reason.as_ref();
+        reason.is_some_and(|r| r.contains("secret_missing"))
+    };
+    rig.until(&id, waits).await;
+    rig.secrets = theirs;
+    let other = rig.home.open().await;
+    rig.start_at("there", quick, other);
+    let attached = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let r = rig.until_other(&id, attached).await;
+    assert_eq!(r.spare.unwrap().name, "spare1");
+}
+
+#[tokio::test]
+async fn a_stopped_role_has_its_warm_spares() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2"] {
+        rig.hands.temper(spare, |t| {
+            t.broken.insert("install:nginx".into());
+        });
+    }
+    // Made ready while all was well.
+    let mut world = rig.store.world().await.unwrap();
+    world
+        .roles
+        .get_mut("web.shop.example")
+        .unwrap()
+        .spares
+        .keep_warm = 1;
+    for spare in ["spare1", "spare2"] {
+        world.servers.get_mut(spare).unwrap().state = ServerState::Quarantined;
+    }
+    let upkeep = world.upkeep(&Default::default()).remove(0);
+    assert_eq!(upkeep.server, "spare3");
+    let id = crate::provisioner::store::new_id("warm").unwrap();
+    let steps = world.upkeep_steps(&upkeep, id.as_str()).unwrap();
+    assert!(rig.store.begin_upkeep(&id, &upkeep, &steps).await.unwrap());
+    rig.start();
+    let warm = async {
+        while rig.states().await["spare3"].0 != ServerState::Standby {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, warm).await.unwrap();
+    rig.store
+        .maintain("spare3", Some("later"), "test")
+        .await
+        .unwrap();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let stopped = |r: &Replacement| {
+        let reason = r.reason.as_ref();
+        reason.is_some_and(|r| r.contains("role_stopped"))
+    };
+    rig.until(&id, stopped).await;
+    rig.store.maintain("spare3", None, "test").await.unwrap();
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare3");
+    assert!(
+        r.steps.iter().all(|s| s.server != "spare3"),
+        "{:?}",
+        r.steps
+    );
+    assert_eq!(
+        rig.store.stopped_roles().await.unwrap(),
+        [""; 0],
+        "it came through"
+    );
+}
+
+#[tokio::test]
+async fn a_replacement_that_never_claimed_sets_its_role_going_again() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2"] {
+        rig.hands.temper(spare, |t| {
+            t.broken.insert("install:nginx".into());
+        });
+    }
+    rig.start();
+    let first = rig.ask("k", "10.0.0.1").await;
+    let stopped = |r: &Replacement| {
+        let reason = r.reason.as_ref();
+        reason.is_some_and(|r| r.contains("role_stopped"))
+    };
+    rig.until(&first, stopped).await;
+    let second = rig.ask("k2", "10.0.0.2").await;
+    let r = rig.until(&second, stopped).await;
+    assert_eq!(r.role, None);
+    rig.store.retry(&second, "test").await.unwrap();
+    assert_eq!(rig.store.stopped_roles().await.unwrap(), [""; 0]);
 }
 
 #[tokio::test]
@@ -843,7 +994,12 @@ async fn what_a_script_prints_is_kept_while_it_runs_and_shown_in_parts() {
     rig.hands.gate = Some(("install:nginx".into(), Arc::clone(&gate)));
     rig.start();
     let id = rig.ask("k", "10.0.0.1").await;
-    let log = async || rig.store.log(&id, Some("install:nginx")).await.unwrap();
+    let log = async || {
+        rig.store
+            .log(&id, Which::Last, Some("install:nginx"))
+            .await
+            .unwrap()
+    };
     let mut changes = rig.store.changes();
     let live = timeout(SOON, async {
         loop {
@@ -877,7 +1033,125 @@ async fn what_a_script_prints_is_kept_while_it_runs_and_shown_in_parts() {
         (1, 180_000, 64)
     );
     assert!(step.repeatable.contains("never started twice"));
-    assert_eq!(rig.store.log(&id, Some("nothing")).await.unwrap(), None);
+    assert_eq!(
+        rig.store
+            .log(&id, Which::Last, Some("nothing"))
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+#[tokio::test]
+async fn what_a_script_printed_outlives_the_link_to_its_spare() {
+    let mut rig = Rig::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("install:nginx".into(), Arc::clone(&gate)));
+    rig.hands.temper("spare1", |t| {
+        t.cut.insert("install:nginx".into());
+    });
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let log = async || {
+        let log = rig.store.log(&id, Which::Of("1.3"), None).await;
+        log.unwrap().unwrap_or_else(|| panic!("no such step"))
+    };
+    let runs = |r: &Replacement| {
+        r.steps
+            .iter()
+            .any(|s| s.step == "install:nginx" && s.tries > 0)
+    };
+    rig.until(&id, runs).await;
+    let mut changes = rig.store.changes();
+    let said = async {
+        while log().await.text.is_empty() {
+            changes.changed().await.unwrap();
+        }
+    };
+    timeout(SOON, said).await.unwrap();
+    gate.add_permits(99);
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert!(r.passed_over[0].reason.contains("unreachable"), "{r:?}");
+    let kept = log().await;
+    assert_eq!(
+        (kept.text.as_str(), kept.run.as_str()),
+        ("working\n", "1.3.3")
+    );
+    let other = rig
+        .store
+        .log(&id, Which::Last, Some("install:storage"))
+        .await;
+    assert_eq!(other.unwrap().unwrap().text, "working\n");
+}
+
+#[tokio::test]
+async fn what_was_planned_before_a_role_was_released_says_nothing_of_it() {
+    let mut rig = Rig::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("os".into(), Arc::clone(&gate)));
+    for spare in ["spare1", "spare2"] {
+        rig.hands.temper(spare, |t| {
+            t.broken.insert("install:nginx".into());
+        });
+    }
+    rig.start();
+    let ids = [
+        rig.ask("k", "10.0.0.1").await,
+        rig.ask("k2", "10.0.0.2").await,
+    ];
+    let begun = |r: &Replacement| r.steps.iter().any(|s| s.step == "os" && s.tries > 0);
+    for id in &ids {
+        rig.until(id, begun).await;
+    }
+    assert!(
+        rig.store
+            .release_role("web.shop.example", "test")
+            .await
+            .unwrap()
+    );
+    gate.add_permits(99);
+    // Both failed in the old script; the third is tried all the same.
+    let mut changes = rig.store.changes();
+    let one = async {
+        loop {
+            changes.borrow_and_update();
+            for id in &ids {
+                let r = rig.store.replacement(id).await.unwrap();
+                if let (ReplacementState::Attaching, Some(spare)) = (r.state, r.spare) {
+                    return spare.name;
+                }
+            }
+            changes.changed().await.unwrap();
+        }
+    };
+    assert_eq!(timeout(SOON, one).await.unwrap(), "spare3");
+}
+
+#[tokio::test]
+async fn another_number_of_warm_spares_releases_no_role() {
+    let mut rig = Rig::new().await;
+    for spare in ["spare1", "spare2"] {
+        rig.hands.temper(spare, |t| {
+            t.broken.insert("install:nginx".into());
+        });
+    }
+    rig.start();
+    let id = rig.ask("k", "10.0.0.1").await;
+    let stopped = |r: &Replacement| {
+        let reason = r.reason.as_ref();
+        reason.is_some_and(|r| r.contains("role_stopped"))
+    };
+    rig.until(&id, stopped).await;
+    let mut files = inventory();
+    let role = files.roles.get_mut("web.shop.example").unwrap();
+    role.spares.keep_warm = 1;
+    rig.store.apply(&files, false, "test").await.unwrap();
+    assert_eq!(rig.store.stopped_roles().await.unwrap().len(), 1);
+    // Where clients are is asked of each spare.
+    let role = files.roles.get_mut("web.shop.example").unwrap();
+    role.gateways = vec![ip("10.0.0.251")];
+    rig.store.apply(&files, false, "test").await.unwrap();
+    assert_eq!(rig.store.stopped_roles().await.unwrap(), [""; 0]);
 }
 
 /// An hour of installing keeps no place from what takes seconds.

@@ -454,6 +454,13 @@ impl Parser<'_> {
                                \"nginx -t -c {file}\"";
                 d.push(command.span(), message);
             }
+            if let Some(command) = &validate
+                && quoted(command.get_ref())
+            {
+                let message = "{file} of `validate` is quoted where it is put in: write it without \
+                               quotes";
+                d.push(command.span(), message);
+            }
             if let (Some(domain), true) = (&domain, roles_known)
                 && !self.names.domains.contains(domain.get_ref())
             {
@@ -697,4 +704,19 @@ fn attach(d: &mut Diagnostics, attach: &mut Attach<'_>, name: &Spanned<String>) 
     found
         .map_err(|e| d.push(name.span(), format!("{text}: {e}")))
         .ok()
+}
+/// Whether `{file}` stands within quotes of a shell command, where it could not be quoted again.
+fn quoted(command: &str) -> bool {
+    let mut open = None;
+    let mut chars = command.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match (open, c) {
+            (Some(_), '{') if command[at..].starts_with("{file}") => return true,
+            (Some('\''), '\'') | (Some('"'), '"') => open = None,
+            (None, '\'' | '"') => open = Some(c),
+            (None | Some('"'), '\\') => drop(chars.next()),
+            _ => {}
+        }
+    }
+    false
 }

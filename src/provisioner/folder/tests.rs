@@ -313,4 +313,18 @@ fn secrets_are_variables_and_validate_names_the_file() {
         said.contains("service_config.toml:6:12") && said.contains("{file}"),
         "{said}"
     );
+    for command in [
+        "nginx -t -c '{file}'",
+        "sh -c 'visudo -cf {file}'",
+        "x \\\"{file}\\\"",
+    ] {
+        let said = read([ROLE, SOFTWARE, &config(command), ""]).unwrap_err();
+        assert!(said.contains("without quotes"), "{command}: {said}");
+    }
+    for command in ["echo 'it is' && test -s {file}", "echo it\\\\'s {file}"] {
+        assert!(
+            read([ROLE, SOFTWARE, &config(command), ""]).is_ok(),
+            "{command}"
+        );
+    }
 }

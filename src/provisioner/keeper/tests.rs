@@ -5,7 +5,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     model::{
-        inventory::Cleanup,
+        inventory::{Cleanup, Inventory},
         wire::{Confirmation, Replacement, ReplacementState, Want},
     },
     provisioner::{
@@ -57,6 +57,7 @@ async fn spares_are_looked_at_before_they_are_needed() {
         store.clone(),
         Arc::new(hands.clone()),
         settings,
+        Secrets::default(),
         observer,
         stop.clone(),
     ));
@@ -102,15 +103,19 @@ struct Pool {
     _home: Home,
     store: Store,
     hands: FakeHands,
+    secrets: Secrets,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Pool {
     async fn new(keep_warm: u32) -> Self {
+        Self::of(keep_warm, inventory(), Secrets::default()).await
+    }
+
+    async fn of(keep_warm: u32, mut files: Inventory, secrets: Secrets) -> Self {
         let home = Home::of("sqlite").await;
         let store = home.open().await;
-        let mut files = inventory();
         let role = files.roles.get_mut("web.shop.example").unwrap();
         role.spares.keep_warm = keep_warm;
         role.spares.cleanup = Some(Cleanup {
@@ -124,6 +129,7 @@ impl Pool {
             _home: home,
             store,
             hands: FakeHands::default(),
+            secrets,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
@@ -142,24 +148,18 @@ impl Pool {
             self.store.clone(),
             Arc::clone(&hands),
             settings,
+            self.secrets.clone(),
             nobody(),
             self.stop.clone(),
         );
         self.tasks.spawn(keeper);
         let (store, stop) = (self.store.clone(), self.stop.clone());
+        let secrets = self.secrets.clone();
         self.tasks.spawn(async move {
             let settings = engine::Settings::STANDARD;
-            engine::run(
-                store,
-                hands,
-                "test",
-                settings,
-                Default::default(),
-                nobody(),
-                stop,
-            )
-            .await
-            .unwrap();
+            engine::run(store, hands, "test", settings, secrets, nobody(), stop)
+                .await
+                .unwrap();
         });
     }
 
@@ -251,7 +251,9 @@ async fn a_spare_that_cannot_be_made_ready_is_put_aside_and_the_role_rests() {
 
 #[tokio::test]
 async fn a_spare_that_is_given_back_is_cleaned_once_nobody_has_it() {
-    let pool = Pool::new(0).await;
+    let mut files = inventory();
+    let (secrets, _dir) = with_secrets(&mut files);
+    let pool = Pool::of(0, files, secrets).await;
     let offered = pool.ask("10.0.0.1").await;
     let lb1 = "lb1".parse().unwrap();
     let is = |is| Confirmation { is };
@@ -281,6 +283,10 @@ async fn a_spare_that_is_given_back_is_cleaned_once_nobody_has_it() {
     pool.is("spare1", ServerState::Ready).await;
     let orders = pool.hands.orders();
     assert_eq!(orders.iter().filter(|o| *o == "spare1 clean").count(), 1);
+    assert_eq!(
+        pool.hands.covered.lock().unwrap()["clean"],
+        "******** ********"
+    );
     let world = pool.store.world().await.unwrap();
     let keeping = &world.servers["spare1"].keeping;
     assert_eq!((keeping.placed.len(), &keeping.clean_after), (0, &None));
@@ -341,6 +347,7 @@ async fn what_an_installation_left_is_put_away_in_a_quarantine() {
         store.clone(),
         Arc::new(hands.clone()),
         settings,
+        Secrets::default(),
         Observer::nobody(),
         stop.clone(),
     ));
@@ -394,4 +401,36 @@ async fn what_an_installation_left_is_put_away_in_a_quarantine() {
     while let Some(ended) = keeper.join_next().await {
         ended.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_spare_is_made_ready_anew_where_a_secret_changes() {
+    let mut files = inventory();
+    let (secrets, dir) = with_secrets(&mut files);
+    std::fs::remove_file(dir.path().join("token")).unwrap();
+    let pool = Pool::of(1, files, secrets).await;
+    // One that cannot be told what it needs is not taken in hand.
+    until(async || (pool.hands.orders().len() > 2).then_some(())).await;
+    assert_eq!(pool.state("spare1").await, ServerState::Ready);
+    write_secret(&dir, "token", "swordfish");
+    pool.is("spare1", ServerState::Standby).await;
+    let told = |value: &str| {
+        let steps = pool.hands.steps.lock().unwrap();
+        let wanted = format!("token {value};\n");
+        let placed = |s: &&Step| {
+            matches!(s, Step::Configure { files, .. }
+                if files.iter().any(|f| f.body == wanted.as_bytes()))
+        };
+        steps.iter().filter(placed).count()
+    };
+    assert_eq!(told("swordfish"), 1);
+    write_secret(&dir, "token", "another one");
+    until(async || (told("another one") > 0).then_some(())).await;
+    pool.is("spare1", ServerState::Standby).await;
+    let offered = pool.ask("10.0.0.1").await;
+    assert_eq!(
+        (offered.spare.unwrap().name.as_str(), offered.steps),
+        ("spare1", Vec::new())
+    );
+    pool.end().await;
 }

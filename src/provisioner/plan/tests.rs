@@ -166,10 +166,10 @@ fn the_way_back_is_asked_of_nat_and_the_virtual_address_of_direct_routing() {
             other => panic!("{other:?}"),
         }
     };
-    // Of NAT only where the role says who the director is there. In IPv6 nobody asks by ARP.
+    // Of NAT only where the role says who the director is there. In IPv6 neighbours ask too.
     let holds = PathTest::Holds {
         vip: ip("2001:db8::1"),
-        quiet_at: None,
+        quiet_at: Some(ip("fd00::11")),
     };
     assert_eq!(of(&world).as_slice(), std::slice::from_ref(&holds));
     let role = world.roles.get_mut("web.shop.example").unwrap();
@@ -177,6 +177,7 @@ fn the_way_back_is_asked_of_nat_and_the_virtual_address_of_direct_routing() {
     let back = |client: &str| PathTest::Back {
         client: ip(client),
         gateways: vec![ip("10.0.0.251")],
+        own: Some(ip("10.0.0.11")),
     };
     assert_eq!(of(&world), [back("198.51.100.1"), holds.clone()]);
     let role = world.roles.get_mut("web.shop.example").unwrap();

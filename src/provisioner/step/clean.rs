@@ -17,8 +17,9 @@ where
 {
     let ran = install::install(&connect, job, said).await?;
     let remote = connect().await?;
-    let files: Vec<&str> = files.iter().map(String::as_str).collect();
-    let swept = remote.act(script!(fenced "sweep"), &files, QUICK).await;
+    let mut args = vec![job.name];
+    args.extend(files.iter().map(String::as_str));
+    let swept = remote.act(script!(fenced "sweep"), &args, QUICK).await;
     let name = remote.name;
     remote.close().await;
     swept?;

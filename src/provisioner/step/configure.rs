@@ -13,10 +13,10 @@ use std::{
 
 use super::{
     checked_paths, error,
-    remote::{Command, QUICK, Remote, checked_name, garbled, one_line, script},
+    remote::{Command, QUICK, Remote, checked_name, one_line, script},
 };
 use crate::provisioner::{
-    order::{Class, Done, RenderedFile, StepError},
+    order::{Class, Done, RenderedFile, StepError, VALIDATE},
     ssh::quote,
 };
 
@@ -54,7 +54,7 @@ pub(super) async fn configure(
         let mut lines = said.lines();
         pending |= lines.next() == Some("pending");
         for file in some {
-            let line = lines.next().ok_or_else(|| garbled(&said))?;
+            let line = lines.next().ok_or_else(|| remote.garbled(&said))?;
             if line == "homeless" {
                 homes.insert(folder(&file.path));
             }
@@ -147,7 +147,7 @@ async fn validate(remote: &Remote<'_>, file: &RenderedFile, upload: &str) -> Res
         return Ok(());
     };
     let text = command.replace("{file}", &quote(upload));
-    let limit = COMMAND;
+    let limit = VALIDATE;
     let answer = remote.ask(Command { text: &text, limit }).await?;
     if answer.status == 0 {
         return Ok(());

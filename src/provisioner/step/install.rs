@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     error,
-    remote::{Command, QUICK, Remote, checked_name, garbled, one_line, script, whole_seconds},
+    remote::{Command, QUICK, Remote, checked_name, one_line, script, whole_seconds},
 };
 use crate::{
     model::inventory::Variables,
@@ -119,7 +119,14 @@ async fn drive(
             State::Absent => {
                 let stage = upload(remote, job).await?;
                 *known = Known::MayRun;
-                claim(remote, job, &stage).await?;
+                if let Err(e) = claim(remote, job, &stage).await {
+                    // It may hold secrets, and another order may have kept the script from removing it. Of what has
+                    // become the job nothing is there any more.
+                    if let Ok(files) = remote.files().await {
+                        files.remove(&[format!("{stage}/env")]).await;
+                    }
+                    return Err(e);
+                }
                 *known = Known::Seen;
                 continue;
             }
@@ -169,7 +176,7 @@ async fn look(remote: &Remote<'_>, name: &str, wait: &str) -> Result<State, Step
         }
         _ => None,
     };
-    state.ok_or_else(|| garbled(&said))
+    state.ok_or_else(|| remote.garbled(&said))
 }
 
 /// Brings script, environment and wrapper into a folder of their own; its path.
@@ -181,7 +188,7 @@ async fn upload(remote: &Remote<'_>, job: &Job<'_>) -> Result<String, StepError>
         .await?;
     let stage = said.trim();
     if !stage.starts_with(&remote.path("staging/")) {
-        return Err(garbled(&said));
+        return Err(remote.garbled(&said));
     }
     for (name, text) in [
         ("script", job.script),
@@ -202,12 +209,13 @@ async fn claim(remote: &Remote<'_>, job: &Job<'_>, stage: &str) -> Result<(), St
     let said = remote.act(script!(fenced "claim"), &args, QUICK).await?;
     match said.trim() {
         "started" | "claimed" => Ok(()),
-        _ => Err(garbled(&said)),
+        _ => Err(remote.garbled(&said)),
     }
 }
 
 async fn collect(remote: &Remote<'_>, job: &Job<'_>) -> Result<String, StepError> {
-    remote.read(script!("collect"), &[job.name], QUICK).await
+    let printed = remote.read(script!("collect"), &[job.name], QUICK).await?;
+    Ok(remote.cover(&printed))
 }
 
 async fn ended(

@@ -161,10 +161,10 @@ impl<P: Prober> Hands for SshHands<P> {
                 digests,
                 answers,
                 paths,
-                sealed: _,
+                sealed,
             } => {
                 let remote = self.remote(order).await?;
-                let found = test::read_back(&remote, os, installed, digests, paths).await;
+                let found = test::read_back(&remote, os, installed, digests, sealed, paths).await;
                 remote.close().await;
                 test::answers(&self.prober, found?, answers).await
             }
@@ -267,6 +267,7 @@ mod tests {
     use std::{io, os::unix::fs::PermissionsExt, process::Command};
 
     use nix::errno::Errno;
+    use sha2::Digest as _;
 
     use super::*;
 
@@ -309,5 +310,53 @@ mod tests {
                 .unwrap();
             assert_eq!(ran.status.code(), Some(ends), "{ran:?}");
         }
+    }
+
+    #[test]
+    fn an_upload_that_does_not_become_the_job_does_not_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        let stage = base.join("staging/r-0.x");
+        let stub = dir.path().join("mkfifo");
+        std::fs::write(&stub, "#!/bin/sh\nexit 1\n").unwrap();
+        std::fs::set_permissions(&stub, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::create_dir_all(&stage).unwrap();
+        std::fs::create_dir_all(base.join("jobs")).unwrap();
+        for name in ["script", "env", "run", "keep"] {
+            std::fs::write(stage.join(name), "true\n").unwrap();
+        }
+        let text = concat!(
+            include_str!("sh/prelude.sh"),
+            include_str!("sh/fence.sh"),
+            include_str!("sh/claim.sh")
+        );
+        let digest = install::hex(&sha2::Sha256::digest("true\n"));
+        let ran = Command::new("sh")
+            .args(["-c", text, "understudy"])
+            .arg(&base)
+            .args(["7", "r-0"])
+            .arg(&stage)
+            .args([digest.as_str(), "5"])
+            .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
+            .output()
+            .unwrap();
+        assert_eq!(ran.status.code(), Some(70), "{ran:?}");
+        assert!(!stage.exists() && !base.join("jobs/r-0").exists());
+    }
+
+    #[test]
+    fn a_wrapper_that_cannot_begin_leaves_no_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("run"), include_str!("sh/run.sh")).unwrap();
+        std::fs::write(at("env"), "TOKEN=opensesame\n").unwrap();
+        std::fs::create_dir(at("kept.lock")).unwrap();
+        let ran = Command::new("sh")
+            .arg(at("run"))
+            .arg(dir.path())
+            .arg("5")
+            .output();
+        assert_ne!(ran.unwrap().status.code(), Some(0));
+        assert!(!at("env").exists() && !at("rc").exists());
     }
 }

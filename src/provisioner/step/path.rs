@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{
     error,
-    remote::{QUICK, Remote, garbled, one_line, script},
+    remote::{QUICK, Remote, one_line, script},
 };
 use crate::provisioner::order::{Class, PathTest, StepError};
 
@@ -17,9 +17,15 @@ pub(super) async fn paths(
     let mut found = Vec::new();
     for test in tests {
         let fault = match test {
-            PathTest::Back { client, gateways } => {
+            PathTest::Back {
+                client,
+                gateways,
+                own,
+            } => {
                 let client = client.to_string();
-                let said = remote.read(script!("route"), &[&client], QUICK).await?;
+                let own = own.map(|a| a.to_string()).unwrap_or_default();
+                let args = [client.as_str(), own.as_str()];
+                let said = remote.read(script!("route"), &args, QUICK).await?;
                 found.push(format!("the way to {client} leads through the director"));
                 wrong_way(remote.name, &client, gateways, &said)
             }
@@ -29,7 +35,7 @@ pub(super) async fn paths(
                 let args: Vec<_> = args.iter().map(String::as_str).collect();
                 let said = remote.read(script!("holds"), &args, QUICK).await?;
                 found.push(format!("{vip} is there"));
-                let held = Held::read(&said).ok_or_else(|| garbled(&said))?;
+                let held = Held::read(&said).ok_or_else(|| remote.garbled(&said))?;
                 held.fault(remote.name, *vip, *quiet_at)
             }
         };
@@ -80,8 +86,10 @@ fn wrong_way(
 struct Held<'s> {
     /// The link with the virtual address.
     vip_at: Option<&'s str>,
-    /// The link with the spare's own address, `arp_ignore` and `arp_announce` there.
-    own: Option<(&'s str, u32, u32)>,
+    /// The link with the spare's own address.
+    own: Option<&'s str>,
+    /// Of IPv4: `arp_ignore` and `arp_announce` there.
+    arp: Option<(u32, u32)>,
 }
 
 impl<'s> Held<'s> {
@@ -92,10 +100,17 @@ impl<'s> Held<'s> {
             [vip] => Some(Self {
                 vip_at: link(vip),
                 own: None,
+                arp: None,
+            }),
+            [vip, own] => Some(Self {
+                vip_at: link(vip),
+                own: Some(own),
+                arp: None,
             }),
             [vip, own, ignore, announce] => Some(Self {
                 vip_at: link(vip),
-                own: Some((own, ignore.parse().ok()?, announce.parse().ok()?)),
+                own: Some(own),
+                arp: Some((ignore.parse().ok()?, announce.parse().ok()?)),
             }),
             _ => None,
         }
@@ -115,7 +130,7 @@ impl<'s> Held<'s> {
             );
             return Some(("vip_missing", detail));
         };
-        let ((link, ignore, announce), own) = (self.own?, quiet_at?);
+        let (link, own) = (self.own?, quiet_at?);
         if link == "none" {
             let detail =
                 format!("{name} does not have its own address {own}: look at the inventory");
@@ -123,11 +138,13 @@ impl<'s> Held<'s> {
         }
         if vip_at == link {
             let detail = format!(
-                "{name} has {vip} on {link} and would answer ARP for it there, in the director's \
-                 place: put it on lo"
+                "{name} has {vip} on {link} and would tell its neighbours there that it is its own, in \
+                 the director's place: put it on lo"
             );
             return Some(("arp_not_quiet", detail));
         }
+        // In IPv6 a link answers for its own addresses alone.
+        let (ignore, announce) = self.arp?;
         if !matches!(ignore, 1 | 2 | 8) || announce != 2 {
             let detail = format!(
                 "{name} would tell others on {link} that {vip} is there: arp_ignore is {ignore} and \
@@ -183,6 +200,11 @@ mod tests {
         assert_eq!(fault("lo\neth0\n0\n2\n", own), Some("arp_not_quiet"));
         assert_eq!(fault("lo\neth0\n1\n0\n", own), Some("arp_not_quiet"));
         assert_eq!(fault("lo\nnone\n1\n2\n", own), Some("address_missing"));
-        assert_eq!(Held::read("lo\neth0\n"), None);
+        let six = Some("fd00::11");
+        assert_eq!(fault("lo\neth0\n", six), None);
+        assert_eq!(fault("dummy0\neth0\n", six), None);
+        assert_eq!(fault("eth0\neth0\n", six), Some("arp_not_quiet"));
+        assert_eq!(fault("lo\nnone\n", six), Some("address_missing"));
+        assert_eq!(Held::read("lo\neth0\n1\n"), None);
     }
 }

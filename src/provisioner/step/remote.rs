@@ -134,7 +134,7 @@ impl<'a> Remote<'a> {
         let seconds = whole_seconds(command.limit);
         let args = [seconds.as_str(), command.text, "", ""];
         let limit = command.limit + QUICK;
-        answer(self.read(script!("command"), &args, limit).await?)
+        self.answer(&self.read(script!("command"), &args, limit).await?)
     }
 
     /// Runs a catalogue command that changes something; its output goes to the file `output`, and
@@ -148,7 +148,33 @@ impl<'a> Remote<'a> {
         let seconds = whole_seconds(command.limit);
         let args = [seconds.as_str(), command.text, output, settles];
         let limit = command.limit + QUICK;
-        answer(self.act(script!(fenced "command"), &args, limit).await?)
+        self.answer(&self.act(script!(fenced "command"), &args, limit).await?)
+    }
+
+    fn answer(&self, said: &str) -> Result<Answer, StepError> {
+        let (status, output) = said.split_once('\n').unwrap_or((said, ""));
+        let status = status.parse().map_err(|_not_a_number| self.garbled(said))?;
+        Ok(Answer {
+            status,
+            output: self.cover(output),
+        })
+    }
+
+    /// What a script, a command or a file says, for people. What our own scripts say is read as it is: a secret may be a
+    /// word of theirs.
+    pub(super) fn cover(&self, text: &str) -> String {
+        self.masks.cover(text.to_owned())
+    }
+
+    /// The same of a text whose end may have been cut off.
+    pub(super) fn cover_cut(&self, text: &str) -> String {
+        self.masks.cover_cut(text.to_owned())
+    }
+
+    /// A script of ours said something else than it should.
+    pub(super) fn garbled(&self, said: &str) -> StepError {
+        let detail = format!("not understood: {:?}", one_line(&self.cover(said)));
+        error(Class::Permanent, "spare_unusable", detail)
     }
 
     async fn run(
@@ -177,10 +203,12 @@ impl<'a> Remote<'a> {
             command.push_str(&quote(arg));
         }
         let ran = self.ssh.exec(&command, limit + TRAVEL).await?;
-        let stdout = self.masks.cover(ran.stdout.text());
-        let complaint = self.masks.cover(ran.stderr.text());
+        let stdout = ran.stdout.text();
+        let complaint = self.cover(&ran.stderr.text());
         let complaint = complaint.trim();
-        if !become_root.is_empty() && !stdout.contains(MARK) {
+        // As sudo ends that refuses, and a shell that has none: a time-out or a signal says nothing of it.
+        let refused = matches!(ran.end, End::Exit(1 | 127));
+        if !become_root.is_empty() && !stdout.contains(MARK) && refused {
             let detail = format!(
                 "{} does not let the SSH user become root: {complaint:?}; install sudo, and write                  USER ALL=(ALL) NOPASSWD: ALL into /etc/sudoers.d there",
                 self.name
@@ -193,7 +221,11 @@ impl<'a> Remote<'a> {
                  are coreutils there?",
                 self.name, ran.end
             );
-            return Err(error(Class::Permanent, "shell_unusable", detail));
+            let (class, code) = match ran.end {
+                End::Exit(124 | 137) | End::Signal(_) => (Class::Transient, "command_timed_out"),
+                End::Exit(_) => (Class::Permanent, "shell_unusable"),
+            };
+            return Err(error(class, code, detail));
         };
         let failed = |class, code, what: String| Err(error(class, code, what));
         match ran.end {
@@ -204,7 +236,7 @@ impl<'a> Remote<'a> {
                 format!(
                     "files cannot be placed on {}: {}",
                     self.name,
-                    one_line(said)
+                    one_line(&self.cover(said))
                 ),
             ),
             End::Exit(75) => failed(
@@ -227,7 +259,7 @@ impl<'a> Remote<'a> {
                 format!(
                     "a newer run owns {}: its fence is {}, this order's {}",
                     self.name,
-                    said.trim(),
+                    self.cover(said.trim()),
                     self.fence
                 ),
             ),
@@ -243,21 +275,6 @@ impl<'a> Remote<'a> {
             ),
         }
     }
-}
-
-fn answer(said: String) -> Result<Answer, StepError> {
-    let (status, output) = said.split_once('\n').unwrap_or((&said, ""));
-    let status = status.parse().map_err(|_not_a_number| garbled(&said))?;
-    Ok(Answer {
-        status,
-        output: output.to_owned(),
-    })
-}
-
-/// A script of ours said something else than it should.
-pub(super) fn garbled(said: &str) -> StepError {
-    let detail = format!("not understood: {:?}", one_line(said));
-    error(Class::Permanent, "spare_unusable", detail)
 }
 
 /// The last lines with something in them as one, short enough for a log.

@@ -16,6 +16,7 @@ use super::{
     next_fence, now_ms,
     offer::offer,
     pool::{clean_after, note_placed, put_aside},
+    roles,
     rows::{Columns, corrupt, json, stored},
     upkeep::finish,
     world::world,
@@ -31,6 +32,18 @@ use crate::{
         workflow::{AttemptEnd, Event, Hand, Journal, Kind, Mark, MarkState, Retry, SpareChange},
     },
 };
+
+/// A reading of the steps of a replacement that were begun.
+macro_rules! begun {
+    ($rest:literal) => {
+        concat!(
+            "SELECT s.name, s.state, s.attempt, s.position, s.tries, s.output, a.server FROM step s \
+             JOIN attempt a ON a.replacement = s.replacement AND a.number = s.attempt \
+             WHERE s.replacement = $1 AND s.state <> 'planned' AND (s.name = $2 OR $2 = '')",
+            $rest
+        )
+    };
+}
 
 /// A replacement as the engine works on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,15 +165,16 @@ impl Store {
         Ok((server.server, row.json("payload")?))
     }
 
-    /// All addresses of the configured server whose place a replacement's spare has.
+    /// The failed server of a replacement, and all addresses of the configured one whose place its spare has.
     ///
     /// # Errors
     /// [`StoreError::NoReplacement`] and others.
-    pub async fn origins(&self, id: &ReplacementId) -> Result<Vec<IpAddr>, StoreError> {
+    pub async fn origins(&self, id: &ReplacementId) -> Result<(IpAddr, Vec<IpAddr>), StoreError> {
         let mut tx = self.read().await?;
         let work = load(&mut tx, id).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
-        Ok(work.place()?.origins.clone())
+        let place = work.place()?;
+        Ok((place.failed, place.origins.clone()))
     }
 
     /// All steps planned for the spare in hand.
@@ -293,35 +307,66 @@ impl Store {
         self.commit(tx, News::State).await
     }
 
-    /// What the last step of this name has printed, or the last step that was begun.
+    /// What a step has printed; of this name, where one is named.
     ///
     /// # Errors
     /// [`StoreError::NoReplacement`] and others.
     pub async fn log(
         &self,
         id: &ReplacementId,
+        which: Which<'_>,
         step: Option<&str>,
     ) -> Result<Option<StepLog>, StoreError> {
+        let at = match which {
+            Which::Last => None,
+            Which::Of(run) | Which::After(run) => {
+                let mut numbers = run.split('.').map(str::parse::<i64>);
+                let (Some(Ok(attempt)), Some(Ok(position))) = (numbers.next(), numbers.next())
+                else {
+                    return Ok(None);
+                };
+                Some((attempt, position))
+            }
+        };
         let mut tx = self.read().await?;
         let state = load(&mut tx, id).await?.journal.state;
-        let row = sqlx::query(
-            "SELECT s.name, s.state, s.attempt, s.position, s.output, a.server FROM step s \
-             JOIN attempt a ON a.replacement = s.replacement AND a.number = s.attempt \
-             WHERE s.replacement = $1 AND s.state <> 'planned' AND (s.name = $2 OR $2 = '') \
-             ORDER BY s.attempt DESC, s.position DESC LIMIT 1",
-        )
-        .bind(id.as_str())
-        .bind(step.unwrap_or_default())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed("read a script's output"))?;
+        let query = match which {
+            Which::Last => sqlx::query(begun!(" ORDER BY s.attempt DESC, s.position DESC LIMIT 1")),
+            Which::Of(_) => sqlx::query(begun!(" AND s.attempt = $3 AND s.position = $4")),
+            Which::After(_) => sqlx::query(begun!(
+                " AND (s.attempt > $3 OR (s.attempt = $3 AND s.position > $4)) \
+                 ORDER BY s.attempt, s.position LIMIT 1"
+            )),
+        };
+        let mut query = query.bind(id.as_str()).bind(step.unwrap_or_default());
+        if let Some((attempt, position)) = at {
+            query = query.bind(attempt).bind(position);
+        }
+        let row = query
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed("read a script's output"))?;
         tx.rollback().await.map_err(failed("end a reading"))?;
         let Some(row) = row else { return Ok(None) };
+        let (name, ended) = (
+            row.text("name")?,
+            row.text("state")? != MarkState::Running.as_str(),
+        );
+        // A job goes on where it was; what another step printed when it was tried before is no beginning of what it
+        // prints now.
+        let goes_on = ["install:", "clean", OS_INSTALL]
+            .iter()
+            .any(|word| name.starts_with(word));
+        let text = match ended || goes_on {
+            true => unpack(row.bytes("output")?)?,
+            false => String::new(),
+        };
+        let (attempt, position) = (row.number("attempt")?, row.number("position")?);
         Ok(Some(StepLog {
             server: row.text("server")?,
-            step: row.text("name")?,
-            run: format!("{}.{}", row.number("attempt")?, row.number("position")?),
-            ended: row.text("state")? != MarkState::Running.as_str(),
+            step: name,
+            run: format!("{attempt}.{position}.{}", row.number("tries")?),
+            ended,
             over: !matches!(
                 state,
                 ReplacementState::Pending
@@ -329,7 +374,7 @@ impl Store {
                     | ReplacementState::Configuring
                     | ReplacementState::Testing
             ),
-            text: unpack(row.bytes("output")?)?,
+            text,
         }))
     }
 }
@@ -361,6 +406,17 @@ async fn free(tx: &mut Tx) -> Result<BTreeSet<String>, StoreError> {
     .collect()
 }
 
+/// Which of a replacement's steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// The last one that was begun.
+    Last,
+    /// The one of this run.
+    Of(&'a str),
+    /// The first one that was begun after this run's.
+    After(&'a str),
+}
+
 /// What a step has printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepLog {
@@ -368,7 +424,7 @@ pub struct StepLog {
     pub server: String,
     /// Which.
     pub step: String,
-    /// Names the step among all of the replacement: another spare, another word.
+    /// Names the step among all of the replacement: another spare, or another try, another word.
     pub run: String,
     /// Whether it has ended.
     pub ended: bool,
@@ -683,7 +739,8 @@ async fn mark(
         "UPDATE step SET state = $4, failures = failures + $5, \
          fence = CASE WHEN $6 = 1 THEN $7 ELSE fence END, \
          started_ms = CASE WHEN $6 = 1 THEN $8 ELSE started_ms END, \
-         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, output = $10, \
+         ended_ms = CASE WHEN $6 = 1 THEN NULL ELSE $8 END, detail = $9, \
+         output = CASE WHEN $11 = 1 THEN $10 ELSE output END, \
          tries = tries + $6 WHERE replacement = $1 AND attempt = $2 AND position = $3",
     )
     .bind(work.id.as_str())
@@ -696,6 +753,8 @@ async fn mark(
     .bind(now_ms().0)
     .bind(note.detail.as_str())
     .bind(pack(&note.output)?)
+    // Of a spare that cannot be reached any more what it said before is all there is.
+    .bind(i64::from(!note.output.is_empty()))
     .execute(&mut **tx)
     .await
     .map_err(failed("journal a step"))?;
@@ -770,8 +829,15 @@ async fn move_spare(
             AttemptEnd::Abandoned => "abandoned",
             AttemptEnd::Finished => "finished",
         };
+        let role = work.role.as_deref().unwrap_or_default();
+        let before = roles::stop(tx, role).await?;
         end_attempt(tx, id, word, spare.reason.as_deref()).await?;
         end_interrupted(tx, work).await?;
+        if let (None, Some(cause)) = (before, roles::stop(tx, role).await?) {
+            let detail = cause.reason(role);
+            let entry = Entry::new(EventKind::RoleStopped, "role_stopped", &detail);
+            audit(tx, actor, entry).await?;
+        }
         let touched = work.journal.hand.as_ref().is_some_and(Hand::touched);
         match end {
             AttemptEnd::Failed => put_aside(tx, &spare.server).await?,

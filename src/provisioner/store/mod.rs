@@ -42,7 +42,7 @@ pub use diff::{Problems, problems};
 pub use error::StoreError;
 pub use inventory::ApplyError;
 pub(in crate::provisioner) use journal::Vacancy;
-pub use journal::{Claim, Claimed, Note, StepLog, Work};
+pub use journal::{Claim, Claimed, Note, StepLog, Which, Work};
 pub use lease::{Lease, Look, Run};
 pub use members::{ConfirmOutcome, Registered};
 pub use open::{Engine, Place};

@@ -1,14 +1,16 @@
 //! Roles that are stopped because their spares fail in the same place, and setting them going again.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use super::{
     Actor, Entry, News, Store, StoreError, Tx, audit, diff::Catalogue, failed, journal, now_ms,
-    replacements::view, rows::Columns,
+    replacements::view, rows::Columns, world::world,
 };
 use crate::{
     model::{
         EventKind, ReplacementId,
         inventory::{Role, ServiceFile, Software},
-        wire::{Replacement, ReplacementState},
+        wire::{Replacement, ReplacementState, RoleView},
     },
     provisioner::{
         plan::{World, script_for},
@@ -37,9 +39,27 @@ impl Store {
     /// [`StoreError`].
     pub async fn stopped(&self, role: &str) -> Result<Option<Cause>, StoreError> {
         let mut tx = self.read().await?;
-        let trials = trials(&mut tx, role).await?;
+        let cause = stop(&mut tx, role).await?;
         tx.rollback().await.map_err(failed("end a reading"))?;
-        Ok(cause(&trials))
+        Ok(cause)
+    }
+
+    /// How each role stands.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn readiness(&self, world: &World) -> Result<Vec<RoleView>, StoreError> {
+        let mut tx = self.read().await?;
+        let mut views = Vec::with_capacity(world.roles.len());
+        for role in world.roles.values() {
+            let cause = stop(&mut tx, &role.code).await?;
+            views.push(RoleView {
+                stopped: cause.map(|cause| cause.reason(&role.code)),
+                ..world.readiness(role)
+            });
+        }
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        Ok(views)
     }
 
     /// Codes of the roles that are stopped.
@@ -55,7 +75,7 @@ impl Store {
         let mut stopped = Vec::new();
         for row in rows {
             let code = row.text("code")?;
-            if cause(&trials(&mut tx, &code).await?).is_some() {
+            if stop(&mut tx, &code).await?.is_some() {
                 stopped.push(code);
             }
         }
@@ -108,8 +128,14 @@ impl Store {
         if work.journal.state != ReplacementState::Pending {
             return Ok(RetryOutcome::NotWaiting(seen));
         }
-        // A replacement that never claimed a spare stops no role, and knows none.
-        if let Some(role) = &seen.role {
+        let mut roles: BTreeSet<String> = seen.role.iter().cloned().collect();
+        // One that never claimed a spare has noted no role, and may wait for one that others have stopped.
+        if let Some(place) = &work.place
+            && let Ok(brief) = world(&mut tx).await?.brief(place.failed, &place.origins)
+        {
+            roles.insert(brief.role.code);
+        }
+        for role in &roles {
             forget(&mut tx, role).await?;
         }
         let entry = Entry {
@@ -122,14 +148,20 @@ impl Store {
     }
 }
 
-/// What a role's spares came to since it was released last, the newest first.
+/// Why a role is stopped, where it is.
+pub(super) async fn stop(tx: &mut Tx, role: &str) -> Result<Option<Cause>, StoreError> {
+    Ok(cause(&trials(tx, role).await?))
+}
+
+/// What came of a role's spares that were planned since it was released last, the newest first: one that was planned
+/// before was told what is not so any more.
 async fn trials(tx: &mut Tx, role: &str) -> Result<Vec<Trial>, StoreError> {
     let rows = sqlx::query(
         "SELECT a.server, a.state, a.failed_step, a.failed_code FROM attempt a \
          JOIN replacement r ON r.id = a.replacement WHERE a.role = $1 AND r.kind <> 'clean' \
          AND (a.state IN ('failed', 'serving', 'superseded', 'finished') \
          OR (a.state = 'open' AND r.state = 'attaching')) \
-         AND COALESCE(a.ended_ms, a.started_ms) > \
+         AND a.started_ms > \
          (SELECT COALESCE(MAX(since_ms), 0) FROM role_trial WHERE role = $1) \
          ORDER BY COALESCE(a.ended_ms, a.started_ms) DESC, a.number DESC LIMIT $2",
     )
@@ -185,8 +217,14 @@ pub(super) async fn forget_changed(
     Ok(())
 }
 
-/// All of a catalogue that a role's spares are told.
-type Part<'a> = (&'a Role, Vec<Option<&'a Software>>, Vec<&'a ServiceFile>);
+/// All of a catalogue that a role's spares are told and asked; not which servers may be its spares.
+type Part<'a> = (
+    [&'a str; 2],
+    &'a [String],
+    [&'a [IpAddr]; 2],
+    Vec<Option<&'a Software>>,
+    Vec<&'a ServiceFile>,
+);
 
 fn part<'a>(role: &'a Role, software: &'a [Software], files: &'a [ServiceFile]) -> Part<'a> {
     let scripts = role
@@ -196,5 +234,11 @@ fn part<'a>(role: &'a Role, software: &'a [Software], files: &'a [ServiceFile]) 
     let files = files
         .iter()
         .filter(|f| f.domain == role.domain && role.software.contains(&f.software));
-    (role, scripts.collect(), files.collect())
+    (
+        [role.os.as_str(), role.domain.as_str()],
+        role.software.as_slice(),
+        [role.gateways.as_slice(), role.clients.as_slice()],
+        scripts.collect(),
+        files.collect(),
+    )
 }

@@ -7,7 +7,11 @@ use std::{
 use sha2::{Digest, Sha256};
 use understudy::{
     model::CheckKind,
-    provisioner::order::{Class, RenderedFile, ServiceTest, Step},
+    provisioner::{
+        order::{Class, RenderedFile, ServiceTest, Step},
+        sealed::{Masks, Sealed, Values},
+        step::{Look, Wanted},
+    },
 };
 
 use super::lab::{Lab, system};
@@ -216,4 +220,126 @@ async fn the_test_reads_everything_back() {
     assert!(silent.detail.contains("127.0.0.1:1 "), "{silent}");
     let done = lab.perform(1, Step::Os { wanted: os }).await.unwrap();
     assert!(done.os.is_some());
+}
+
+#[tokio::test]
+async fn a_look_shows_no_secret() {
+    let lab = Lab::new().await;
+    let mut sealed = file(&lab, "sealed", "token new-secret\n");
+    sealed.secrets = vec![Sealed::named("token")];
+    fs::write(lab.path("sealed"), "token old-secret\n").unwrap();
+    let plain = file(&lab, "plain", "user x\n");
+    fs::write(lab.path("plain"), "user x\npassword other-secret\n").unwrap();
+    // What is shown of it ends in the middle of one.
+    let long = file(&lab, "long", "short\n");
+    let mut text = "12345678\n".repeat(7281);
+    text.push_str("other-secret\n");
+    assert!(
+        (65536 - 11..65536 - 4).contains(&(text.len() - 13)),
+        "{}",
+        text.len()
+    );
+    fs::write(lab.path("long"), text).unwrap();
+    let os = system();
+    let values = [
+        ("token", "new-secret"),
+        ("other", "other-secret"),
+        // A word of our own scripts, and one of every system's.
+        ("word", "absent"),
+        ("name", "root"),
+        ("os", os.split('-').next().unwrap()),
+    ];
+    let values: Values = values.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let wanted = Wanted {
+        os: system(),
+        installed: vec![("thing".into(), "echo other-secret; exit 3".into())],
+        files: vec![sealed, plain, long, file(&lab, "nowhere", "x\n")],
+        masks: Masks::of(&values),
+    };
+    let found = lab.hands().look(&lab.server(), &wanted).await.unwrap();
+    let objects: Vec<_> = found.iter().map(|d| d.object.as_str()).collect();
+    let at = |name: &str| lab.text(name);
+    assert_eq!(
+        objects,
+        [
+            "software thing",
+            &at("sealed"),
+            &at("plain"),
+            &at("long"),
+            &at("nowhere")
+        ]
+    );
+    let all = format!("{found:?}");
+    for secret in ["new-secret", "old-secret", "other-s", "other-secret"] {
+        assert!(!all.contains(secret), "{secret}: {all}");
+    }
+    assert!(
+        found[1].detail.contains("another content"),
+        "{:?}",
+        found[1]
+    );
+    assert_eq!(found[1].diff, "");
+    assert!(
+        found[2].diff.contains("password ********"),
+        "{:?}",
+        found[2]
+    );
+    assert_eq!(found[4].detail, "not there");
+}
+
+#[tokio::test]
+async fn no_digest_of_a_file_with_a_secret_is_told() {
+    let lab = Lab::new().await;
+    let mut conf = file(&lab, "conf", "token swordfish\n");
+    conf.secrets = vec![Sealed::named("token")];
+    fs::write(lab.path("conf"), "token tunafish\n").unwrap();
+    let test = |sealed: Vec<RenderedFile>| Step::Test {
+        os: system(),
+        installed: Vec::new(),
+        digests: vec![(lab.text("conf"), conf.sha256.clone())],
+        answers: Vec::new(),
+        paths: Vec::new(),
+        sealed,
+    };
+    for (sealed, shown) in [(vec![conf.clone()], false), (Vec::new(), true)] {
+        let e = lab.perform(1, test(sealed)).await.unwrap_err();
+        assert_eq!(e.code, "digest_mismatch");
+        for body in ["token swordfish\n", "token tunafish\n"] {
+            assert_eq!(e.detail.contains(&digest(body)), shown, "{e}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_was_cleaned_has_nothing_of_ours() {
+    let lab = Lab::new().await;
+    lab.perform(1, lab.install("r-0", "echo hello\n", 9))
+        .await
+        .unwrap();
+    lab.perform(1, service(&lab, "1", "true")).await.unwrap();
+    fs::write(lab.path(".conf.understudy.0123456789abcdef"), "left").unwrap();
+    fs::create_dir_all(lab.path("base/staging/r-9.x")).unwrap();
+    let clean = Step::Clean {
+        job: "clean-1".into(),
+        role: "web".into(),
+        script: "echo cleaned\n".into(),
+        timeout: Duration::from_secs(9),
+        variables: Default::default(),
+        files: vec![lab.text("conf")],
+    };
+    // Twice: the first answer may have been lost.
+    for _ in 0..2 {
+        let done = lab.perform(1, clean.clone()).await.unwrap();
+        assert_eq!(done.output, "cleaned\n");
+    }
+    assert!(!lab.path("conf").exists());
+    assert_eq!(hidden(&lab, ""), [""; 0]);
+    let left = |name: &str| -> Vec<_> {
+        let entries = fs::read_dir(lab.path(name)).into_iter().flatten();
+        entries.map(|e| e.unwrap().file_name()).collect()
+    };
+    assert_eq!(left("base/jobs"), ["clean-1"]);
+    for folder in ["staging", "output", "pending"] {
+        assert!(!lab.path(&format!("base/{folder}")).exists(), "{folder}");
+    }
 }

@@ -243,9 +243,16 @@ async fn the_way_back_is_read_on_the_spare() {
     // The same link has both: nothing could keep it quiet.
     let both = holds("127.0.0.1", Some("127.0.0.1"));
     assert_eq!(code(both).await, "arp_not_quiet");
+    let both = holds("::1", Some("::1"));
+    assert_eq!(code(both).await, "arp_not_quiet");
+    assert_eq!(
+        code(holds("::1", Some("2001:db8::77"))).await,
+        "address_missing"
+    );
     let back = PathTest::Back {
         client: [127, 0, 0, 9].into(),
         gateways: vec![[192, 0, 2, 1].into()],
+        own: Some([127, 0, 0, 1].into()),
     };
     assert_eq!(code(back).await, "wrong_way_back");
 }
@@ -270,6 +277,17 @@ async fn another_user_becomes_root_by_sudo_or_is_told() {
     let e = perform(&hands, &order).await.unwrap_err();
     assert_eq!((e.class, e.code), (Class::Permanent, "sudo_refused"), "{e}");
     assert!(e.detail.contains("a password is required"), "{e}");
+    // What ends before the first word is no word of sudo's.
+    for ends in ["exit 124", "exit 137", "kill -KILL $$"] {
+        sudo(&lab, &format!("{ends}\n"));
+        let order = lab.order(1, Step::Fence, lab.server());
+        let e = perform(&hands, &order).await.unwrap_err();
+        assert_eq!(
+            (e.class, e.code),
+            (Class::Transient, "command_timed_out"),
+            "{ends}: {e}"
+        );
+    }
     let log = lab.text("sudo.log");
     sudo(
         &lab,

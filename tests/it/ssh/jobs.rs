@@ -313,6 +313,38 @@ async fn a_secret_is_in_the_environment_and_nowhere_else() {
 }
 
 #[tokio::test]
+async fn a_secret_may_be_a_word_of_ours() {
+    let lab = Lab::new().await;
+    let words = ["started", "claimed", "ended", "exited", "running", "absent"];
+    let values: Values = words.map(|word| (word.to_owned(), word.to_owned())).into();
+    let order = Order {
+        server: lab.server(),
+        fence: 1,
+        step: lab.install("r-0", "echo it is started\n", 60),
+        masks: Masks::of(&values),
+    };
+    for _ in 0..2 {
+        let done = lab.hands().perform(&order, &drop).await.unwrap();
+        assert_eq!(done.output, "it is ********\n");
+    }
+    let heard = std::sync::Mutex::new(String::new());
+    let order = Order {
+        step: lab.install(
+            "r-1",
+            &format!("echo started\n{}", lab.waiting_script()),
+            60,
+        ),
+        ..order
+    };
+    let hear = |text: String| {
+        *heard.lock().unwrap() = text;
+        lab.go();
+    };
+    lab.hands().perform(&order, &hear).await.unwrap();
+    assert!(heard.into_inner().unwrap().starts_with("********\n"));
+}
+
+#[tokio::test]
 async fn a_script_that_installed_nothing_is_found_out() {
     let lab = Lab::new().await;
     let mut step = lab.install("r-0", "echo fine\n", 60);

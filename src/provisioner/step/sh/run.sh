@@ -1,5 +1,7 @@
 # The wrapper of a job, a session of its own: the job's folder, the time limit in seconds. Holds the
 # job's lock on descriptor 8, which the script and the daemons that it starts do not get.
+# It may hold secrets, whatever happens.
+trap 'rm -f "$1/env"' EXIT
 cd / || exit 70
 seconds() {
     up=0
@@ -9,13 +11,9 @@ seconds() {
 seconds
 began=$now
 
-# Room for the result, while there is some: a script that fills the disk must not hide its own end.
-printf '%64s\n' '' >"$1/rc.new" || exit 70
-
 # What the script prints goes through a pipe to a process that keeps a bounded part of it. That one
 # is outside the script's session, holds `kept.lock` until it has read the last byte, and lives as
 # long as a daemon that holds the pipe: to take it away would end the daemon by SIGPIPE.
-mkfifo "$1/pipe" || exit 70
 exec 7>>"$1/kept.lock" || exit 70
 flock -n 7 || exit 70
 setsid sh "$1/keep" "$1/out" <"$1/pipe" >/dev/null 2>&1 8>&- &
