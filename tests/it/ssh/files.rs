@@ -252,7 +252,8 @@ async fn a_look_shows_no_secret() {
     let values: Values = values.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
     let wanted = Wanted {
         os: system(),
-        installed: vec![("thing".into(), "echo other-secret; exit 3".into())],
+        // The command is shown as the catalogue has it.
+        installed: vec![("thing".into(), "printf other-; echo secret; exit 3".into())],
         files: vec![sealed, plain, long, file(&lab, "nowhere", "x\n")],
         masks: Masks::of(&values),
     };
@@ -285,6 +286,7 @@ async fn a_look_shows_no_secret() {
         found[2]
     );
     assert_eq!(found[4].detail, "not there");
+    assert!(found[0].detail.ends_with("********"), "{:?}", found[0]);
 }
 
 #[tokio::test]
