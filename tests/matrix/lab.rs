@@ -1,5 +1,5 @@
-//! Spares: each a real sshd in a mount namespace of its own, with a `/var/lib` and a folder for what scripts do that no
-//! other has. And where the provisioner's store begins: with an inventory, and a director that has registered.
+//! Spares: each a real sshd in a mount namespace of its own, with a `/var/lib`, a home without this machine's shell
+//! settings, and a folder for what scripts do that no other has. And where the provisioner's store begins: with an inventory, and a director that has registered.
 
 use std::{
     collections::BTreeMap,
@@ -132,8 +132,8 @@ impl Lab {
         let file = self.path(&format!("{spare}.conf"));
         fs::write(&file, config)?;
         let enter = format!(
-            "mount --bind {d}/{spare}/lib /var/lib && mount --bind {d}/{spare}/world {d}/world && \
-             exec /usr/sbin/sshd -D -f {} -E {d}/{spare}.log",
+            "mount --bind {d}/{spare}/lib /var/lib && mount --bind {d}/{spare}/home /root && \
+             mount --bind {d}/{spare}/world {d}/world && exec /usr/sbin/sshd -D -f {} -E {d}/{spare}.log",
             file.display()
         );
         let sshd = Command::new("unshare")
@@ -144,7 +144,7 @@ impl Lab {
 
     /// Makes a spare as if nobody had ever been there.
     pub(crate) fn reset(&self, spare: &str) -> anyhow::Result<()> {
-        for folder in ["lib", "world"] {
+        for folder in ["lib", "home", "world"] {
             let folder = self.path(spare).join(folder);
             fs::create_dir_all(&folder)?;
             // The folder itself is mounted.
