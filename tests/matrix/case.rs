@@ -241,7 +241,7 @@ impl Case<'_> {
         })
     }
 
-    /// Starts it again where it died as it had to, crashes its database where it waits for that. Whether it runs.
+    /// Starts it again where it died as it had to, crashes its database where it waits for that.
     fn tend(&mut self) -> anyhow::Result<()> {
         if self.died()? {
             self.start()?;
