@@ -26,7 +26,7 @@ use understudy::{
         inventory::{ServerState, ServerView},
         wire::{Confirmation, Replacement, ReplacementRequest, ReplacementState, Want},
     },
-    provisioner::store::{Place, Store},
+    provisioner::store::{Place, Store, StoreError},
 };
 
 use crate::{
@@ -81,6 +81,13 @@ pub(crate) struct Outcome {
     /// How many calls of each class the first process made.
     pub(crate) made: BTreeMap<Class, u64>,
 }
+
+/// Replacements, servers, and who has how many in hand.
+type Contents = (
+    Vec<Replacement>,
+    BTreeMap<String, ServerView>,
+    BTreeMap<String, u64>,
+);
 
 pub(crate) struct Case<'a> {
     lab: &'a mut Lab,
@@ -241,7 +248,7 @@ impl Case<'_> {
         })
     }
 
-    /// Starts it again where it died as it had to, crashes its database where it waits for that. Whether it runs.
+    /// Starts it again where it died as it had to, crashes its database where it waits for that.
     fn tend(&mut self) -> anyhow::Result<()> {
         if self.died()? {
             self.start()?;
@@ -468,18 +475,29 @@ impl Case<'_> {
         }
     }
 
-    /// The store as it is when nobody works with it, and all that holds whatever the story.
-    async fn sound(&self) -> anyhow::Result<(Vec<Replacement>, BTreeMap<String, ServerView>)> {
+    async fn read(&self) -> Result<Contents, StoreError> {
         let store = Store::connect(&self.place).await?;
         let read = async {
             let all = store.replacements().await?;
             let servers = by_name(store.servers().await?);
-            let leases = store.status().await?.leases;
-            anyhow::Ok((all, servers, leases))
+            Ok((all, servers, store.status().await?.leases))
         };
         let read = read.await;
         store.close().await;
-        let (all, servers, leases) = read?;
+        read
+    }
+
+    /// The store as it is when nobody works with it, and all that holds whatever the story.
+    async fn sound(&self) -> anyhow::Result<(Vec<Replacement>, BTreeMap<String, ServerView>)> {
+        let begun = Instant::now();
+        let (all, servers, leases) = loop {
+            match self.read().await {
+                Ok(read) => break read,
+                // The server ends sessions of whoever does not get to run for seconds.
+                Err(e) if e.is_away() && begun.elapsed() < LIMIT => {}
+                Err(e) => return Err(e.into()),
+            }
+        };
         ensure!(leases.is_empty(), "still in hand: {leases:?}");
         if let Place::File(file) = &self.place {
             let url = format!("sqlite://{}", file.display());
