@@ -256,6 +256,14 @@ pub(crate) fn made(folder: &Path, class: Class) -> u64 {
     u64::try_from(calls.count()).unwrap()
 }
 
+/// Whether the last calls of a process were of these classes, those to whoever asked the API left out.
+pub(crate) fn ended_with(folder: &Path, classes: [Class; 2]) -> bool {
+    let trace = fs::read(folder.join(TRACE)).unwrap_or_default();
+    let others = trace.iter().rev().filter(|b| **b != Class::Answer.letter());
+    let classes = classes.iter().rev().map(|c| c.letter());
+    others.copied().take(2).eq(classes)
+}
+
 /// Whether a process has died there, or is about to.
 pub(crate) fn has_died(folder: &Path) -> bool {
     folder.join(DIED).exists()

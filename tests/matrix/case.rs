@@ -78,6 +78,10 @@ pub(crate) struct Outcome {
     pub(crate) reached: bool,
     /// What the journal said then.
     pub(crate) snapshot: Snapshot,
+    /// Whether its last calls were two journal writes.
+    wrote_twice: bool,
+    /// Whether they were a packet and a journal write.
+    wrote_after_a_packet: bool,
     /// How many calls of each class the first process made.
     pub(crate) made: BTreeMap<Class, u64>,
 }
@@ -147,8 +151,11 @@ pub(crate) async fn play(
         let tail = log.get(log.ceil_char_boundary(from)..).unwrap_or_default();
         return Err(e.context(format!("the provisioner's log:\n{tail}")));
     }
+    let first = case.dir.join("first");
+    case.outcome.wrote_twice = calls::ended_with(&first, [Class::Journal; 2]);
+    case.outcome.wrote_after_a_packet = calls::ended_with(&first, [Class::Ssh, Class::Journal]);
     for class in Class::ALL {
-        let made = calls::made(&case.dir.join("first"), class);
+        let made = calls::made(&first, class);
         case.outcome.made.insert(class, made);
     }
     Ok(std::mem::take(&mut case.outcome))
@@ -680,22 +687,19 @@ fn by_name(all: Vec<ServerView>) -> BTreeMap<String, ServerView> {
         .collect()
 }
 
-/// How each side of a step was reached: what the journal said of it at deaths before and after its neighbours.
-pub(crate) fn sides(deaths: &BTreeMap<(u64, When), Snapshot>) -> BTreeMap<String, [bool; 2]> {
-    let mut sides: BTreeMap<String, [bool; 2]> = BTreeMap::new();
-    let state = |number, when, step: &str| {
-        let snapshot = deaths.get(&(number, when))?;
-        Some(snapshot.get(step).map_or("planned", String::as_str))
-    };
-    let steps: Vec<&String> = deaths.values().flat_map(BTreeMap::keys).collect();
-    for step in steps {
-        let side = sides.entry(step.clone()).or_default();
-        for number in deaths.keys().map(|(number, _)| *number) {
-            let before = state(number, When::Before, step);
-            let after = state(number, When::After, step);
-            side[0] |= before == Some("planned") && after == Some("running");
-            side[1] |= before == Some("running") && after == Some("done");
+/// Which sides of a step deaths were on: right before it, right after it.
+pub(crate) type Sides = BTreeMap<String, [bool; 2]>;
+
+impl Outcome {
+    /// Adds the side of a step on which this death was.
+    pub(crate) fn side(&self, when: When, sides: &mut Sides) {
+        for (step, state) in &self.snapshot {
+            let sides = sides.entry(step.clone()).or_default();
+            let running = state == "running";
+            // The end of the step before it was written, then that this one begins: nothing was sent since.
+            sides[0] |= running && when == When::After && self.wrote_twice;
+            // Its last packet was sent, and its end was to be written.
+            sides[1] |= running && when == When::Before && self.wrote_after_a_packet;
         }
     }
-    sides
 }

@@ -38,7 +38,7 @@ use tokio::{runtime::Builder, task::JoinSet};
 use understudy::provisioner;
 
 use calls::{Class, Point, What, When};
-use case::{Snapshot, Story};
+use case::{Sides, Story};
 use lab::Lab;
 
 /// A case waits most of its time: more of them than there are processors.
@@ -173,7 +173,7 @@ async fn run() -> anyhow::Result<()> {
 
     let mut failed = 0;
     let mut missed = 0;
-    let mut deaths: BTreeMap<(u64, When), Snapshot> = BTreeMap::new();
+    let mut sides = Sides::new();
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for (name, result) in &results {
         match result {
@@ -197,7 +197,7 @@ async fn run() -> anyhow::Result<()> {
                 );
                 *counts.entry(kind).or_default() += 1;
                 if (name.story, point.class) == (Story::Plain, Class::Journal) {
-                    deaths.insert((point.number, point.when), outcome.snapshot.clone());
+                    outcome.side(point.when, &mut sides);
                 }
             }
             Ok(_) => {
@@ -221,7 +221,6 @@ async fn run() -> anyhow::Result<()> {
         "too many points were not reached"
     );
     if full {
-        let sides = case::sides(&deaths);
         ensure!(sides.len() == 7, "{sides:?}");
         let one_sided: Vec<_> = sides.iter().filter(|(_, s)| **s != [true, true]).collect();
         ensure!(
