@@ -60,7 +60,7 @@ fn bad_spares_are_passed_by() {
     let log = "/var/lib/understudy/jobs";
     let said = lab
         .server("spare1")
-        .sh(&format!("cat {log}/*/err {log}/*/rc"));
+        .sh(&format!("cat {log}/*/out {log}/*/rc"));
     assert!(said.starts_with("no room on stage\nexited 3 "), "{said}");
     clock.lap("looked at");
 }
