@@ -467,6 +467,35 @@ async fn run(scale: &Scale, full: bool) {
 async fn hold(scale: &Scale, fleet: &mut Fleet) {
     fleet.ledger.look().await;
     let begun = fleet.ledger.begun().await;
+    each_had_one(scale, fleet, &begun);
+    for (what, query) in [
+        (
+            "leases",
+            "SELECT count(*) FROM replacement WHERE state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching')",
+        ),
+        (
+            "hands",
+            "SELECT count(*) FROM attempt WHERE state IN ('open', 'serving')",
+        ),
+        (
+            "stand-ins",
+            "SELECT count(*) FROM attachment WHERE want = 'attach' OR confirmed IS NULL OR confirmed <> 'withdraw'",
+        ),
+        (
+            "roles",
+            "SELECT count(*) FROM role_assignment WHERE source <> 'files' OR passed_on IS NOT NULL",
+        ),
+        (
+            "servers out of place",
+            "SELECT count(*) FROM server WHERE state <> CASE WHEN files_role IS NULL THEN 'ready' ELSE 'serving' END",
+        ),
+    ] {
+        assert_eq!(fleet.ledger.count(query).await, 0, "{what} are left");
+    }
+}
+
+/// Each failure one replacement and one spare, each spare one role at a time, as directors, tables and spares saw it.
+fn each_had_one(scale: &Scale, fleet: &Fleet, begun: &BTreeMap<String, Vec<(String, String)>>) {
     let tables = look(&fleet.scene);
     assert_eq!(tables.faults, Vec::<String>::new());
     assert!(fleet.ledger.faults.is_empty(), "{:#?}", fleet.ledger.faults);
@@ -493,31 +522,6 @@ async fn hold(scale: &Scale, fleet: &mut Fleet) {
     failed.sort_unstable();
     let all: Vec<_> = tables.stood_in.keys().copied().collect();
     assert_eq!(failed, all, "each failure was on one spare");
-    drop(tables);
-    for (what, query) in [
-        (
-            "leases",
-            "SELECT count(*) FROM replacement WHERE state IN ('pending', 'claiming', 'configuring', 'testing', 'attaching')",
-        ),
-        (
-            "hands",
-            "SELECT count(*) FROM attempt WHERE state IN ('open', 'serving')",
-        ),
-        (
-            "stand-ins",
-            "SELECT count(*) FROM attachment WHERE want = 'attach' OR confirmed IS NULL OR confirmed <> 'withdraw'",
-        ),
-        (
-            "roles",
-            "SELECT count(*) FROM role_assignment WHERE source <> 'files' OR passed_on IS NOT NULL",
-        ),
-        (
-            "servers out of place",
-            "SELECT count(*) FROM server WHERE state <> CASE WHEN files_role IS NULL THEN 'ready' ELSE 'serving' END",
-        ),
-    ] {
-        assert_eq!(fleet.ledger.count(query).await, 0, "{what} are left");
-    }
 }
 
 async fn database(postgres: &Postgres, name: &str) -> String {

@@ -217,7 +217,8 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
     };
     tasks.start("keeper", |stop| keeper::run(s, hands, keeping, o, stop));
     let app = App {
-        store: store.clone(),
+        // Directors that ask much hold up neither engine nor keeper.
+        store: store.apart(),
         addresses: config.addresses(),
         observer,
         grants: granted,

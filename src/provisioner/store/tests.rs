@@ -361,6 +361,26 @@ async fn who_asks_for_news_waits_for_nobody_who_writes() {
 }
 
 #[tokio::test]
+async fn whoever_takes_up_all_connections_holds_up_nobody_apart() {
+    let (_dir, store) = fresh().await;
+    if store.engine() == Engine::Sqlite {
+        // It has one.
+        return;
+    }
+    let others = store.apart();
+    let mut taken = Vec::new();
+    while let Ok(tx) = tokio::time::timeout(Duration::from_millis(500), others.read()).await {
+        taken.push(tx.unwrap());
+    }
+    assert!(!taken.is_empty());
+    store.look().await.unwrap();
+    // Of what is changed there those here are told.
+    let told = others.work();
+    asked(&store, "k1", "lb1", "10.0.0.1").await;
+    assert!(told.has_changed().unwrap());
+}
+
+#[tokio::test]
 async fn two_directors_attach_before_it_has_succeeded() {
     let (_dir, store) = fresh().await;
     store
@@ -980,7 +1000,7 @@ async fn no_driver_touches_a_server_that_is_not_in_hand() {
     let claim = Claim {
         server: "spare1".to_owned(),
         role: "web.shop.example".to_owned(),
-        steps: &[install, Step::Fence],
+        steps: vec![install, Step::Fence],
         rejected: Vec::new(),
     };
     let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
