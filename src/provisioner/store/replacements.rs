@@ -8,7 +8,7 @@ use super::{
     members::spare_of,
     next_fence, now_ms,
     rows::{Columns, corrupt, json},
-    world::assignments,
+    world::world,
 };
 use crate::{
     model::{
@@ -77,13 +77,12 @@ impl Store {
     }
 
     async fn ask_first(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
-        // Much to read, and of a moment ago is good enough: but for who has which place, which others change.
-        let mut world = self.world().await?;
         let mut tx = self.begin().await?;
+        // Meanwhile it may have been.
         if let Some(seen) = seen(&mut tx, key, body).await? {
             return Ok(seen);
         }
-        world.assignments = assignments(&mut tx).await?;
+        let world = world(&mut tx).await?;
         if !world.directors.contains_key(&body.name) {
             return Ok(Asked::NotRegistered);
         }

@@ -108,26 +108,10 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
     roles(tx, &mut world).await?;
     catalogue(tx, &mut world).await?;
     pool(tx, &mut world).await?;
-    world.assignments = assignments(tx).await?;
-    let rows = sqlx::query("SELECT name, registration FROM director")
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed("read the directors"))?;
-    for row in rows {
-        world
-            .directors
-            .insert(row.parsed("name")?, row.json("registration")?);
-    }
-    Ok(world)
-}
-
-/// Who has which place.
-pub(super) async fn assignments(tx: &mut Tx) -> Result<BTreeMap<IpAddr, Assignment>, StoreError> {
     let rows = sqlx::query("SELECT address, role, server, source, passed_on FROM role_assignment")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the role database"))?;
-    let mut all = BTreeMap::new();
     for row in rows {
         let source = row.text("source")?;
         let source = if source == "files" {
@@ -139,7 +123,7 @@ pub(super) async fn assignments(tx: &mut Tx) -> Result<BTreeMap<IpAddr, Assignme
                     .map_err(|_unread| corrupt("source of a role", source))?,
             )
         };
-        all.insert(
+        world.assignments.insert(
             row.parsed("address")?,
             Assignment {
                 role: row.text("role")?,
@@ -149,7 +133,16 @@ pub(super) async fn assignments(tx: &mut Tx) -> Result<BTreeMap<IpAddr, Assignme
             },
         );
     }
-    Ok(all)
+    let rows = sqlx::query("SELECT name, registration FROM director")
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed("read the directors"))?;
+    for row in rows {
+        world
+            .directors
+            .insert(row.parsed("name")?, row.json("registration")?);
+    }
+    Ok(world)
 }
 
 async fn roles(tx: &mut Tx, world: &mut World) -> Result<(), StoreError> {
