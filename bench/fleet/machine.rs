@@ -134,9 +134,10 @@ pub(crate) struct Spare {
     process: Process,
 }
 
-/// In memory, of which it takes next to nothing: what it may take is what the product wants to see free.
+/// Folders of its own, in memory, of which they take next to nothing: what they may take is what the product wants to
+/// see free. Its root logs in without this machine's start files.
 const SPARE: &str = "mount -t tmpfs -o size=300m,mode=755 tmpfs /var/lib/understudy && \
-    mount -t tmpfs -o size=1m,mode=755 tmpfs /srv && exec /usr/sbin/sshd -D -f \"$0\" -E \"$1\"";
+    mount -t tmpfs -o size=1m,mode=755 tmpfs /srv && mount -t tmpfs -o size=1m,mode=700 tmpfs /root && exec /usr/sbin/sshd -D -f \"$0\" -E \"$1\"";
 
 impl Spare {
     fn start(number: usize, port: u16, dir: &Path) -> Self {

@@ -467,7 +467,7 @@ async fn run(scale: &Scale, full: bool) {
 async fn hold(scale: &Scale, fleet: &mut Fleet) {
     fleet.ledger.look().await;
     let begun = fleet.ledger.begun().await;
-    nobody_twice(scale, fleet, &begun);
+    each_had_one(scale, fleet, &begun);
     for (what, query) in [
         (
             "leases",
@@ -494,8 +494,8 @@ async fn hold(scale: &Scale, fleet: &mut Fleet) {
     }
 }
 
-/// No failure had two spares, no spare two roles: by the tables, and by what ran on the spares.
-fn nobody_twice(scale: &Scale, fleet: &Fleet, begun: &BTreeMap<String, Vec<(String, String)>>) {
+/// Each failure one replacement and one spare, each spare one role at a time, as directors, tables and spares saw it.
+fn each_had_one(scale: &Scale, fleet: &Fleet, begun: &BTreeMap<String, Vec<(String, String)>>) {
     let tables = look(&fleet.scene);
     assert_eq!(tables.faults, Vec::<String>::new());
     assert!(fleet.ledger.faults.is_empty(), "{:#?}", fleet.ledger.faults);

@@ -219,7 +219,8 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         keeper::run(s, hands, keeping, secrets, o, stop)
     });
     let app = App {
-        store: store.clone(),
+        // Directors that ask much hold up neither engine nor keeper.
+        store: store.apart(),
         addresses: config.addresses(),
         observer,
         grants: granted,

@@ -376,6 +376,15 @@ impl<H: Hands> Bench<H> {
             });
             self.waiting.retain(|id, _| held.contains(id));
             self.stalled.retain(|id, _| held.contains(id));
+            // Put down while the store was away, or leased by an answer that never came: nobody here works on these, and
+            // nobody else may.
+            let known = |id: &ReplacementId| {
+                self.active.contains_key(id)
+                    || self.waiting.contains_key(id)
+                    || self.stalled.contains_key(id)
+            };
+            let strays: Vec<_> = held.into_iter().filter(|id| !known(id)).collect();
+            store.disown(&run, &strays).await?;
         }
         if due {
             for (_, lease) in std::mem::take(&mut self.stalled) {

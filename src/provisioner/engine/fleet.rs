@@ -264,6 +264,50 @@ async fn a_server_that_is_restarted_under_work_loses_nothing() {
     engine.join_next().await.unwrap().unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_put_down_while_the_store_was_away_is_taken_up_when_it_is_back() {
+    let mut server = tokio::task::spawn_blocking(Postgres::new).await.unwrap();
+    let place = server.database().await;
+    let store = Store::open_at(&place).await.unwrap();
+    store.apply(&wide(6), false, "test").await.unwrap();
+    let lb1 = "lb1".parse().unwrap();
+    store.register(&lb1, &all_of("lb1", 6)).await.unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    let hands = FakeHands {
+        gate: Some(("install:nginx".into(), Arc::clone(&gate))),
+        ..FakeHands::default()
+    };
+    let (lost, mut told) = watch::channel(0_u32);
+    let observer = Observer::new(move |fact| {
+        lost.send_modify(|n| *n += u32::from(fact == Fact::LeaseLost));
+    });
+    let stop = CancellationToken::new();
+    let (s, h, st) = (store.clone(), Arc::new(hands.clone()), stop.clone());
+    let mut engine = JoinSet::new();
+    engine.spawn(async move { run(s, h, "one", QUICK, Secrets::default(), observer, st).await });
+    for i in 1..=3 {
+        ask(&store, "lb1", &format!("k{i}"), &format!("10.1.0.{i}")).await;
+    }
+    let installing = |r: &Replacement| r.steps.iter().any(|s| s.step == "install:nginx");
+    until(&store, |all| {
+        all.iter().filter(|r| installing(r)).count() == 3
+    })
+    .await;
+    // For longer than a lease: all of it is put down. And nobody else is there to take it up.
+    tokio::task::block_in_place(|| server.stop("fast"));
+    timeout(SOON, told.wait_for(|n| *n == 3))
+        .await
+        .unwrap()
+        .unwrap();
+    gate.add_permits(100);
+    tokio::task::block_in_place(|| server.start());
+    let all = until(&store, |all| attaching(all) == 3).await;
+    distinct(&all);
+    started_once(&hands);
+    stop.cancel();
+    engine.join_next().await.unwrap().unwrap().unwrap();
+}
+
 /// Environment of the process that is stopped: where its store is.
 const AT: &str = "UNDERSTUDY_TEST_STORE";
 

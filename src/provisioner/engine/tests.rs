@@ -501,7 +501,10 @@ async fn a_running_step_is_ordered_again_after_a_restart_under_a_higher_fence() 
     rig.hands.gate = Some(("install:nginx".into(), Arc::clone(&gate)));
     rig.start();
     let id = rig.ask("k1", "10.0.0.1").await;
-    rig.until(&id, |r| r.steps.iter().any(|s| s.step == "install:nginx"))
+    // The journal has it before the hands do.
+    let hands = rig.hands.clone();
+    let ordered = |o: &String| o == "spare1 install:nginx";
+    rig.until_other(&id, |_| hands.orders().iter().any(ordered))
         .await;
     // R13: nobody is told of a spare that is not finished.
     let r = rig.store.replacement(&id).await.unwrap();

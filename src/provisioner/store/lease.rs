@@ -215,6 +215,29 @@ impl Store {
         self.commit(tx, News::None).await
     }
 
+    /// Frees what a run has and knows nothing of, so that any provisioner may take it up.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn disown(&self, run: &Run, ids: &[ReplacementId]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        for id in ids {
+            // Not NULL: whoever takes it up sees that somebody had it.
+            sqlx::query(
+                "UPDATE replacement SET owner = '', lease_until = 0 WHERE id = $1 AND owner = $2",
+            )
+            .bind(id.as_str())
+            .bind(run.owner.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("free a replacement"))?;
+        }
+        self.commit(tx, News::None).await
+    }
+
     /// Ends a run: what it had in hand is free at once.
     ///
     /// # Errors

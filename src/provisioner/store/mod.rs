@@ -79,6 +79,23 @@ impl Store {
         self.pool.close().await;
     }
 
+    /// The same over connections of its own, where there are several: whoever takes up all of those holds up nobody who
+    /// has these.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let pool = match self.engine {
+            Engine::Sqlite => self.pool.clone(),
+            Engine::Postgres => {
+                let to = self.pool.connect_options().as_ref().clone();
+                self.pool.options().clone().connect_lazy_with(to)
+            }
+        };
+        Self {
+            pool,
+            ..self.clone()
+        }
+    }
+
     /// What keeps it.
     #[must_use]
     pub const fn engine(&self) -> Engine {

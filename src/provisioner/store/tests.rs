@@ -459,6 +459,26 @@ async fn a_text_that_not_every_engine_keeps_is_a_fault() {
 }
 
 #[tokio::test]
+async fn whoever_takes_up_all_connections_holds_up_nobody_apart() {
+    let (_dir, store) = fresh().await;
+    if store.engine() == Engine::Sqlite {
+        // It has one.
+        return;
+    }
+    let others = store.apart();
+    let mut taken = Vec::new();
+    while let Ok(tx) = tokio::time::timeout(Duration::from_millis(500), others.read()).await {
+        taken.push(tx.unwrap());
+    }
+    assert!(!taken.is_empty());
+    store.look().await.unwrap();
+    // Of what is changed there those here are told.
+    let told = others.work();
+    asked(&store, "k1", "lb1", "10.0.0.1").await;
+    assert!(told.has_changed().unwrap());
+}
+
+#[tokio::test]
 async fn two_directors_attach_before_it_has_succeeded() {
     let (_dir, store) = fresh().await;
     store
