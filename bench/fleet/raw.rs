@@ -13,11 +13,8 @@ use std::{
 
 use tokio::task::JoinSet;
 use understudy::{
-    config,
-    model::{
-        ReplacementId,
-        wire::{RegisteredServer, RegisteredService, Registration, ReplacementRequest},
-    },
+    agent::link,
+    model::{ReplacementId, wire::ReplacementRequest},
     provisioner::{
         folder,
         store::{Asked, Claim, Place, Store},
@@ -50,28 +47,6 @@ async fn open(url: &str) -> Store {
     Store::open_at(&place).await.unwrap()
 }
 
-fn registration(config: &config::Director) -> Registration {
-    let services = config.services.iter().map(|(key, s)| RegisteredService {
-        key: *key,
-        scheduler: s.attrs.scheduler.clone(),
-        forward: s.forward,
-        checks: s.checks.all.iter().map(|c| c.as_ref().clone()).collect(),
-        servers: s
-            .servers
-            .iter()
-            .map(|(d, a)| RegisteredServer {
-                address: d.addr,
-                port: d.port,
-                weight: a.weight,
-            })
-            .collect(),
-    });
-    Registration {
-        address: config.address,
-        services: services.collect(),
-    }
-}
-
 fn per_second(n: usize, since: Instant) -> f64 {
     #[expect(clippy::as_conversions, reason = "a figure for people")]
     let n = n as f64;
@@ -85,7 +60,7 @@ pub(crate) async fn claims(url: &str, folder: &Path, directors: &[Director]) -> 
     let stores = [open(url).await, open(url).await, open(url).await];
     stores[0].apply(&inventory, false, "bench").await.unwrap();
     for director in directors {
-        let registration = registration(&director.config);
+        let registration = link::registration(&director.config);
         let registered = stores[0].register(&director.name, &registration).await;
         registered.unwrap();
     }

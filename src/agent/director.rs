@@ -16,7 +16,7 @@ use super::{
     counts::KernelCounts,
     drains, hints,
     host::Host,
-    link, lock, reload,
+    identity, link, lock, reload,
     state_file::{self, StateFile},
     stop::{Signals, WindDown},
     ways::KernelWays,
@@ -44,7 +44,7 @@ use crate::{
         self,
         metrics::{DeliveryResult, DirectorMetrics, HookMetrics, PassResult, StepResult, Untold},
     },
-    tls::{self, Identity as _},
+    tls,
 };
 
 /// Reports of checks that wait for the core: most of a second's worth at ten thousand a second.
@@ -242,20 +242,11 @@ pub async fn run(file: PathBuf, loaded: reload::Loaded) -> Result<(), Error> {
     tasks.start("checks", |stop| {
         check::run(ways, targets_rx, nudges_rx, reports_tx, observer, stop)
     });
-    let identity = match config.provisioner.as_ref().and_then(|p| p.tls.clone()) {
-        None => None,
-        Some(files) => {
-            let read = tls::Client::read(&files).map_err(Error::Identity)?;
-            metrics.certificate.told(tls::Told::Renewed(read.ends()));
-            let now = watch::Sender::new(Arc::new(read));
-            let (identity, told) = (now.subscribe(), metrics.certificate.clone());
-            tasks.start("identity", |stop| {
-                let tell = move |what| told.told(what);
-                tls::keep(files, now, tls::EVERY, tell, stop)
-            });
-            Some(identity)
-        }
-    };
+    let identity = config.provisioner.as_ref().and_then(|p| p.tls.clone());
+    let identity = identity
+        .map(|files| identity::keep::<tls::Client>(files, &metrics.certificate, &mut tasks))
+        .transpose()
+        .map_err(Error::Identity)?;
     let provisioner = config.provisioner.clone().map(|to| {
         let client = Client::of(to.at.clone(), identity);
         let (c, l, e) = (out.in_force.subscribe(), client.clone(), events_tx.clone());

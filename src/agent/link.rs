@@ -140,7 +140,9 @@ fn for_others(check: &Arc<CheckSpec>) -> Option<CheckSpec> {
     })
 }
 
-fn registration(config: &Director) -> Registration {
+/// What the provisioner is told of a director's services.
+#[must_use]
+pub fn registration(config: &Director) -> Registration {
     let services = config.services.iter().map(|(key, s)| RegisteredService {
         key: *key,
         scheduler: s.attrs.scheduler.clone(),

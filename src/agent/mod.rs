@@ -8,6 +8,7 @@ pub mod director;
 mod drains;
 mod hints;
 pub mod host;
+mod identity;
 pub mod link;
 pub mod lock;
 pub mod provisioner;

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{reload, shutdown_signal};
+use super::{identity, reload, shutdown_signal};
 use crate::{
     check, clock, config,
     http::{DoorError, Doors},
@@ -41,7 +41,7 @@ use crate::{
     supervise::{Exit, Supervisor},
     systemd,
     telemetry::{self, Chain, Health, metrics::ProvisionerMetrics},
-    tls::{self, Identity as _},
+    tls,
 };
 
 /// Tasks end within this after the stop; running scripts go on without us and are found again.
@@ -147,20 +147,11 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
     let observer = Observer::new(move |fact| count(&counted, &fact));
     let mut tasks = Supervisor::default();
     let listen = config.listen.as_ref();
-    let identity = match listen.and_then(|l| l.tls.clone()) {
-        None => None,
-        Some(files) => {
-            let read = tls::Server::read(&files).map_err(Error::Identity)?;
-            metrics.certificate.told(tls::Told::Renewed(read.ends()));
-            let now = watch::Sender::new(Arc::new(read));
-            let (identity, told) = (now.subscribe(), metrics.certificate.clone());
-            tasks.start("identity", |stop| {
-                let tell = move |what| told.told(what);
-                tls::keep(files, now, tls::EVERY, tell, stop)
-            });
-            Some(identity)
-        }
-    };
+    let identity = listen.and_then(|l| l.tls.clone());
+    let identity = identity
+        .map(|files| identity::keep::<tls::Server>(files, &metrics.certificate, &mut tasks))
+        .transpose()
+        .map_err(Error::Identity)?;
     let doors = Doors::open_with(Some(&config.socket), listen.map(|l| l.at), identity)
         .await
         .map_err(Error::Door)?;

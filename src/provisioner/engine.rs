@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
-    order::{Class, Done, Hands, OS_INSTALL, Order, Step, StepError},
+    order::{self, Class, Done, Hands, OS_INSTALL, Order, Step, StepError},
     plan::{Brief, NoChoice, World},
     sealed::{Masks, digest, digests},
     secrets::Secrets,
@@ -782,7 +782,13 @@ impl<H: Hands> Context<H> {
         let names = sealed.iter().map(|s| s.name.as_str());
         let values = match self.secrets.read(names) {
             Ok(values) => values,
-            Err(e) => return Ok(Err(secret_error(Class::Local, &Chain(&e).to_string()))),
+            Err(e) => {
+                return Ok(Err(order::error(
+                    Class::Local,
+                    SECRET_MISSING,
+                    Chain(&e).to_string(),
+                )));
+            }
         };
         for secret in sealed {
             let now = values.get(&secret.name).map(|v| digest(&secret.name, v));
@@ -793,7 +799,7 @@ impl<H: Hands> Context<H> {
                      cleaned where something was begun on it",
                     secret.name, order.server.name
                 );
-                return Ok(Err(secret_error(Class::Outdated, &detail)));
+                return Ok(Err(order::error(Class::Outdated, "secret_changed", detail)));
             }
         }
         order.masks = Masks::of(&values);
@@ -929,25 +935,9 @@ impl<H: Hands> Context<H> {
 /// A secret cannot be read on this host.
 const SECRET_MISSING: &str = "secret_missing";
 
-fn secret_error(class: Class, detail: &str) -> StepError {
-    StepError {
-        class,
-        code: match class {
-            Class::Outdated => "secret_changed",
-            _ => SECRET_MISSING,
-        },
-        detail: detail.to_owned(),
-        output: String::new(),
-    }
-}
-
 fn overran(limit: Duration) -> StepError {
-    StepError {
-        class: Class::Transient,
-        code: "overran",
-        detail: format!("not ended after {} s", limit.as_secs()),
-        output: String::new(),
-    }
+    let detail = format!("not ended after {} s", limit.as_secs());
+    order::error(Class::Transient, "overran", detail)
 }
 
 /// The `step` label of metrics: a closed set.

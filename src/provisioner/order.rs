@@ -284,6 +284,20 @@ pub struct StepError {
     pub output: String,
 }
 
+/// An error without output.
+pub(in crate::provisioner) fn error(
+    class: Class,
+    code: &'static str,
+    detail: impl Into<String>,
+) -> StepError {
+    StepError {
+        class,
+        code,
+        detail: detail.into(),
+        output: String::new(),
+    }
+}
+
 /// Told, while a script runs, what it has printed so far.
 pub type Said<'a> = &'a (dyn Fn(String) + Send + Sync);
 

@@ -12,7 +12,7 @@ mod look;
 #[path = "../../tests/it/pki.rs"]
 pub(crate) mod pki;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{fmt, sync::Arc};
 

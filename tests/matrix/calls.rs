@@ -463,21 +463,8 @@ unsafe extern "C" fn writev(fd: c_int, parts: *const libc::iovec, count: c_int) 
 // SAFETY: as `write`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, length: usize, flags: c_int) -> isize {
-    let nobody = std::ptr::null::<c_void>();
     // SAFETY: as in `write`; send(2) is sendto(2) to nobody in particular.
-    unsafe {
-        writing(fd, bytes(buffer, length), || {
-            narrow(libc::syscall(
-                libc::SYS_sendto,
-                fd,
-                buffer,
-                length,
-                flags,
-                nobody,
-                0,
-            ))
-        })
-    }
+    unsafe { sendto(fd, buffer, length, flags, std::ptr::null(), 0) }
 }
 
 /// # Safety

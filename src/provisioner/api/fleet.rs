@@ -21,11 +21,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::*;
 use crate::{
     api::client::{Client, Error, NOTHING},
-    config::{Endpoint, TlsFiles},
+    config::Endpoint,
     provisioner::testing::{self, CENTRE, FakeHands, inventory, ip, registration},
     tls::{
         self, Identity as _,
         pki::{Authority, Leaf, Side},
+        tests::files,
     },
 };
 
@@ -53,16 +54,6 @@ fn leaf<'a>(names: &'a [&'a str], serial: u64) -> Leaf<'a> {
     }
 }
 
-fn files(side: &Side) -> TlsFiles {
-    let crl = side.path("crl.pem");
-    TlsFiles {
-        certificate: side.path("cert.pem"),
-        key: side.path("key.pem"),
-        ca: side.path("ca.pem"),
-        crl: crl.is_file().then_some(crl),
-    }
-}
-
 fn grant(name: &str, services: Option<&[&str]>) -> Grant {
     let key = |s: &&str| s.parse().unwrap();
     Grant {
@@ -80,6 +71,14 @@ struct Peer {
 }
 
 impl Fleet {
+    /// With an inventory.
+    async fn stocked() -> Self {
+        let fleet = Self::new().await;
+        let applied = fleet.store.apply(&inventory(), false, "test").await;
+        applied.unwrap();
+        fleet
+    }
+
     async fn new() -> Self {
         let ca = Authority::new("ca");
         let side = Side::new(&ca, &leaf(&[HOST, "p.example"], 1), &ca);
@@ -174,12 +173,7 @@ fn problem(answer: Result<Value, Error>, status: u16, code: &str) -> String {
 
 #[tokio::test]
 async fn a_director_speaks_for_itself_alone() {
-    let fleet = Fleet::new().await;
-    fleet
-        .store
-        .apply(&inventory(), false, "test")
-        .await
-        .unwrap();
+    let fleet = Fleet::stocked().await;
     let lb1 = fleet.peer(&["lb1.example"], 11);
     let lb2 = fleet.peer(&["LB2.example"], 12);
     lb1.register("lb1").await.unwrap();
@@ -264,12 +258,7 @@ async fn operators_do_not_come_over_the_network() {
 
 #[tokio::test]
 async fn a_director_asks_only_for_the_services_it_is_allowed() {
-    let fleet = Fleet::new().await;
-    fleet
-        .store
-        .apply(&inventory(), false, "test")
-        .await
-        .unwrap();
+    let fleet = Fleet::stocked().await;
     let lb1 = fleet.peer(&["lb1.example"], 11);
     let keys: Vec<String> = registration("lb1")
         .services
@@ -311,12 +300,7 @@ fn own(name: &str, key: &str, server: &str) -> Value {
 
 #[tokio::test]
 async fn a_director_cannot_make_anothers_servers_or_the_spares_its_own() {
-    let fleet = Fleet::new().await;
-    fleet
-        .store
-        .apply(&inventory(), false, "test")
-        .await
-        .unwrap();
+    let fleet = Fleet::stocked().await;
     let [lb1, lb2] = [("lb1.example", 11), ("lb2.example", 12)].map(|(n, s)| fleet.peer(&[n], s));
     let grants = |roles: Option<&str>| {
         let mut one = grant("lb1", Some(&["fwmark/1"]));
@@ -394,12 +378,7 @@ async fn a_registration_has_its_bounds() {
 
 #[tokio::test]
 async fn the_trail_says_which_certificate_asked() {
-    let fleet = Fleet::new().await;
-    fleet
-        .store
-        .apply(&inventory(), false, "test")
-        .await
-        .unwrap();
+    let fleet = Fleet::stocked().await;
     let lb1 = fleet.peer(&["lb1.example"], 11);
     lb1.register("lb1").await.unwrap();
     let body = json!(testing::request("lb1", "10.0.0.1"));
@@ -416,12 +395,7 @@ async fn the_trail_says_which_certificate_asked() {
 
 #[tokio::test]
 async fn a_list_that_became_shorter_closes_all_that_it_opened() {
-    let fleet = Fleet::new().await;
-    fleet
-        .store
-        .apply(&inventory(), false, "test")
-        .await
-        .unwrap();
+    let fleet = Fleet::stocked().await;
     let lb1 = fleet.peer(&["lb1.example"], 11);
     lb1.register("lb1").await.unwrap();
     let body = json!(testing::request("lb1", "10.0.0.1"));

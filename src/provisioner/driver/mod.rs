@@ -37,11 +37,11 @@ use crate::{
     model::{
         WallMillis,
         inventory::Server,
-        machine::{Boot, Driver as Kind, Image},
+        machine::{Boot, Driver as Kind, HttpDriver, Image, Redfish},
     },
     prepare,
     provisioner::{
-        order::{Class, Done, Hands, Order, Said, Step, StepError},
+        order::{Class, Done, Hands, Order, Said, Step, StepError, error},
         select::BARE,
         store::StoreError,
     },
@@ -515,20 +515,8 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
     async fn ask_driver(&self, server: &Server) -> Result<(), StepError> {
         match &server.driver {
             Kind::Ready => Err(no_driver(server)),
-            Kind::Redfish(options) => {
-                let secret = self
-                    .secret(&options.door.credential, prepare::credentials)
-                    .await?;
-                let driver = redfish::Run::open(server, options, secret, None, self.pace.patience);
-                driver.await?.look().await
-            }
-            Kind::Http(options) => {
-                let secret = self
-                    .secret(&options.door.credential, prepare::secret)
-                    .await?;
-                let driver = site::Run::open(server, options, &secret, None);
-                driver.await?.look().await
-            }
+            Kind::Redfish(options) => self.redfish(server, options, None).await?.look().await,
+            Kind::Http(options) => self.site(server, options, None).await?.look().await,
         }
     }
 
@@ -563,21 +551,15 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         if !hold.has_wiped() {
             keys.learnt.clear();
         }
-        let (begun, patience) = (begun.map(|note| note.at), self.pace.patience);
+        let begun = begun.map(|note| note.at);
         match &server.driver {
             Kind::Ready => Err(no_driver(server)),
             Kind::Redfish(options) => {
-                let secret = self
-                    .secret(&options.door.credential, prepare::credentials)
-                    .await?;
-                let driver = redfish::Run::open(server, options, secret, begun, patience).await?;
+                let driver = self.redfish(server, options, begun).await?;
                 self.follow(driver, server, job, &hold, keys).await
             }
             Kind::Http(options) => {
-                let secret = self
-                    .secret(&options.door.credential, prepare::secret)
-                    .await?;
-                let driver = site::Run::open(server, options, &secret, begun).await?;
+                let driver = self.site(server, options, begun).await?;
                 self.follow(driver, server, job, &hold, keys).await
             }
         }
@@ -608,17 +590,11 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         match &server.driver {
             Kind::Ready => Err(no_driver(server)),
             Kind::Redfish(options) => {
-                let secret = self
-                    .secret(&options.door.credential, prepare::credentials)
-                    .await?;
-                let driver = redfish::Run::open(server, options, secret, begun, self.pace.patience);
-                self.put_away(&mut driver.await?, &hold).await
+                let mut driver = self.redfish(server, options, begun).await?;
+                self.put_away(&mut driver, &hold).await
             }
             Kind::Http(options) => {
-                let secret = self
-                    .secret(&options.door.credential, prepare::secret)
-                    .await?;
-                let mut driver = site::Run::open(server, options, &secret, begun).await?;
+                let mut driver = self.site(server, options, begun).await?;
                 self.put_away(&mut driver, &hold).await
             }
         }
@@ -864,6 +840,28 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
         )))
     }
 
+    /// A server's controller; `begun`: as far as was noted.
+    async fn redfish<'a>(
+        &self,
+        server: &Server,
+        options: &'a Redfish,
+        begun: Option<String>,
+    ) -> Result<redfish::Run<'a>, StepError> {
+        let secret = self.secret(&options.door.credential, prepare::credentials);
+        redfish::Run::open(server, options, secret.await?, begun, self.pace.patience).await
+    }
+
+    /// A site's own driver; `begun`: what was noted.
+    async fn site<'a>(
+        &self,
+        server: &'a Server,
+        options: &'a HttpDriver,
+        begun: Option<String>,
+    ) -> Result<site::Run<'a>, StepError> {
+        let secret = self.secret(&options.door.credential, prepare::secret);
+        site::Run::open(server, options, &secret.await?, begun).await
+    }
+
     /// Reads what a credential names. Files may hang: not on this thread.
     async fn secret<T: Send + 'static>(
         &self,
@@ -1003,16 +1001,6 @@ fn overdue(server: &Server, image: &Image, last: &str, view: &View) -> StepError
         image.timeout.as_secs()
     );
     error(Class::Permanent, "os_install_timed_out", detail)
-}
-
-/// An error without output.
-fn error(class: Class, code: &'static str, detail: impl Into<String>) -> StepError {
-    StepError {
-        class,
-        code,
-        detail: detail.into(),
-        output: String::new(),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Progress;
 use crate::{
     model::machine::Image,
-    provisioner::order::{Class, StepError},
+    provisioner::order::{Class, StepError, error},
 };
 
 /// The version that this build speaks.
@@ -195,15 +195,6 @@ fn refused(who: &str, status: u16, body: &[u8]) -> StepError {
 fn line(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
     words.join(" ").chars().take(300).collect()
-}
-
-fn error(class: Class, code: &'static str, detail: String) -> StepError {
-    StepError {
-        class,
-        code,
-        detail,
-        output: String::new(),
-    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,21 @@ struct Rig {
     tasks: JoinSet<Result<(), StoreError>>,
 }
 
+/// A replacement whose reason has this word.
+fn says(word: &'static str) -> impl Fn(&Replacement) -> bool {
+    move |r| r.reason.as_ref().is_some_and(|r| r.contains(word))
+}
+
 impl Rig {
+    /// The role's script fails on these spares.
+    fn breaks_on(&self, spares: &[&str]) {
+        for spare in spares {
+            self.hands.temper(spare, |t| {
+                t.broken.insert("install:nginx".into());
+            });
+        }
+    }
+
     async fn new() -> Self {
         let home = Home::of(module_path!()).await;
         let store = home.open().await;
@@ -649,19 +663,10 @@ fn mended() -> crate::model::inventory::Inventory {
 #[tokio::test]
 async fn two_spares_that_fail_in_the_same_script_stop_the_role() {
     let mut rig = Rig::new().await;
-    for spare in ["spare1", "spare2", "spare3"] {
-        rig.hands.temper(spare, |t| {
-            t.broken.insert("install:nginx".into());
-        });
-    }
+    rig.breaks_on(&["spare1", "spare2", "spare3"]);
     rig.start();
     let id = rig.ask("k", "10.0.0.1").await;
-    let stopped = |r: &Replacement| {
-        r.reason
-            .as_ref()
-            .is_some_and(|r| r.contains("role_stopped"))
-    };
-    let r = rig.until(&id, stopped).await;
+    let r = rig.until(&id, says("role_stopped")).await;
     let reason = r.reason.unwrap();
     assert!(
         reason.contains("spare2 and spare1 both failed in install:nginx (script_failed)"),
@@ -720,12 +725,7 @@ async fn a_stopped_role_goes_on_when_it_is_released_or_tried_again() {
         }
         rig.start();
         let id = rig.ask("k", "10.0.0.1").await;
-        let waits = |r: &Replacement| {
-            r.reason
-                .as_ref()
-                .is_some_and(|r| r.contains("role_stopped"))
-        };
-        rig.until(&id, waits).await;
+        rig.until(&id, says("role_stopped")).await;
         if by_role {
             assert!(
                 rig.store
@@ -809,12 +809,7 @@ async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
     rig.hands.gate = Some(("install:storage".into(), Arc::clone(&gate)));
     rig.start();
     let id = rig.ask("k", "10.0.0.1").await;
-    let waits = |r: &Replacement| {
-        r.reason
-            .as_ref()
-            .is_some_and(|r| r.contains("secret_missing"))
-    };
-    let r = rig.until(&id, waits).await;
+    let r = rig.until(&id, says("secret_missing")).await;
     assert!(r.reason.unwrap().contains("\"token\""));
     assert!(rig.hands.orders().is_empty(), "no spare was touched");
 
@@ -899,11 +894,7 @@ async fn a_secret_that_goes_missing_gives_the_spare_to_whoever_has_it() {
     rig.until(&id, runs).await;
     std::fs::remove_file(home.path().join("token")).unwrap();
     gate.add_permits(99);
-    let waits = |r: &Replacement| {
-        let reason = r.reason.as_ref();
-        reason.is_some_and(|r| r.contains("secret_missing"))
-    };
-    rig.until(&id, waits).await;
+    rig.until(&id, says("secret_missing")).await;
     rig.secrets = theirs;
     let other = rig.home.open().await;
     rig.start_at("there", quick, other);
@@ -915,11 +906,7 @@ async fn a_secret_that_goes_missing_gives_the_spare_to_whoever_has_it() {
 #[tokio::test]
 async fn a_stopped_role_has_its_warm_spares() {
     let mut rig = Rig::new().await;
-    for spare in ["spare1", "spare2"] {
-        rig.hands.temper(spare, |t| {
-            t.broken.insert("install:nginx".into());
-        });
-    }
+    rig.breaks_on(&["spare1", "spare2"]);
     // Made ready while all was well.
     let mut world = rig.store.world().await.unwrap();
     world
@@ -948,11 +935,7 @@ async fn a_stopped_role_has_its_warm_spares() {
         .await
         .unwrap();
     let id = rig.ask("k", "10.0.0.1").await;
-    let stopped = |r: &Replacement| {
-        let reason = r.reason.as_ref();
-        reason.is_some_and(|r| r.contains("role_stopped"))
-    };
-    rig.until(&id, stopped).await;
+    rig.until(&id, says("role_stopped")).await;
     rig.store.maintain("spare3", None, "test").await.unwrap();
     let r = rig.until_state(&id, ReplacementState::Attaching).await;
     assert_eq!(r.spare.unwrap().name, "spare3");
@@ -971,20 +954,12 @@ async fn a_stopped_role_has_its_warm_spares() {
 #[tokio::test]
 async fn a_replacement_that_never_claimed_sets_its_role_going_again() {
     let mut rig = Rig::new().await;
-    for spare in ["spare1", "spare2"] {
-        rig.hands.temper(spare, |t| {
-            t.broken.insert("install:nginx".into());
-        });
-    }
+    rig.breaks_on(&["spare1", "spare2"]);
     rig.start();
     let first = rig.ask("k", "10.0.0.1").await;
-    let stopped = |r: &Replacement| {
-        let reason = r.reason.as_ref();
-        reason.is_some_and(|r| r.contains("role_stopped"))
-    };
-    rig.until(&first, stopped).await;
+    rig.until(&first, says("role_stopped")).await;
     let second = rig.ask("k2", "10.0.0.2").await;
-    let r = rig.until(&second, stopped).await;
+    let r = rig.until(&second, says("role_stopped")).await;
     assert_eq!(r.role, None);
     rig.store.retry(&second, "test").await.unwrap();
     assert_eq!(rig.store.stopped_roles().await.unwrap(), [""; 0]);
@@ -1092,11 +1067,7 @@ async fn what_was_planned_before_a_role_was_released_says_nothing_of_it() {
     let mut rig = Rig::new().await;
     let gate = Arc::new(Semaphore::new(0));
     rig.hands.gate = Some(("os".into(), Arc::clone(&gate)));
-    for spare in ["spare1", "spare2"] {
-        rig.hands.temper(spare, |t| {
-            t.broken.insert("install:nginx".into());
-        });
-    }
+    rig.breaks_on(&["spare1", "spare2"]);
     rig.start();
     let ids = [
         rig.ask("k", "10.0.0.1").await,
@@ -1133,18 +1104,10 @@ async fn what_was_planned_before_a_role_was_released_says_nothing_of_it() {
 #[tokio::test]
 async fn another_number_of_warm_spares_releases_no_role() {
     let mut rig = Rig::new().await;
-    for spare in ["spare1", "spare2"] {
-        rig.hands.temper(spare, |t| {
-            t.broken.insert("install:nginx".into());
-        });
-    }
+    rig.breaks_on(&["spare1", "spare2"]);
     rig.start();
     let id = rig.ask("k", "10.0.0.1").await;
-    let stopped = |r: &Replacement| {
-        let reason = r.reason.as_ref();
-        reason.is_some_and(|r| r.contains("role_stopped"))
-    };
-    rig.until(&id, stopped).await;
+    rig.until(&id, says("role_stopped")).await;
     let mut files = inventory();
     let role = files.roles.get_mut("web.shop.example").unwrap();
     role.spares.keep_warm = 1;

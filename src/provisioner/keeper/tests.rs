@@ -30,6 +30,26 @@ async fn until<T>(mut what: impl AsyncFnMut() -> Option<T>) -> T {
     timeout(LONG, found).await.expect("in time")
 }
 
+/// A keeper at work, which needs no secrets.
+fn keep<H: Hands + Clone>(
+    store: &Store,
+    hands: &H,
+    settings: Settings,
+    observer: Observer,
+) -> (CancellationToken, JoinSet<()>) {
+    let stop = CancellationToken::new();
+    let mut keeper = JoinSet::new();
+    keeper.spawn(run(
+        store.clone(),
+        Arc::new(hands.clone()),
+        settings,
+        Secrets::default(),
+        observer,
+        stop.clone(),
+    ));
+    (stop, keeper)
+}
+
 #[tokio::test]
 async fn spares_are_looked_at_before_they_are_needed() {
     let home = Home::of("sqlite").await;
@@ -51,16 +71,7 @@ async fn spares_are_looked_at_before_they_are_needed() {
         rehearse: Some(Duration::from_secs(3600)),
         turn: Duration::from_millis(5),
     };
-    let stop = CancellationToken::new();
-    let mut keeper = JoinSet::new();
-    keeper.spawn(run(
-        store.clone(),
-        Arc::new(hands.clone()),
-        settings,
-        Secrets::default(),
-        observer,
-        stop.clone(),
-    ));
+    let (stop, mut keeper) = keep(&store, &hands, settings, observer);
     let short = until(async || {
         let views = views.lock().unwrap();
         views.first().and_then(|view| view.short.clone())
@@ -341,16 +352,7 @@ async fn what_an_installation_left_is_put_away_in_a_quarantine() {
         rehearse: None,
         turn: Duration::from_millis(5),
     };
-    let stop = CancellationToken::new();
-    let mut keeper = JoinSet::new();
-    keeper.spawn(run(
-        store.clone(),
-        Arc::new(hands.clone()),
-        settings,
-        Secrets::default(),
-        Observer::nobody(),
-        stop.clone(),
-    ));
+    let (stop, mut keeper) = keep(&store, &hands, settings, Observer::nobody());
     store
         .register(&"lb1".parse().unwrap(), &registration("lb1"))
         .await

@@ -28,7 +28,7 @@ use crate::{
     model::{CheckKind, Outcome, inventory::Server},
     provisioner::{
         driver::{Reach, Sight},
-        order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError},
+        order::{Class, Done, Hands, Order, RenderedFile, Said, Step, StepError, error},
         sealed::Masks,
         ssh::{ClientKey, HostKey, Ssh, SshError, Target},
     },
@@ -222,16 +222,6 @@ fn checked_paths(files: &[RenderedFile]) -> Result<(), StepError> {
     files
         .iter()
         .try_for_each(|f| configure::checked_path(&f.path))
-}
-
-/// An error without output.
-fn error(class: Class, code: &'static str, detail: impl Into<String>) -> StepError {
-    StepError {
-        class,
-        code,
-        detail: detail.into(),
-        output: String::new(),
-    }
 }
 
 impl From<SshError> for StepError {

@@ -97,22 +97,10 @@ impl Ledger for Store {
         fence: u64,
         trouble: &str,
     ) -> Result<Held, StoreError> {
-        let mut tx = self.begin().await?;
-        let found = held(&mut tx, server, fence).await?;
-        if found == Held::No {
-            tx.rollback().await.map_err(failed("end a reading"))?;
-            return Ok(found);
-        }
-        sqlx::query("UPDATE server SET trouble = $2 WHERE name = $1")
-            .bind(server)
-            .bind(trouble)
-            .execute(&mut *tx)
+        let change = "UPDATE server SET trouble = $2 WHERE name = $1";
+        let noted = ("trouble", trouble);
+        self.note_of_server((server, fence), change, trouble, noted)
             .await
-            .map_err(failed("note a server's trouble"))?;
-        let noted = (EventKind::ServerNoted, "trouble");
-        tell(&mut tx, &ENGINE.into(), server, noted, trouble).await?;
-        self.commit(tx, News::State).await?;
-        Ok(found)
     }
 
     async fn left_behind(&self, server: &str) -> Result<Option<String>, StoreError> {
@@ -157,26 +145,40 @@ impl Ledger for Store {
         fence: u64,
         keys: &[String],
     ) -> Result<Held, StoreError> {
+        let change = "UPDATE server SET learnt_keys = $2 WHERE name = $1";
+        let (value, said) = (json("host keys", &keys)?, keys.join(" "));
+        self.note_of_server((server, fence), change, &value, ("keys_learnt", &said))
+            .await
+    }
+}
+
+impl Store {
+    /// Writes `value` down of a server by `change`, for whoever holds it, and what is told of it.
+    async fn note_of_server(
+        &self,
+        (server, fence): (&str, u64),
+        change: &'static str,
+        value: &str,
+        (reason, detail): (&'static str, &str),
+    ) -> Result<Held, StoreError> {
         let mut tx = self.begin().await?;
         let found = held(&mut tx, server, fence).await?;
         if found == Held::No {
             tx.rollback().await.map_err(failed("end a reading"))?;
             return Ok(found);
         }
-        sqlx::query("UPDATE server SET learnt_keys = $2 WHERE name = $1")
+        sqlx::query(change)
             .bind(server)
-            .bind(json("host keys", &keys)?)
+            .bind(value)
             .execute(&mut *tx)
             .await
-            .map_err(failed("pin host keys"))?;
-        let noted = (EventKind::ServerNoted, "keys_learnt");
-        tell(&mut tx, &ENGINE.into(), server, noted, &keys.join(" ")).await?;
+            .map_err(failed("note something of a server"))?;
+        let noted = (EventKind::ServerNoted, reason);
+        tell(&mut tx, &ENGINE.into(), server, noted, detail).await?;
         self.commit(tx, News::State).await?;
         Ok(found)
     }
-}
 
-impl Store {
     /// Takes the tidying of quarantined servers upon oneself of which an installation may have left something, and which
     /// nobody has tried since `before`.
     ///

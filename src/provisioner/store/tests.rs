@@ -1078,31 +1078,9 @@ async fn a_server_in_maintenance_is_no_spare_until_that_is_over() {
 
 #[tokio::test]
 async fn no_driver_touches_a_server_that_is_not_in_hand() {
-    use crate::{
-        model::machine::{Boot, Image},
-        provisioner::driver::{Held, Ledger},
-    };
+    use crate::provisioner::driver::{Held, Ledger};
     let (_dir, store) = fresh().await;
-    let id = asked(&store, "lb1.1", "lb1", "10.0.0.1").await;
-    let lease = leased(&store, "test", &id).await;
-    let image = Image {
-        os: "debian-12".into(),
-        boot: Boot::Pxe,
-        timeout: Duration::from_secs(60),
-        enrolment_keys: Vec::new(),
-    };
-    let install = Step::OsInstall {
-        job: "j".into(),
-        image,
-    };
-    let claim = Claim {
-        server: "spare1".to_owned(),
-        role: "web.shop.example".to_owned(),
-        steps: vec![install, Step::Fence],
-        rejected: Vec::new(),
-    };
-    let claimed = store.claim(&lease, claim, |_| None).await.unwrap();
-    let lease = claimed.unwrap().lease;
+    let (id, lease) = claimed_to_install(&store).await;
     let fence = lease.fence();
     let note = async |server: &str, fence| {
         let noted = store.note_installation(server, fence, AT).await;
@@ -1227,12 +1205,9 @@ async fn drivers_images_and_leave_to_wipe_are_kept() {
     assert!(!again.applied, "{again:?}");
 }
 
-/// A replacement with spare1 in hand whose operating system is being installed, as far as `text`.
-async fn installing(store: &Store, text: &str) -> (ReplacementId, Lease) {
-    use crate::{
-        model::machine::{Boot, Image},
-        provisioner::driver::{Held, Ledger, Noting},
-    };
+/// A replacement with spare1 in hand, whose operating system is to be installed.
+async fn claimed_to_install(store: &Store) -> (ReplacementId, Lease) {
+    use crate::model::machine::{Boot, Image};
     let id = asked(store, "lb1.1", "lb1", "10.0.0.1").await;
     let lease = leased(store, "test", &id).await;
     let image = Image {
@@ -1251,12 +1226,14 @@ async fn installing(store: &Store, text: &str) -> (ReplacementId, Lease) {
         steps: vec![install, Step::Fence],
         rejected: Vec::new(),
     };
-    let lease = store
-        .claim(&lease, claim, |_| None)
-        .await
-        .unwrap()
-        .unwrap()
-        .lease;
+    let claimed = store.claim(&lease, claim, |_| None).await.unwrap().unwrap();
+    (id, claimed.lease)
+}
+
+/// A replacement with spare1 in hand whose operating system is being installed, as far as `text`.
+async fn installing(store: &Store, text: &str) -> (ReplacementId, Lease) {
+    use crate::provisioner::driver::{Held, Ledger, Noting};
+    let (id, lease) = claimed_to_install(store).await;
     tell(store, &lease, Event::Started { position: 0 }).await;
     let noting = Noting { text, ..AT };
     let held = store

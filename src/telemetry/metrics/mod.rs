@@ -7,6 +7,7 @@ mod director;
 mod hooks;
 mod provisioner;
 
+pub use certificate::CertificateMetrics;
 pub use director::{
     DirectorMetrics, MAX_SERVERS, NetlinkLabels, PassResult, StandInState, StandbyState,
     StepLabels, StepResult, To, TransitionLabels,
