@@ -23,7 +23,7 @@ dir=$(mktemp -d /tmp/understudy-fleet-pg-XXXXXX)
 trap '"$bin/pg_ctl" -D "$dir/data" -m immediate -w stop >/dev/null 2>&1; rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM HUP
 "$bin/initdb" -A trust -U understudy -E UTF8 --locale=C -D "$dir/data" >"$dir/log" 2>&1
-"$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 120 -o "-k $dir -c listen_addresses=" start >/dev/null || cat "$dir/log" >&2
+"$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 120 -o "-k $dir -c listen_addresses= -c log_lock_waits=on -c log_min_duration_statement=2s" start >/dev/null || cat "$dir/log" >&2
 echo "$dir"
 cat >/dev/null
 "#;
@@ -105,6 +105,10 @@ impl Postgres {
     pub(crate) fn url(&self, database: &str) -> String {
         let dir = self.dir.display();
         format!("postgres://understudy@localhost/{database}?host={dir}&sslmode=disable")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -175,6 +175,8 @@ struct Fleet {
     killer: Killer,
     /// Cleaned by hand and released.
     by_hand: usize,
+    /// Ends last.
+    postgres: Postgres,
 }
 
 impl Fleet {
@@ -186,7 +188,14 @@ impl Fleet {
             let attached = look(&self.scene).stood_in.len();
             self.killer.tick(&mut self.provisioners, attached);
             for p in &mut self.provisioners {
-                assert!(!p.ended(), "{} ended: {}", p.name, p.log());
+                let postgres = &self.postgres;
+                assert!(
+                    !p.ended(),
+                    "{} ended: {}\n{}",
+                    p.name,
+                    p.log(),
+                    postgres.log()
+                );
             }
             self.clean().await;
             if is(self).await {
@@ -207,7 +216,12 @@ impl Fleet {
             let last = lines.len().saturating_sub(30);
             println!("{}:\n{}", p.name, lines[last..].join("\n"));
         }
+        println!("PostgreSQL:\n{}", self.postgres.log());
         println!("audit trail: {:?}", self.ledger.trail().await);
+        println!(
+            "spares not seen well: {:?}",
+            self.ledger.texts(IN_TROUBLE).await
+        );
         let tables = look(&self.scene);
         println!(
             "{} failures have had a spare, {} serve, faults: {:?} {:?}",
@@ -250,12 +264,13 @@ const WAITING: &str = "SELECT count(*) FROM replacement WHERE kind = 'replace' A
 const SUCCEEDED: &str =
     "SELECT count(*) FROM replacement WHERE kind = 'replace' AND state = 'succeeded'";
 const SEEN: &str = "SELECT count(*) FROM server WHERE files_role IS NULL AND os_seen IS NOT NULL AND trouble IS NULL";
+const IN_TROUBLE: &str = "SELECT concat_ws(' ', name, state, os_seen, trouble) FROM server WHERE files_role IS NULL AND (os_seen IS NULL OR trouble IS NOT NULL)";
 const READY: &str = "SELECT count(*) FROM server WHERE files_role IS NULL AND state = 'ready'";
 
 async fn run(scale: &Scale, full: bool) {
     let asked = Asked::listen();
     let load_before = load();
-    let (postgres, mut fleet, folder) = set_up(scale).await;
+    let (mut fleet, folder) = set_up(scale).await;
     let scaled = |n: usize| i64::try_from(n).unwrap();
     let (failures, spares) = (scale.failures, scale.spares);
     let waiting = failures - spares;
@@ -269,7 +284,7 @@ async fn run(scale: &Scale, full: bool) {
         .await;
     drop(asked.take());
     let idle = fleet.cpu();
-    let postgres_idle = machine::cpu(postgres.id());
+    let postgres_idle = machine::cpu(fleet.postgres.id());
     let own_idle = machine::own_cpu();
     fleet.killer.begun = Instant::now();
 
@@ -319,7 +334,7 @@ async fn run(scale: &Scale, full: bool) {
     let all_free = released.elapsed();
     let after = asked.take();
     let busy = fleet.cpu();
-    let postgres_busy = machine::cpu(postgres.id()) - postgres_idle;
+    let postgres_busy = machine::cpu(fleet.postgres.id()) - postgres_idle;
     let own = machine::own_cpu();
 
     hold(scale, &mut fleet).await;
@@ -366,7 +381,8 @@ async fn run(scale: &Scale, full: bool) {
         return;
     }
 
-    let raw = raw::claims(&database(&postgres, "raw").await, &folder, &fleet.directors).await;
+    let postgres = &fleet.postgres;
+    let raw = raw::claims(&database(postgres, "raw").await, &folder, &fleet.directors).await;
     let [provisioners, sshds] = [0, 1].map(|n| busy[n] - idle[n]);
     let own = own - own_idle;
     let seconds = |d: Duration| d.as_secs_f64();
@@ -532,7 +548,7 @@ async fn database(postgres: &Postgres, name: &str) -> String {
     postgres.url(name)
 }
 
-async fn set_up(scale: &Scale) -> (Postgres, Fleet, std::path::PathBuf) {
+async fn set_up(scale: &Scale) -> (Fleet, std::path::PathBuf) {
     assert!(
         nix::unistd::geteuid().is_root(),
         "sshd and its namespaces need root"
@@ -571,7 +587,7 @@ async fn set_up(scale: &Scale) -> (Postgres, Fleet, std::path::PathBuf) {
     let begun = Instant::now();
     while !spares.listen() || !provisioners.iter().all(Provisioner::listens) {
         for p in &mut provisioners {
-            assert!(!p.ended(), "{}", p.log());
+            assert!(!p.ended(), "{}\n{}", p.log(), postgres.log());
         }
         assert!(
             begun.elapsed() < Duration::from_secs(120),
@@ -607,16 +623,18 @@ async fn set_up(scale: &Scale) -> (Postgres, Fleet, std::path::PathBuf) {
             )
         });
     let directors = directors.collect();
+    let ledger = Ledger::new(PgPool::connect(&url).await.unwrap());
     let fleet = Fleet {
         provisioners,
         spares,
         directors,
         scene,
-        ledger: Ledger::new(PgPool::connect(&url).await.unwrap()),
+        ledger,
         killer: Killer::new(scale),
         by_hand: 0,
+        postgres,
     };
-    (postgres, fleet, folder)
+    (fleet, folder)
 }
 
 /// Number, middle, the slowest of a hundred, the slowest, for each route; long polls have no figure of their own.

@@ -34,6 +34,12 @@ impl Ledger {
         row.get(0)
     }
 
+    /// Its one column of text.
+    pub(crate) async fn texts(&self, query: &'static str) -> Vec<String> {
+        let rows = sqlx::query(query).fetch_all(&self.pool).await.unwrap();
+        rows.iter().map(|r| r.get(0)).collect()
+    }
+
     /// Looks whether a failure has two spares, or a spare two roles, at this moment.
     pub(crate) async fn look(&mut self) {
         self.looks += 1;
@@ -114,14 +120,11 @@ impl Ledger {
 
     /// Spares that were given back, are out of service everywhere, and that nobody else cleans.
     pub(crate) async fn dirty(&self) -> Vec<String> {
-        let rows = sqlx::query(
+        self.texts(
             "SELECT s.name FROM server s WHERE s.state = 'failed' AND s.clean_after IS NULL \
              AND s.files_role IS NULL AND NOT EXISTS (SELECT 1 FROM attachment a \
              WHERE a.replacement = s.replacement AND (a.confirmed IS NULL OR a.confirmed <> 'withdraw'))",
         )
-        .fetch_all(&self.pool)
         .await
-        .unwrap();
-        rows.iter().map(|r| r.get(0)).collect()
     }
 }

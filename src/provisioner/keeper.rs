@@ -57,6 +57,9 @@ const TIDY: Duration = Duration::from_secs(600);
 /// A look is over after this, whatever the hands' own limits.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A look of which nothing was noted by then was cut off: its provisioner ended, or the store was away. It is made again.
+const CUT_OFF: Duration = Duration::from_secs(90);
+
 /// What was said, of each role and of what.
 type Told = BTreeMap<String, String>;
 
@@ -247,7 +250,8 @@ async fn look<H: Hands>(
     before: WallMillis,
 ) -> Result<(), StoreError> {
     // Another provisioner may be about to.
-    if !store.begin_rehearsal(&server.name, before).await? {
+    let until = clock::wall().after(CUT_OFF);
+    if !store.begin_rehearsal(&server.name, before, until).await? {
         return Ok(());
     }
     let order = Order {

@@ -92,6 +92,15 @@ impl Engine {
         }
     }
 
+    /// What the connection that changes tables is told besides: all of a fleet that start at once wait for the first, whose
+    /// disk may be slow. Less than systemd waits for a start.
+    const fn migrating(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &[],
+            Self::Postgres => &["SET lock_timeout = '45s'", "SET statement_timeout = '45s'"],
+        }
+    }
+
     /// The audit trail is append-only, whoever writes: neither engine knows the other's way to say so.
     const fn guard_trail(self) -> &'static [&'static str] {
         match self {
@@ -248,8 +257,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATIONS
-            .run(&self.pool)
+        self.migrate_tables()
             .await
             .map_err(|e| migrate_error(&self.at, e))?;
         let mut tx = self.begin().await?;
@@ -278,6 +286,19 @@ impl Store {
             }
         }
         tx.commit().await.map_err(failed("commit its counters"))
+    }
+
+    /// On a connection that waits longer than others do, and is not used again.
+    async fn migrate_tables(&self) -> Result<(), MigrateError> {
+        let mut connection = self.pool.acquire().await?;
+        for setting in self.engine.migrating() {
+            sqlx::query(*setting).execute(&mut *connection).await?;
+        }
+        MIGRATIONS.run(&mut *connection).await?;
+        if self.engine == Engine::Postgres {
+            connection.close().await?;
+        }
+        Ok(())
     }
 
     /// Migrations that this version has, and those of them that the store has.

@@ -286,7 +286,8 @@ impl Store {
         Ok(ended)
     }
 
-    /// Takes the looking at a spare upon oneself: `false` where somebody has since `before`.
+    /// Takes the looking at a spare upon oneself until `until`: `false` where somebody has looked since `before`, or is
+    /// about to.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -294,15 +295,17 @@ impl Store {
         &self,
         name: &str,
         before: WallMillis,
+        until: WallMillis,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let changed = sqlx::query(
-            "UPDATE server SET rehearsed_ms = $2 WHERE name = $1 AND state IN ('ready', 'standby') \
-             AND (rehearsed_ms IS NULL OR rehearsed_ms <= $3)",
+            "UPDATE server SET rehearsing_until = $4 WHERE name = $1 AND state IN ('ready', 'standby') \
+             AND (rehearsed_ms IS NULL OR rehearsed_ms <= $3) AND (rehearsing_until IS NULL OR rehearsing_until <= $2)",
         )
         .bind(name)
         .bind(now_ms().0)
         .bind(before.0)
+        .bind(until.0)
         .execute(&mut *tx)
         .await
         .map_err(failed("begin a rehearsal"))?;
@@ -332,12 +335,13 @@ impl Store {
         let differs = before != trouble;
         // What it is claimed for meanwhile looks itself.
         sqlx::query(
-            "UPDATE server SET trouble = $2, os_seen = COALESCE($3, os_seen) \
-             WHERE name = $1 AND state IN ('ready', 'standby')",
+            "UPDATE server SET trouble = $2, os_seen = COALESCE($3, os_seen), rehearsed_ms = $4, \
+             rehearsing_until = NULL WHERE name = $1 AND state IN ('ready', 'standby')",
         )
         .bind(name)
         .bind(trouble.clone())
         .bind(found.os.clone())
+        .bind(now_ms().0)
         .execute(&mut *tx)
         .await
         .map_err(failed("note a rehearsal"))?;
@@ -386,8 +390,8 @@ pub(super) async fn put_aside(tx: &mut Tx, name: &str) -> Result<(), StoreError>
 pub(super) async fn free(tx: &mut Tx, name: &str) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE server SET state = 'ready', reason = NULL, os_seen = NULL, replacement = NULL, \
-         quarantined_until = NULL, trouble = NULL, rehearsed_ms = NULL, warm = NULL, clean_after = NULL, \
-         installation = NULL WHERE name = $1",
+         quarantined_until = NULL, trouble = NULL, rehearsed_ms = NULL, rehearsing_until = NULL, warm = NULL, \
+         clean_after = NULL, installation = NULL WHERE name = $1",
     )
     .bind(name)
     .execute(&mut **tx)

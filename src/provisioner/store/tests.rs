@@ -1035,8 +1035,14 @@ async fn a_quarantine_ends_by_itself_and_a_longer_one_follows() {
 async fn a_rehearsal_is_made_once_and_says_what_is_new() {
     let (_dir, store) = fresh().await;
     let later = WallMillis(now_ms().0 - 1000);
-    assert!(store.begin_rehearsal("spare1", later).await.unwrap());
-    assert!(!store.begin_rehearsal("spare1", later).await.unwrap());
+    let begin = async |name: &str, until: i64| {
+        let until = WallMillis(now_ms().0 + until);
+        store.begin_rehearsal(name, later, until).await.unwrap()
+    };
+    // One that is cut off is not made: after its time the next may.
+    assert!(begin("spare1", 0).await);
+    assert!(begin("spare1", 60_000).await);
+    assert!(!begin("spare1", 60_000).await);
     let refused = Some("auth_refused: no".to_owned());
     let (os, trouble) = (None, refused.clone());
     let found = Rehearsed { os, trouble };
@@ -1055,7 +1061,9 @@ async fn a_rehearsal_is_made_once_and_says_what_is_new() {
     );
     assert_eq!(world.servers["spare1"].keeping.trouble, None);
     // Who serves is not looked at.
-    assert!(!store.begin_rehearsal("web1", later).await.unwrap());
+    assert!(!begin("web1", 0).await);
+    // And who was looked at is not, until it is due.
+    assert!(!begin("spare1", 0).await);
 }
 
 #[tokio::test]

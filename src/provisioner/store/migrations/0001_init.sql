@@ -93,6 +93,7 @@ CREATE TABLE server (
   quarantines       BIGINT NOT NULL,
   failed_ms         BIGINT,
   rehearsed_ms      BIGINT,
+  rehearsing_until  BIGINT,
   trouble           TEXT,
   warm              TEXT,
   clean_after       TEXT,
