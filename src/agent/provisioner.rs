@@ -212,6 +212,7 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
     let app = App {
         // Directors that ask much hold up neither engine nor keeper.
         store: store.apart(),
+        name: config.name.clone(),
         addresses: config.addresses(),
         observer,
         grants: granted,

@@ -29,6 +29,7 @@ use gate::{Allowed, Gate};
 use problem::{Body, Path, Query, Refusal};
 
 use super::{
+    claiming,
     engine::{Fact, Observer},
     granted::{self, NotGranted},
     log::since,
@@ -37,7 +38,7 @@ use super::{
     select::Candidate,
     step::Look,
     store::{
-        Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, Registered, RetryOutcome,
+        Actor, ApplyError, Asked, CancelOutcome, ConfirmOutcome, Ready, Registered, RetryOutcome,
         ServerOutcome, StepLog, Store, Which,
     },
 };
@@ -81,6 +82,8 @@ const KEY: usize = 255;
 pub struct App {
     /// The store.
     pub store: Store,
+    /// This provisioner's name.
+    pub name: String,
     /// This provisioner's addresses: a request's `centre` must be one of them.
     pub addresses: Vec<IpAddr>,
     /// Told of replacements that end here.
@@ -522,10 +525,14 @@ async fn ask(
         ));
     }
     let store = &shared.app.store;
-    let asked = match &caller {
-        Caller::Certified { .. } => store.ask_from(key, &body, origin(&caller)).await?,
-        Caller::Local { .. } | Caller::Loopback(_) => store.ask(key, &body).await?,
+    let from = match &caller {
+        Caller::Certified { .. } => origin(&caller),
+        Caller::Local { .. } | Caller::Loopback(_) => body.director.to_string(),
     };
+    let secrets = &shared.app.secrets;
+    let ready: Ready<'_> = &|world, id, place| claiming::ready(world, secrets, id, place);
+    let by = (shared.app.name.as_str(), ready);
+    let asked = store.ask_from(key, &body, from, by).await?;
     let (replacement, new) = match asked {
         Asked::Taken { replacement, new } => (replacement, new),
         Asked::KeyReused => {
@@ -553,6 +560,12 @@ async fn ask(
             replacement = %replacement.id, director = %body.name, failed = %body.failed, key,
             %caller, "replacement asked for"
         );
+        if let Some(spare) = &replacement.spare {
+            info!(
+                server = spare.name, failed = %body.failed, role = replacement.role,
+                "warm spare offered to the directors"
+            );
+        }
     }
     let location = format!("/v1/replacements/{}", replacement.id);
     Ok((

@@ -29,12 +29,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{
+    claiming::{choose, job},
     order::{self, Class, Done, Hands, OS_INSTALL, Order, Step, StepError},
-    plan::{Brief, NoChoice, World},
     sealed::{Masks, digest, digests},
     secrets::Secrets,
-    select::Candidate,
-    store::{Claim, Lease, Note, Run, Store, StoreError, Vacancy, Work},
+    store::{Lease, Note, Run, Store, StoreError, Vacancy, Work},
     workflow::{Action, Event, Hand, Journal, Retry},
 };
 use crate::{
@@ -154,13 +153,6 @@ enum Rest {
     Stopped,
     /// Another run has taken it over.
     Lost,
-}
-
-/// No spare can be claimed now.
-struct NoClaim {
-    reason: String,
-    /// Why not these.
-    not: Vec<PassedOver>,
 }
 
 /// The journal moved between reading and writing: a cancellation. More often in a row is a fault.
@@ -574,8 +566,9 @@ impl<H: Hands> Context<H> {
             // Those that came through are as good as they were: nothing is tried on them.
             pool.retain(|c| c.warm_for.as_ref() == Some(role));
         }
-        let job = format!("{}-{}", work.id, work.journal.attempts + 1);
-        let first = self.choose(&world, &brief, pool.clone(), &job);
+        let job = job(&work.id, work.journal.attempts + 1);
+        let choose = |pool| choose(&world, &self.secrets, &brief, pool, &job);
+        let first = choose(pool.clone());
         if let Some(cause) = stopped
             && !first.as_ref().is_ok_and(|claim| claim.steps.is_empty())
         {
@@ -589,7 +582,7 @@ impl<H: Hands> Context<H> {
         let again = |free: &BTreeSet<String>| {
             let mut pool = pool.clone();
             pool.retain(|c| free.contains(&c.name));
-            let other = self.choose(&world, &brief, pool, &job).ok()?;
+            let other = choose(pool).ok()?;
             (!is_stopped || other.steps.is_empty()).then_some(other)
         };
         // None: others were faster with all of them, the next turn chooses again.
@@ -602,33 +595,6 @@ impl<H: Hands> Context<H> {
             }
         }
         Ok(None)
-    }
-
-    /// Picks a spare of `pool`, and seals what is to be done to it with the secrets of now.
-    fn choose(
-        &self,
-        world: &World,
-        brief: &Brief,
-        pool: Vec<Candidate>,
-        job: &str,
-    ) -> Result<Claim, NoClaim> {
-        let mut choice = world
-            .choose(pool, brief, job)
-            .map_err(|NoChoice { reason, not, .. }| NoClaim { reason, not })?;
-        let sealed = choice.steps.iter().flat_map(Step::secrets);
-        let values = self.secrets.read(sealed.map(|s| s.name.as_str()));
-        let values = values.map_err(|e| NoClaim {
-            reason: format!("secret_missing: {}", Chain(&e)),
-            not: Vec::new(),
-        })?;
-        let now = digests(&values);
-        choice.steps.iter_mut().for_each(|s| s.seal(&now));
-        Ok(Claim {
-            server: choice.spare.name,
-            role: brief.role.code.clone(),
-            steps: choice.steps,
-            rejected: choice.not,
-        })
     }
 
     async fn wait(

@@ -8,6 +8,7 @@
 //! [`workflow`] are PURE.
 
 pub mod api;
+mod claiming;
 pub mod driver;
 pub mod engine;
 pub mod folder;

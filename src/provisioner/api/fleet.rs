@@ -95,6 +95,7 @@ impl Fleet {
         let at = doors.tcp_address().unwrap();
         let app = App {
             store: store.clone(),
+            name: "centre".to_owned(),
             addresses: vec![ip(CENTRE)],
             observer: Observer::nobody(),
             grants: grants.subscribe(),

@@ -124,6 +124,7 @@ impl Rig {
         let tcp = doors.tcp_address().unwrap();
         let app = App {
             store: store.clone(),
+            name: "centre".to_owned(),
             addresses: vec![ip(CENTRE)],
             observer: Observer::nobody(),
             grants: watch::channel(Arc::default()).1,
@@ -331,6 +332,7 @@ async fn every_answer_is_counted_under_its_route() {
     let told = Arc::clone(&facts);
     let app = App {
         store,
+        name: "centre".to_owned(),
         addresses: Vec::new(),
         observer: Observer::new(move |fact| told.lock().unwrap().push(fact)),
         grants: watch::channel(Arc::default()).1,

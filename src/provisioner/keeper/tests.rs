@@ -5,12 +5,13 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     model::{
+        EventFilter,
         inventory::{Cleanup, Inventory},
         wire::{Confirmation, Replacement, ReplacementState, Want},
     },
     provisioner::{
-        engine,
-        store::{Asked, ConfirmOutcome},
+        claiming, engine,
+        store::{Asked, ConfirmOutcome, Ready},
         testing::*,
         upkeep::InHand,
     },
@@ -227,6 +228,51 @@ async fn a_spare_that_is_kept_warm_is_offered_without_an_order() {
         ServerState::Ready,
         "one is enough"
     );
+    pool.end().await;
+}
+
+/// As the API asks: the answer has the spare, and nobody took a turn for it.
+#[tokio::test]
+async fn a_spare_that_is_kept_warm_is_offered_with_the_answer() {
+    let mut files = inventory();
+    let (secrets, _dir) = with_secrets(&mut files);
+    let mut pool = Pool::of(1, files, secrets).await;
+    pool.is("spare1", ServerState::Standby).await;
+    pool.stop.cancel();
+    while pool.tasks.join_next().await.is_some() {}
+    let ask = async |key: &str, failed: &str| {
+        let ready: Ready<'_> = &|world, id, place| claiming::ready(world, &pool.secrets, id, place);
+        let (body, from) = (request("lb1", failed), "192.0.2.1".to_owned());
+        let asked = pool.store.ask_from(key, &body, from, ("here", ready)).await;
+        let Ok(Asked::Taken { replacement, new }) = asked else {
+            panic!("{asked:?}");
+        };
+        (*replacement, new)
+    };
+    let (first, new) = ask("k1", "10.0.0.1").await;
+    assert_eq!((first.state, new), (ReplacementState::Attaching, true));
+    assert_eq!(first.spare.as_ref().unwrap().name, "spare1");
+    assert_eq!(
+        (first.steps.len(), pool.state("spare1").await),
+        (0, ServerState::Testing)
+    );
+    // Whoever sees the same failure has the same.
+    let (again, new) = ask("k2", "10.0.0.1").await;
+    assert_eq!((again, new), (first.clone(), false));
+    let members = pool.store.members(&"lb1".parse().unwrap()).await.unwrap();
+    assert_eq!(members.unwrap().members.len(), 1);
+    let filter = EventFilter::default();
+    let trail = pool.store.events(None, None, &filter).await.unwrap();
+    let trail = serde_json::json!(trail).to_string();
+    assert!(trail.contains("\"here\""), "{trail}");
+    // The next has to be made ready: that is the engine's.
+    let (next, _) = ask("k3", "10.0.0.2").await;
+    assert_eq!(next.state, ReplacementState::Pending);
+    assert_eq!(pool.state("spare2").await, ServerState::Ready);
+    pool.stop = CancellationToken::new();
+    pool.start();
+    let offered = pool.ask("10.0.0.2").await;
+    assert_eq!(offered.spare.unwrap().name, "spare2");
     pool.end().await;
 }
 

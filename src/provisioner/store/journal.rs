@@ -223,39 +223,15 @@ impl Store {
                 }
             }
         };
-        // The spare may have seen a higher one than this lease's since that was given.
-        let fence = next_fence(&mut tx).await?;
-        sqlx::query("UPDATE replacement SET fence = $2, role = $3 WHERE id = $1")
-            .bind(id.as_str())
-            .bind(fence)
-            .bind(claim.role.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("raise a fence"))?;
-        let event = Event::Claimed {
-            server: claim.server.clone(),
-            steps: claim.steps.iter().map(Step::name).collect(),
-        };
-        let note = Note {
-            rejected: Some(claim.rejected),
-            ..Note::default()
-        };
-        let actor = lease.run.actor();
-        let journal = apply(&mut tx, id, &actor, &event, note, &Retry::STANDARD).await?;
-        note_planned(&mut tx, id, journal.attempts, &claim.server, &claim.steps).await?;
-        // Everything was done beforehand: nobody has to wait for another turn.
-        let warm = claim.steps.is_empty();
-        if warm {
-            let (note, retry) = (Note::default(), Retry::STANDARD);
-            apply(&mut tx, id, &actor, &Event::Offered, note, &retry).await?;
-        }
+        let (server, warm) = (claim.server.clone(), claim.steps.is_empty());
+        let fence = claimed(&mut tx, id, &lease.run.actor(), claim).await?;
         self.commit(tx, News::State).await?;
         Ok(Some(Claimed {
             lease: Lease {
                 fence,
                 ..lease.clone()
             },
-            server: claim.server,
+            server,
             warm,
         }))
     }
@@ -380,7 +356,11 @@ impl Store {
 }
 
 /// Takes a spare in hand, if it is free.
-async fn take(tx: &mut Tx, id: &ReplacementId, claim: &Claim) -> Result<bool, StoreError> {
+pub(super) async fn take(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    claim: &Claim,
+) -> Result<bool, StoreError> {
     let taken = sqlx::query(
         "UPDATE server SET state = 'claimed', replacement = $2, reason = NULL \
          WHERE name = $1 AND state IN ('ready', 'standby') AND maintenance IS NULL",
@@ -391,6 +371,40 @@ async fn take(tx: &mut Tx, id: &ReplacementId, claim: &Claim) -> Result<bool, St
     .await
     .map_err(failed("claim a spare"))?;
     Ok(taken.rows_affected() == 1)
+}
+
+/// Writes down that a spare was claimed and what will be done to it, and offers it where nothing will: nobody waits for
+/// another turn. Returns the fence from then on.
+pub(super) async fn claimed(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    actor: &Actor,
+    claim: Claim,
+) -> Result<i64, StoreError> {
+    // The spare may have seen a higher one than this replacement's since that was given.
+    let fence = next_fence(tx).await?;
+    sqlx::query("UPDATE replacement SET fence = $2, role = $3 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(fence)
+        .bind(claim.role.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("raise a fence"))?;
+    let event = Event::Claimed {
+        server: claim.server.clone(),
+        steps: claim.steps.iter().map(Step::name).collect(),
+    };
+    let note = Note {
+        rejected: Some(claim.rejected),
+        ..Note::default()
+    };
+    let journal = apply(tx, id, actor, &event, note, &Retry::STANDARD).await?;
+    note_planned(tx, id, journal.attempts, &claim.server, &claim.steps).await?;
+    if claim.steps.is_empty() {
+        let (note, retry) = (Note::default(), Retry::STANDARD);
+        apply(tx, id, actor, &Event::Offered, note, &retry).await?;
+    }
+    Ok(fence)
 }
 
 /// Servers that can be claimed now.

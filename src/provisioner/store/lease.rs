@@ -31,10 +31,7 @@ pub struct Run {
 impl Run {
     /// Its provisioner, as the audit trail names it.
     pub(super) fn actor(&self) -> Actor {
-        Actor {
-            who: "engine".to_owned(),
-            from: Some(self.host.clone()),
-        }
+        Actor::engine(&self.host)
     }
 }
 

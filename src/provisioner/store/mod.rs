@@ -47,8 +47,8 @@ pub use lease::{Lease, Look, Run};
 pub use members::{ConfirmOutcome, Registered};
 pub use open::{Engine, Place};
 pub use pool::{Rehearsed, ServerOutcome};
-pub(in crate::provisioner) use replacements::new_id;
 pub use replacements::{Asked, CancelOutcome};
+pub(in crate::provisioner) use replacements::{Ready, new_id};
 pub use roles::RetryOutcome;
 
 use crate::model::WallMillis;

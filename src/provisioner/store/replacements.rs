@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Actor, Entry, News, Store, StoreError, Tx, audit, failed,
-    journal::{self, Note},
+    journal::{self, Claim, Note, Vacancy},
     members::spare_of,
     next_fence, now_ms,
     rows::{Columns, corrupt, json},
@@ -40,6 +40,10 @@ pub enum Asked {
     NotYours,
 }
 
+/// Chooses a spare on which nothing is left to do, for a replacement that is new.
+pub(in crate::provisioner) type Ready<'a> =
+    &'a (dyn Fn(World, &ReplacementId, &Vacancy) -> Option<Claim> + Sync);
+
 /// What became of a wish to cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CancelOutcome {
@@ -61,24 +65,26 @@ const LISTED: i64 = 500;
 
 impl Store {
     /// Takes a request. The same key and body give the same replacement; another key for a server
-    /// whose replacement is under way, or whose place a spare holds, gives that one.
+    /// whose replacement is under way, or whose place a spare holds, gives that one. Which spare, is left to the engine.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn ask(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
         let from = body.director.to_string();
-        self.ask_from(key, body, from).await
+        self.ask_from(key, body, from, ("", &|_, _, _| None)).await
     }
 
-    /// The same of somebody who is known by something else than the address that it says.
+    /// The same of somebody who may be known by something else than the address that it says; a spare on which nothing is
+    /// left to do is offered with the answer already, by this provisioner.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn ask_from(
+    pub(in crate::provisioner) async fn ask_from(
         &self,
         key: &str,
         body: &ReplacementRequest,
         from: String,
+        ready: (&str, Ready<'_>),
     ) -> Result<Asked, StoreError> {
         // Directors ask again each second for news: that takes no turn of those who write.
         let mut tx = self.read().await?;
@@ -87,7 +93,7 @@ impl Store {
         if let Some(seen) = seen {
             return Ok(seen);
         }
-        self.ask_first(key, body, from).await
+        self.ask_first(key, body, from, ready).await
     }
 
     async fn ask_first(
@@ -95,6 +101,7 @@ impl Store {
         key: &str,
         body: &ReplacementRequest,
         from: String,
+        (host, ready): (&str, Ready<'_>),
     ) -> Result<Asked, StoreError> {
         let mut tx = self.begin().await?;
         // Meanwhile it may have been.
@@ -131,9 +138,14 @@ impl Store {
             };
             audit(&mut tx, &actor, entry).await?;
         }
+        let offered = new && offer_ready(&mut tx, &id, world, host, ready).await?;
         let replacement = Box::new(view(&mut tx, &id).await?);
-        self.commit(tx, if new { News::Work } else { News::None })
-            .await?;
+        let news = match (new, offered) {
+            (true, false) => News::Work,
+            (true, true) => News::State,
+            (false, _) => News::None,
+        };
+        self.commit(tx, news).await?;
         Ok(Asked::Taken { replacement, new })
     }
 
@@ -393,6 +405,25 @@ async fn create(
     .await
     .map_err(failed("write a replacement"))?;
     Ok(id)
+}
+
+/// Offers a spare on which nothing is left to do; `false` where there is none.
+async fn offer_ready(
+    tx: &mut Tx,
+    id: &ReplacementId,
+    world: World,
+    host: &str,
+    ready: Ready<'_>,
+) -> Result<bool, StoreError> {
+    let work = journal::load(tx, id).await?;
+    let Some(claim) = ready(world, id, work.place()?) else {
+        return Ok(false);
+    };
+    let taken = journal::take(tx, id, &claim).await?;
+    if taken {
+        journal::claimed(tx, id, &Actor::engine(host), claim).await?;
+    }
+    Ok(taken)
 }
 
 /// An id that nobody has; later ones are greater.

@@ -46,6 +46,14 @@ impl From<String> for Actor {
 }
 
 impl Actor {
+    /// The provisioner on `host`, of its own accord.
+    pub(super) fn engine(host: &str) -> Self {
+        Self {
+            who: "engine".to_owned(),
+            from: Some(host.to_owned()),
+        }
+    }
+
     /// A director, which speaks from an address.
     pub(super) fn director(name: &DirectorName, address: IpAddr) -> Self {
         Self {
