@@ -177,6 +177,7 @@ pub async fn run(file: PathBuf, config: config::Provisioner) -> Result<(), Error
         base: step::BASE.to_owned(),
         host_keys: step::HOST_KEYS.to_owned(),
         prober: Checks,
+        lines: step::Lines::default(),
     };
     let look: Arc<dyn step::Look> = Arc::new(ssh.clone());
     let hands = Arc::new(Installer {

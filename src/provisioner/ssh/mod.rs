@@ -161,6 +161,12 @@ impl Ssh {
         self.elevate
     }
 
+    /// Whether it stands, as far as is known here.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.handle.is_closed()
+    }
+
     /// Says goodbye. A connection that is only dropped is closed too, with a complaint in sshd's log.
     pub async fn close(self) {
         let bye = async {

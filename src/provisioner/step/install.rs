@@ -86,7 +86,7 @@ where
         let result = match connect().await {
             Ok(remote) => {
                 let result = drive(&remote, job, &mut known, end, said).await;
-                remote.close().await;
+                remote.end(result.is_ok()).await;
                 result
             }
             Err(e) => Err(e),

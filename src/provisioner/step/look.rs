@@ -59,7 +59,7 @@ impl<P: Prober> Look for SshHands<P> {
         Box::pin(async move {
             let ssh = self.connect(server, server.pins()).await?;
             // Nothing is changed: no fence is needed.
-            let remote = Remote::new(ssh, &self.base, 0, &server.name, &wanted.masks);
+            let remote = Remote::new(ssh, &self.base, 0, (&server.name, &wanted.masks), None);
             let found = look(&remote, wanted).await;
             remote.close().await;
             found

@@ -15,6 +15,7 @@ mod clean;
 mod configure;
 mod fence;
 mod install;
+mod lines;
 mod look;
 mod os;
 mod path;
@@ -34,6 +35,8 @@ use crate::{
     },
 };
 
+use lines::Door;
+pub use lines::Lines;
 pub use look::{Difference, Look, Looking, Wanted};
 use remote::Remote;
 
@@ -71,6 +74,8 @@ pub struct SshHands<P> {
     pub host_keys: String,
     /// Asks the service in the last step.
     pub prober: P,
+    /// Connections between two steps.
+    pub lines: Lines,
 }
 
 impl<P: Prober> Hands for SshHands<P> {
@@ -84,7 +89,7 @@ impl<P: Prober> Hands for SshHands<P> {
             Step::Fence => {
                 let remote = self.remote(order).await?;
                 let result = fence::fence(&remote).await;
-                remote.close().await;
+                remote.end(result.is_ok()).await;
                 result
             }
             Step::Look => {
@@ -96,7 +101,7 @@ impl<P: Prober> Hands for SshHands<P> {
             Step::Os { wanted } => {
                 let remote = self.remote(order).await?;
                 let result = os::os(&remote, wanted).await;
-                remote.close().await;
+                remote.end(result.is_ok()).await;
                 result
             }
             Step::Install {
@@ -152,7 +157,7 @@ impl<P: Prober> Hands for SshHands<P> {
                 };
                 let remote = self.remote(order).await?;
                 let result = configure::configure(&remote, files, &service).await;
-                remote.close().await;
+                remote.end(result.is_ok()).await;
                 result
             }
             Step::Test {
@@ -177,7 +182,7 @@ impl<P: Prober> Reach for SshHands<P> {
         let ssh = self.connect(server, pins).await?;
         // Nothing is changed: no fence is needed.
         let masks = Masks::default();
-        let remote = Remote::new(ssh, &self.base, 0, &server.name, &masks);
+        let remote = Remote::new(ssh, &self.base, 0, (&server.name, &masks), None);
         let sight = os::sight(&remote, &self.host_keys).await;
         remote.close().await;
         sight
@@ -186,13 +191,18 @@ impl<P: Prober> Reach for SshHands<P> {
 
 impl<P> SshHands<P> {
     async fn remote<'a>(&'a self, order: &'a Order) -> Result<Remote<'a>, StepError> {
-        let ssh = self.connect(&order.server, order.server.pins()).await?;
+        let server = &order.server;
+        let door = Door::of(server, order.fence);
+        let ssh = match self.lines.take(&door) {
+            Some(ssh) => ssh,
+            None => self.connect(server, server.pins()).await?,
+        };
         Ok(Remote::new(
             ssh,
             &self.base,
             order.fence,
-            &order.server.name,
-            &order.masks,
+            (&server.name, &order.masks),
+            Some((&self.lines, door)),
         ))
     }
 

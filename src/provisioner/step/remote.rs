@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::error;
+use super::{Door, Lines, error};
 use crate::provisioner::{
     order::{Class, StepError},
     sealed::Masks,
@@ -73,6 +73,8 @@ pub(super) struct Remote<'a> {
     /// The server's name, for errors.
     pub(super) name: &'a str,
     masks: &'a Masks,
+    /// Where it is left for the next step.
+    lines: Option<(&'a Lines, Door)>,
 }
 
 impl<'a> Remote<'a> {
@@ -80,8 +82,8 @@ impl<'a> Remote<'a> {
         ssh: Ssh,
         base: &'a str,
         fence: u64,
-        name: &'a str,
-        masks: &'a Masks,
+        (name, masks): (&'a str, &'a Masks),
+        lines: Option<(&'a Lines, Door)>,
     ) -> Self {
         // The shell counts to i64::MAX.
         let fence = fence.min(i64::MAX.unsigned_abs()).to_string();
@@ -91,11 +93,20 @@ impl<'a> Remote<'a> {
             fence,
             name,
             masks,
+            lines,
         }
     }
 
     pub(super) async fn close(self) {
         self.ssh.close().await;
+    }
+
+    /// Leaves the connection for the next step where this one went `well`: whatever was wrong, the next try logs in.
+    pub(super) async fn end(self, well: bool) {
+        match self.lines {
+            Some((lines, door)) if well => lines.leave(door, self.ssh),
+            Some(_) | None => self.ssh.close().await,
+        }
     }
 
     /// A path beneath the folder on the spare.

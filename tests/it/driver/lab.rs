@@ -29,7 +29,7 @@ use understudy::{
         order::{Done, Hands, Order, Step, StepError},
         sealed::Masks,
         ssh::ClientKey,
-        step::SshHands,
+        step::{Lines, SshHands},
         store::StoreError,
     },
 };
@@ -237,6 +237,7 @@ impl Machine {
                 base: self.path("base").display().to_string(),
                 host_keys: self.path("etc").display().to_string(),
                 prober: Connects,
+                lines: Lines::default(),
             },
             ledger,
             credentials: Credentials::from([("bmc".to_owned(), self.path("credential"))]),

@@ -1,11 +1,12 @@
 use std::{
+    fs,
     net::{Ipv4Addr, TcpListener},
     path::Path,
     time::Duration,
 };
 
 use understudy::provisioner::{
-    order::{Class, Step, StepError},
+    order::{Class, Hands, Step, StepError},
     ssh::{ClientKey, ClientKeyError, End, HostKey, Ssh, SshError},
 };
 
@@ -34,7 +35,7 @@ async fn a_pinned_key_connects_also_beside_others() {
 async fn an_ecdsa_key_logs_in() {
     let lab = Lab::new().await;
     keygen(&lab.path("ec"), &["-t", "ecdsa", "-N", ""]);
-    std::fs::copy(lab.path("ec.pub"), lab.path("authorized_keys")).unwrap();
+    fs::copy(lab.path("ec.pub"), lab.path("authorized_keys")).unwrap();
     Ssh::connect(&lab.target(&["host"]), &lab.key("ec"))
         .await
         .unwrap();
@@ -46,7 +47,7 @@ async fn a_key_that_is_not_pinned_gets_no_login_attempt() {
     let e = Ssh::connect(&lab.target(&["other"]), &lab.key("id")).await;
     let e = e.unwrap_err();
     let fingerprint = |name: &str| {
-        let text = std::fs::read_to_string(lab.path(name)).unwrap();
+        let text = fs::read_to_string(lab.path(name)).unwrap();
         HostKey::parse(&text).unwrap().describe()
     };
     let text = e.to_string();
@@ -134,7 +135,7 @@ async fn unusable_keys_name_the_file_and_the_remedy() {
         &at("ecdsa_pkcs8"),
         &["-t", "ecdsa", "-m", "PKCS8", "-N", ""],
     );
-    std::fs::write(at("empty"), "").unwrap();
+    fs::write(at("empty"), "").unwrap();
     let load = |name: &str| ClientKey::load(&at(name));
     assert!(load("ecdsa_pkcs8").is_ok());
     for (name, remedy) in [
@@ -211,4 +212,38 @@ async fn a_server_without_sftp_is_said() {
         .await
         .unwrap_err();
     assert_eq!((e.class, e.code), (Class::Permanent, "sftp_missing"));
+}
+
+/// A log-in costs more than most steps: those of one attempt share one, and nobody keeps it open.
+#[tokio::test]
+async fn the_steps_of_an_attempt_log_in_once() {
+    let lab = Lab::new().await;
+    let hands = lab.hands();
+    let perform = async |fence, step| {
+        let order = lab.order(fence, step, lab.server());
+        hands.perform(&order, &drop).await
+    };
+    let said = |what: &str| lab.log().matches(what).count();
+    let logins = || said("Accepted publickey for root");
+    perform(1, Step::Fence).await.unwrap();
+    perform(1, lab.install("r-0", "true\n", 9)).await.unwrap();
+    perform(1, lab.install("r-1", "true\n", 9)).await.unwrap();
+    assert_eq!(logins(), 1);
+    // Another attempt, or another provisioner's.
+    perform(2, Step::Fence).await.unwrap();
+    assert_eq!(logins(), 2);
+    // Whatever was wrong, the next try begins anew.
+    let wanted = "templeos-5".to_owned();
+    perform(2, Step::Os { wanted }).await.unwrap_err();
+    perform(2, Step::Fence).await.unwrap();
+    assert_eq!(logins(), 3);
+    // A key that was withdrawn meanwhile is seen.
+    let mut order = lab.order(2, Step::Fence, lab.server());
+    order.server.host_keys = vec![fs::read_to_string(lab.path("other.pub")).unwrap()];
+    let e = hands.perform(&order, &drop).await.unwrap_err();
+    assert_eq!(e.code, "host_key_mismatch");
+    until("all connections to be closed", || {
+        said("Received disconnect from") == logins()
+    })
+    .await;
 }

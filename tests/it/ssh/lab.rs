@@ -21,7 +21,7 @@ use understudy::{
         order::{Done, Hands, Order, Step, StepError},
         sealed::Masks,
         ssh::{ClientKey, HostKey, Ssh, Target},
-        step::{Prober, SshHands},
+        step::{Lines, Prober, SshHands},
     },
 };
 
@@ -193,6 +193,7 @@ impl Lab {
             base: self.text("base"),
             host_keys: self.text("etc"),
             prober: Connects,
+            lines: Lines::default(),
         }
     }
 
