@@ -79,6 +79,16 @@ const FULL: Scale = Scale {
     kills: &[40, 75, 90],
 };
 
+/// One failure, and nothing beside it.
+const ALONE: Scale = Scale {
+    leaders: 1,
+    seconds: 0,
+    failures: 1,
+    spares: 1,
+    roles: 1,
+    kills: &[],
+};
+
 const PROVISIONERS: usize = 3;
 
 /// One that was killed is away so long.
@@ -100,9 +110,18 @@ fn main() -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    let scale = if full { FULL } else { SMALL };
     let all = runtime::Builder::new_multi_thread().enable_all().build();
-    all.unwrap().block_on(run(&scale, full));
+    let all = all.unwrap();
+    if full {
+        let mut alone = [0, 1, 2, 3, 4].map(|_| all.block_on(run(&ALONE, None)));
+        alone.sort_unstable();
+        println!(
+            "fleet: one failure alone, from its request to the stand-in's place, with scripts that do next to nothing: {alone:?} ms"
+        );
+        all.block_on(run(&FULL, Some(&alone)));
+    } else {
+        all.block_on(run(&SMALL, None));
+    }
     ExitCode::SUCCESS
 }
 
@@ -267,7 +286,8 @@ const SEEN: &str = "SELECT count(*) FROM server WHERE files_role IS NULL AND os_
 const IN_TROUBLE: &str = "SELECT concat_ws(' ', name, state, os_seen, trouble) FROM server WHERE files_role IS NULL AND (os_seen IS NULL OR trouble IS NOT NULL)";
 const READY: &str = "SELECT count(*) FROM server WHERE files_role IS NULL AND state = 'ready'";
 
-async fn run(scale: &Scale, full: bool) {
+/// Milliseconds until the first stand-in is in place. With all figures where `alone` has those of one failure.
+async fn run(scale: &Scale, alone: Option<&[u64]>) -> u64 {
     let asked = Asked::listen();
     let load_before = load();
     let (mut fleet, folder) = set_up(scale).await;
@@ -373,13 +393,14 @@ async fn run(scale: &Scale, full: bool) {
         fleet.killer.killed.len(),
         fleet.ledger.looks,
     );
-    if !full {
+    let first = stood_in.first().copied().unwrap_or_default();
+    let Some(alone) = alone else {
         let [served, all_served, all_free] = [served, all_served, all_free].map(|t| t.as_secs());
         println!(
             "fleet: served after {served} s, after the release those that waited {all_served} s, all free {all_free} s"
         );
-        return;
-    }
+        return first;
+    };
 
     let postgres = &fleet.postgres;
     let raw = raw::claims(&database(postgres, "raw").await, &folder, &fleet.directors).await;
@@ -465,6 +486,7 @@ async fn run(scale: &Scale, full: bool) {
         "claims_per_second": claims_a_second,
         "store_claims_per_second": raw.claimed_a_second, "store_claims": raw.claimed, "store_claims_chosen_anew": raw.beaten,
         "store_requests_per_second": raw.asked_a_second,
+        "alone_ms": alone,
         "first_answer_ms": { "p50": quantile(&first_answers, 0.5), "p99": quantile(&first_answers, 0.99), "max": quantile(&first_answers, 1.0) },
         "stood_in_ms": { "first": quantile(&stood_in, 0.0), "p50": quantile(&stood_in, 0.5), "last": quantile(&stood_in, 1.0) },
         "served_s": seconds(served), "all_served_s": seconds(all_served), "all_free_s": seconds(all_free),
@@ -477,6 +499,7 @@ async fn run(scale: &Scale, full: bool) {
     let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
     fs::create_dir_all(&to).unwrap();
     fs::write(to.join("fleet.json"), format!("{result:#}\n")).unwrap();
+    first
 }
 
 /// What is so at the end.

@@ -2,7 +2,7 @@
 
 use super::{
     order::Step,
-    plan::{Brief, NoChoice, World},
+    plan::{Brief, NoChoice, PoolServer, World},
     sealed::digests,
     secrets::Secrets,
     select::Candidate,
@@ -60,6 +60,17 @@ pub(super) fn ready(
     id: &ReplacementId,
     place: &Vacancy,
 ) -> Option<Claim> {
+    let role = &world.assignments.get(&place.failed)?.role;
+    // Others wait for this transaction: where nobody is kept, no file is read for it.
+    let kept = |s: &PoolServer| {
+        s.keeping
+            .warm
+            .as_ref()
+            .is_some_and(|warm| warm.role == *role)
+    };
+    if !world.servers.values().any(kept) {
+        return None;
+    }
     world.secrets = digests(&secrets.known(world.secret_names()));
     let brief = world.brief(place.failed, &place.origins).ok()?;
     let claim = choose(&world, secrets, &brief, world.pool(), &job(id, 1)).ok()?;

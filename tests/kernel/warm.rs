@@ -23,6 +23,71 @@ fn at(log: &str, words: &[&str]) -> Timestamp {
     line["timestamp"].as_str().unwrap().parse().unwrap()
 }
 
+/// What both daemons said from the request until `spare` was in IPVS, and how long that took.
+fn show_the_way(scene: &Scene<'_>, what: &str, spare: &str) {
+    let log = scene.director.log();
+    let decided = at(&log, &["replacement of a failed server was requested"]);
+    let in_service = at(&log, &["kernel table changed", "add", spare]);
+    let took = Duration::try_from(in_service.duration_since(decided)).unwrap();
+    for (who, log) in [
+        ("director", &log),
+        ("provisioner", &scene.provisioner.log()),
+    ] {
+        for line in log.lines() {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
+                continue;
+            };
+            let Some(at) = line["timestamp"]
+                .as_str()
+                .and_then(|t| t.parse::<Timestamp>().ok())
+            else {
+                continue;
+            };
+            if at >= decided && at <= in_service {
+                let ms = at.duration_since(decided).as_millis();
+                show(&format!(
+                    "{ms:>6} ms  {who}: {} {}",
+                    line["message"], line["step"]
+                ));
+            }
+        }
+    }
+    show(&format!(
+        "from the request to IPVS, {what}: {} ms",
+        took.as_millis()
+    ));
+}
+
+/// The script does next to nothing: what is left is what the product adds to it.
+#[test]
+fn a_cold_spare_costs_one_log_in_besides_its_scripts() {
+    let lab = Lab::new(
+        WIRING,
+        &[
+            ("web1", Tree::Web),
+            ("web2", Tree::Web),
+            ("spare1", Tree::Idle),
+        ],
+    );
+    let vip = vip4(80);
+    let services = [service(&lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
+    let scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
+    let logins = || {
+        let log = lab.server("spare1").sshd_log();
+        log.matches("Accepted publickey").count()
+    };
+    wait_until("a look beforehand", SOON, || {
+        scene.spare("spare1").os_seen.is_some()
+    });
+    let before = logins();
+    lab.server("web1").kill_nginx();
+    wait_for_page(&lab, vip, "spare1", REPLACED);
+    let own = real_server(&lab, "spare1", vip).to_string();
+    show_the_way(&scene, "cold", &own);
+    // The steps, and the service test, which begins where the last of them has ended.
+    assert_eq!(logins() - before, 1);
+}
+
 #[test]
 fn a_warm_spare_is_in_service_at_once() {
     let lab = Lab::new(
@@ -58,35 +123,7 @@ fn a_warm_spare_is_in_service_at_once() {
         t.get(&(vip, own("spare1"))) == Some(&5)
     });
     wait_for_page(&lab, vip, "spare1", SOON);
-    let log = scene.director.log();
-    let decided = at(&log, &["replacement of a failed server was requested"]);
-    let spare = own("spare1").to_string();
-    let in_service = at(&log, &["kernel table changed", "add", &spare]);
-    let took = Duration::try_from(in_service.duration_since(decided)).unwrap();
-    for (who, log) in [
-        ("director", &log),
-        ("provisioner", &scene.provisioner.log()),
-    ] {
-        for line in log.lines() {
-            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
-                continue;
-            };
-            let Some(at) = line["timestamp"]
-                .as_str()
-                .and_then(|t| t.parse::<Timestamp>().ok())
-            else {
-                continue;
-            };
-            if at >= decided && at <= in_service {
-                let ms = at.duration_since(decided).as_millis();
-                show(&format!("{ms:>6} ms  {who}: {}", line["message"]));
-            }
-        }
-    }
-    show(&format!(
-        "from the request to IPVS, warm: {} ms",
-        took.as_millis()
-    ));
+    show_the_way(&scene, "warm", &own("spare1").to_string());
     scene.wait_for_success(1);
     let replacement = &scene.replacements()[0];
     assert_eq!(replacement.steps, [], "nothing was done to it");
