@@ -67,7 +67,7 @@ pub(super) enum Verb {
     Add(enrol::Add),
     /// Says which spare would be chosen for a role, and why not the others
     Explain(pool::Explain),
-    /// Has a server cleaned by its role's script, and put back into the pool
+    /// Has a server cleaned as its role says, and put back into the pool
     Clean {
         /// Its name
         #[arg(value_name = "SERVER")]

@@ -53,13 +53,19 @@ pub struct SparePolicy {
     pub cleanup: Option<Cleanup>,
 }
 
-/// A cleaning script.
+/// How a server is cleaned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cleanup {
-    /// Its text.
-    pub script: String,
-    /// It ends within this.
-    pub timeout: Duration,
+#[serde(rename_all = "snake_case")]
+pub enum Cleanup {
+    /// By a script.
+    Script {
+        /// Its text.
+        script: String,
+        /// It ends within this.
+        timeout: Duration,
+    },
+    /// Its own driver installs the role's operating system anew, which wipes its disk.
+    Reinstall,
 }
 
 /// A piece of software and how it is installed (R9). Commands run as `sh -c` on the spare.

@@ -157,7 +157,10 @@ fn before(every: Duration) -> WallMillis {
 
 async fn end_quarantines(store: &Store) -> Result<(), StoreError> {
     for server in store.end_quarantines().await? {
-        info!(server, "quarantine is over: it is a spare again");
+        info!(
+            server,
+            "quarantine is over: it is a spare again, once it is clean"
+        );
     }
     Ok(())
 }
@@ -171,6 +174,16 @@ async fn begin_upkeep(
     lacks: &mut Told,
 ) -> Result<(), StoreError> {
     let before = std::mem::take(lacks);
+    for (name, s) in &world.servers {
+        let Some(reason) = world.uncleanable(s) else {
+            continue;
+        };
+        let what = format!("server {name}");
+        if before.get(&what) != Some(&reason) {
+            warn!(server = name, reason, "server stays out of use");
+        }
+        lacks.insert(what, reason);
+    }
     for upkeep in world.upkeep(in_hand) {
         let work = upkeep.kind.as_str();
         let id = new_id(work)?;

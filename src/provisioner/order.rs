@@ -42,6 +42,9 @@ pub enum Step {
         job: String,
         /// What is installed, and how.
         image: Image,
+        /// Also where the server has this operating system: its disk is to be wiped.
+        #[serde(default)]
+        anew: bool,
     },
     /// Write the fence on the spare. First order of every run on a spare that has its operating
     /// system, also after a restart.

@@ -240,7 +240,7 @@ impl World {
             .map(|s| Candidate {
                 name: s.server.name.clone(),
                 state: s.state,
-                reason: s.reason.clone(),
+                reason: self.reason_of(s),
                 addresses: s.server.addresses.clone(),
                 os_seen: s.os_seen.clone(),
                 configured: s
@@ -477,6 +477,7 @@ pub fn install_step(server: Option<&Candidate>, brief: &Brief, job: &str) -> Opt
     Some(Step::OsInstall {
         job: job.to_owned(),
         image: image.clone(),
+        anew: false,
     })
 }
 

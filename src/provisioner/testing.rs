@@ -21,8 +21,10 @@ use super::{
 };
 use crate::model::{
     CheckKind, CheckSpec, CheckTiming, ForwardMethod, Scheduler, Via, Weight,
-    inventory::{Inventory, Labels, Role, Server, ServerState, ServiceFile, Software, SparePolicy},
-    machine::Driver,
+    inventory::{
+        Cleanup, Inventory, Labels, Role, Server, ServerState, ServiceFile, Software, SparePolicy,
+    },
+    machine::{Boot, Door, Driver, HttpDriver, Image},
     wire::{RegisteredServer, RegisteredService, Registration, ReplacementRequest},
 };
 
@@ -112,6 +114,29 @@ pub(crate) fn with_secrets(inventory: &mut Inventory) -> (Secrets, tempfile::Tem
     inventory.files[0].body = "token {{ secret('token') }};\n".into();
     let dir = Some(home.path().to_owned());
     (Secrets { dir }, home)
+}
+
+/// Has servers of the role cleaned by installing them anew: spare1 alone can be.
+pub(crate) fn with_reinstall(inventory: &mut Inventory) {
+    let role = inventory.roles.get_mut("web.shop.example").unwrap();
+    role.spares.cleanup = Some(Cleanup::Reinstall);
+    let image = Image {
+        os: role.os.clone(),
+        boot: Boot::Pxe,
+        timeout: Duration::from_secs(60),
+        enrolment_keys: Vec::new(),
+    };
+    inventory.images.insert(image.os.clone(), image);
+    let spare = inventory.servers.get_mut("spare1").unwrap();
+    spare.wipe = true;
+    spare.driver = Driver::Http(Box::new(HttpDriver {
+        door: Door {
+            url: "https://installer.example".parse().unwrap(),
+            pin: None,
+            credential: "installer".into(),
+        },
+        machine: "7".into(),
+    }));
 }
 
 /// At once: a reader sees the old value or the new one.
@@ -413,6 +438,11 @@ impl Hands for FakeHands {
             let mut remotes = self.remotes.lock().unwrap();
             let remote = remotes.get_mut(&order.server.name).unwrap();
             remote.jobs.insert(job.clone(), true);
+        }
+        if let Step::OsInstall { .. } = &order.step {
+            // Nothing of ours outlives it.
+            let mut remotes = self.remotes.lock().unwrap();
+            remotes.remove(&order.server.name);
         }
         Ok(Done {
             detail: "fine".into(),

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     order::Step,
-    plan::{self, World},
+    plan::{self, PoolServer, World},
     render,
     workflow::Kind,
 };
-use crate::model::inventory::{Role, ServerState};
+use crate::model::{
+    inventory::{Cleanup, Role, Server, ServerState},
+    machine::{Driver, Image},
+};
 
 /// Made ready or cleaned at the same time: replacements go first, and a role that cannot be made ready shows it by one.
 const AT_ONCE: usize = 2;
@@ -61,16 +64,81 @@ impl World {
     fn to_clean(&self) -> impl Iterator<Item = Upkeep> {
         self.servers.values().filter_map(|s| {
             let role = s.keeping.clean_after.as_ref()?;
-            self.roles.get(role)?.spares.cleanup.as_ref()?;
             let dirty = matches!(s.state, ServerState::Failed | ServerState::Quarantined);
             let due = dirty && s.keeping.maintenance.is_none() && !s.keeping.untidy;
-            due.then(|| Upkeep {
+            let can = due && self.uncleanable(s).is_none();
+            can.then(|| Upkeep {
                 kind: Kind::Clean,
                 server: s.server.name.clone(),
                 state: s.state,
                 role: role.clone(),
             })
         })
+    }
+
+    /// What makes a server that had a role a spare again; or why nothing does.
+    fn cleaning(&self, s: &PoolServer, role: &str, job: &str) -> Result<Vec<Step>, String> {
+        let role = self.roles.get(role);
+        let cleanup = role.and_then(|role| Some((role, role.spares.cleanup.as_ref()?)));
+        let (role, cleanup) = cleanup.ok_or("roles.toml does not say how")?;
+        let job = format!("{job}-1");
+        match cleanup {
+            Cleanup::Script { script, timeout } => {
+                let brief = self
+                    .brief_beforehand(role)
+                    .map_err(|miss| miss.to_string())?;
+                let clean = Step::Clean {
+                    job,
+                    role: role.code.clone(),
+                    script: script.clone(),
+                    timeout: *timeout,
+                    variables: render::variables(&brief, &s.server, "cleanup"),
+                    files: s.keeping.placed.iter().cloned().collect(),
+                };
+                Ok(vec![Step::Fence, clean])
+            }
+            Cleanup::Reinstall => {
+                let image = self.image_for(&s.server, role);
+                let image =
+                    image.map_err(|lack| format!("it is to be installed anew, and {lack}"))?;
+                let install = Step::OsInstall {
+                    job,
+                    image: image.clone(),
+                    anew: true,
+                };
+                let wanted = role.os.clone();
+                Ok(vec![install, Step::Fence, Step::Os { wanted }])
+            }
+        }
+    }
+
+    /// What installs a role's operating system on a server; or what is missing.
+    fn image_for(&self, server: &Server, role: &Role) -> Result<&Image, String> {
+        if server.driver == Driver::Ready {
+            return Err("it has no driver that could, set `driver` in servers.toml".to_owned());
+        }
+        if !server.wipe {
+            let lack = "it may not be wiped, set `wipe` in servers.toml if it may";
+            return Err(lack.to_owned());
+        }
+        let image = self.images.get(&role.os);
+        image.ok_or_else(|| format!("no [[image]] of roles.toml installs {}", role.os))
+    }
+
+    /// Why a server that is to be cleaned stays as it is.
+    #[must_use]
+    pub fn uncleanable(&self, s: &PoolServer) -> Option<String> {
+        let role = s.keeping.clean_after.as_ref()?;
+        let why = self.cleaning(s, role, "").err()?;
+        Some(format!("it cannot be cleaned after {role}: {why}"))
+    }
+
+    /// Why a server stands where it stands, and goes no further.
+    #[must_use]
+    pub fn reason_of(&self, s: &PoolServer) -> Option<String> {
+        let reasons = [s.reason.clone(), self.uncleanable(s)];
+        let all: Vec<String> = reasons.into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// One of a role at a time: where its script fails, it is seen on one spare.
@@ -112,11 +180,11 @@ impl World {
     #[must_use]
     pub fn upkeep_steps(&self, of: &Upkeep, job: &str) -> Option<Vec<Step>> {
         let server = self.servers.get(&of.server)?;
-        let role = self.roles.get(&of.role)?;
-        let brief = self.brief_beforehand(role).ok()?;
         match of.kind {
             // All of them, also where some were done for the role as it was: what is noted as done is what was done last.
             Kind::Warm => {
+                let role = self.roles.get(&of.role)?;
+                let brief = self.brief_beforehand(role).ok()?;
                 let pool = self.pool();
                 let own = pool.iter().find(|c| c.name == of.server);
                 let first = plan::install_step(own, &brief, job).into_iter();
@@ -124,18 +192,7 @@ impl World {
                 self.seal(&mut steps);
                 Some(first.chain(steps).collect())
             }
-            Kind::Clean => {
-                let cleanup = role.spares.cleanup.as_ref()?;
-                let clean = Step::Clean {
-                    job: format!("{job}-1"),
-                    role: role.code.clone(),
-                    script: cleanup.script.clone(),
-                    timeout: cleanup.timeout,
-                    variables: render::variables(&brief, &server.server, "cleanup"),
-                    files: server.keeping.placed.iter().cloned().collect(),
-                };
-                Some(vec![Step::Fence, clean])
-            }
+            Kind::Clean => self.cleaning(server, &of.role, job).ok(),
             Kind::Replace => None,
         }
     }
@@ -144,9 +201,9 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        model::inventory::Cleanup,
-        provisioner::{testing::world, warm::Warm},
+    use crate::provisioner::{
+        testing::{inventory, with_reinstall, world},
+        warm::Warm,
     };
 
     const ROLE: &str = "web.shop.example";
@@ -160,7 +217,7 @@ mod tests {
         }
         let role = world.roles.get_mut(ROLE).unwrap();
         role.spares.keep_warm = keep_warm;
-        role.spares.cleanup = Some(Cleanup {
+        role.spares.cleanup = Some(Cleanup::Script {
             script: "apt-get -y purge nginx\n".into(),
             timeout: std::time::Duration::from_secs(60),
         });
@@ -299,5 +356,74 @@ mod tests {
         world.roles.get_mut(ROLE).unwrap().spares.cleanup = None;
         assert_eq!(next(&world, &InHand::default()), ["warm spare1"]);
         assert_eq!(world.upkeep_steps(clean, "j"), None);
+    }
+
+    /// spare1 had the role, whose servers are installed anew.
+    fn dirty() -> World {
+        let mut files = inventory();
+        with_reinstall(&mut files);
+        let mut world = world();
+        (world.roles, world.images) = (files.roles, files.images);
+        let s = world.servers.get_mut("spare1").unwrap();
+        s.server = files.servers["spare1"].clone();
+        s.state = ServerState::Failed;
+        s.reason = Some("given back".to_owned());
+        s.keeping.clean_after = Some(ROLE.to_owned());
+        world
+    }
+
+    #[test]
+    fn who_is_installed_anew_runs_the_roles_system_afterwards() {
+        let mut world = dirty();
+        let nothing = InHand::default();
+        assert_eq!(next(&world, &nothing), ["clean spare1"]);
+        // Nothing that was placed outlives its disk, and no script of the role is asked for.
+        world.software.clear();
+        let of = &world.upkeep(&nothing)[0];
+        let steps = world.upkeep_steps(of, "j").unwrap();
+        let install = Step::OsInstall {
+            job: "j-1".to_owned(),
+            image: world.images["debian-12"].clone(),
+            anew: true,
+        };
+        let wanted = "debian-12".to_owned();
+        assert_eq!(steps, [install, Step::Fence, Step::Os { wanted }]);
+        let reason = world.reason_of(&world.servers["spare1"]);
+        assert_eq!(reason.as_deref(), Some("given back"));
+    }
+
+    #[test]
+    fn who_cannot_be_installed_anew_stays_as_it_is_and_says_why() {
+        type Take = fn(&mut World);
+        let lacks: [(&str, Take); 4] = [
+            ("it has no driver", |world| {
+                world.servers.get_mut("spare1").unwrap().server.driver = Driver::Ready;
+            }),
+            ("set `wipe` in servers.toml", |world| {
+                world.servers.get_mut("spare1").unwrap().server.wipe = false;
+            }),
+            ("no [[image]] of roles.toml installs debian-12", |world| {
+                world.images.clear();
+            }),
+            ("roles.toml does not say how", |world| {
+                world.roles.get_mut(ROLE).unwrap().spares.cleanup = None;
+            }),
+        ];
+        for (why, take) in lacks {
+            let mut world = dirty();
+            let of = world.upkeep(&InHand::default()).remove(0);
+            take(&mut world);
+            assert_eq!(next(&world, &InHand::default()), [""; 0], "{why}");
+            assert_eq!(world.upkeep_steps(&of, "j"), None, "{why}");
+            let spares = world.spares(&world.roles[ROLE], None).unwrap();
+            let not = spares.not.iter().find(|not| not.server == "spare1");
+            let reason = &not.unwrap().reason;
+            let begins =
+                format!("failed, not released: given back; it cannot be cleaned after {ROLE}: ");
+            assert!(
+                reason.starts_with(&begins) && reason.contains(why),
+                "{reason}"
+            );
+        }
     }
 }

@@ -288,7 +288,7 @@ impl Lab {
             clients: Vec::new(),
             spares: SparePolicy {
                 keep_warm: warm.into(),
-                cleanup: Some(Cleanup {
+                cleanup: Some(Cleanup::Script {
                     script: cleanup,
                     timeout: Duration::from_secs(60),
                 }),

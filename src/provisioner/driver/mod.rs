@@ -168,6 +168,8 @@ pub(in crate::provisioner) struct Job<'a> {
     pub(in crate::provisioner) name: &'a str,
     /// What is installed.
     pub(in crate::provisioner) image: &'a Image,
+    /// Also where it is there.
+    pub(in crate::provisioner) anew: bool,
 }
 
 /// One running installation, by whatever means. `noted` is what was noted of it last, by this run or
@@ -467,9 +469,14 @@ pub struct Installer<H, L> {
 impl<H: Hands + Reach, L: Ledger> Hands for Installer<H, L> {
     async fn perform(&self, order: &Order, said: Said<'_>) -> Result<Done, StepError> {
         match &order.step {
-            Step::OsInstall { job, image } => {
+            Step::OsInstall { job, image, anew } => {
+                let job = Job {
+                    name: job,
+                    image,
+                    anew: *anew,
+                };
                 // Its future is large: most steps are others.
-                Box::pin(self.install(&order.server, &Job { name: job, image }, order.fence)).await
+                Box::pin(self.install(&order.server, &job, order.fence)).await
             }
             Step::Look => match self.hands.perform(order, said).await {
                 Err(e) if may_be_installed(&order.server) && is_nobody(&e) => {
@@ -539,7 +546,9 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                 hold.wiped = AtomicBool::new(note.wiped);
             }
             None => {
-                if let Some(done) = self.already(server, job.image).await? {
+                if !job.anew
+                    && let Some(done) = self.already(server, job.image).await?
+                {
                     return Ok(done);
                 }
                 if !server.wipe {

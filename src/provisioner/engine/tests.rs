@@ -47,6 +47,16 @@ fn says(word: &'static str) -> impl Fn(&Replacement) -> bool {
     move |r| r.reason.as_ref().is_some_and(|r| r.contains(word))
 }
 
+/// Waits for what is not said of a replacement.
+async fn soon(is: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !is().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, wait).await.expect("stuck");
+}
+
 impl Rig {
     /// The role's script fails on these spares.
     fn breaks_on(&self, spares: &[&str]) {
@@ -798,7 +808,7 @@ async fn a_secret_that_is_missing_is_waited_for_and_one_that_changed_is_told() {
     let mut inventory = inventory();
     let (secrets, home) = with_secrets(&mut inventory);
     let role = inventory.roles.get_mut("web.shop.example").unwrap();
-    role.spares.cleanup = Some(Cleanup {
+    role.spares.cleanup = Some(Cleanup::Script {
         script: "purge\n".into(),
         timeout: Duration::from_secs(60),
     });
@@ -1118,6 +1128,65 @@ async fn another_number_of_warm_spares_releases_no_role() {
     role.gateways = vec![ip("10.0.0.251")];
     rig.store.apply(&files, false, "test").await.unwrap();
     assert_eq!(rig.store.stopped_roles().await.unwrap(), [""; 0]);
+}
+
+/// A server that has given its role back is installed anew, also over a restart in the middle, and is a spare.
+#[tokio::test]
+async fn who_gave_its_role_back_is_installed_anew() {
+    use crate::provisioner::{store::new_id, upkeep::InHand};
+    let mut rig = Rig::new().await;
+    let mut files = inventory();
+    with_reinstall(&mut files);
+    rig.store.apply(&files, false, "test").await.unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    rig.hands.gate = Some(("os_install".to_owned(), Arc::clone(&gate)));
+    rig.start();
+    let first = rig.ask("k1", "10.0.0.1").await;
+    rig.until_state(&first, ReplacementState::Attaching).await;
+    rig.confirm(&first).await;
+    let lb1 = "lb1".parse().unwrap();
+    assert!(rig.store.give_back(&lb1, &first).await.unwrap());
+    let is = Confirmation { is: Want::Withdraw };
+    rig.store.confirm(&lb1, &first, is).await.unwrap();
+
+    let world = rig.store.world().await.unwrap();
+    assert_eq!(
+        world.servers["spare1"].os_seen.as_deref(),
+        Some("debian-12")
+    );
+    assert_eq!(world.servers["spare1"].keeping.placed.len(), 1);
+    let of = world.upkeep(&InHand::default()).remove(0);
+    let id = new_id("clean").unwrap();
+    let steps = world.upkeep_steps(&of, id.as_str()).unwrap();
+    assert!(rig.store.begin_upkeep(&id, &of, &steps).await.unwrap());
+    let install = "spare1 os_install";
+    soon(async || rig.hands.orders().iter().any(|o| o == install)).await;
+    assert_eq!(rig.states().await["spare1"].0, ServerState::Cleaning);
+    rig.stop.cancel();
+    rig.tasks.join_next().await.unwrap().unwrap().unwrap();
+    rig.stop = CancellationToken::new();
+    gate.add_permits(1);
+    rig.start();
+    soon(async || rig.states().await["spare1"].0 == ServerState::Ready).await;
+
+    let orders = rig.hands.orders();
+    let [.., a, b, c, d] = orders.as_slice() else {
+        panic!("{orders:?}");
+    };
+    assert_eq!(
+        [a, b, c, d],
+        [install, install, "spare1 fence", "spare1 os"]
+    );
+    let world = rig.store.world().await.unwrap();
+    let spare = &world.servers["spare1"];
+    assert_eq!((spare.state, &spare.reason), (ServerState::Ready, &None));
+    assert_eq!(spare.os_seen.as_deref(), Some("debian-12"));
+    assert_eq!(spare.keeping.placed.len(), 0);
+    // It has nothing of what it was: all is done to it once more.
+    let next = rig.ask("k2", "10.0.0.2").await;
+    let r = rig.until_state(&next, ReplacementState::Attaching).await;
+    assert_eq!(r.spare.unwrap().name, "spare1");
+    assert_eq!(rig.hands.remote("spare1").starts.len(), 2);
 }
 
 /// An hour of installing keeps no place from what takes seconds.

@@ -112,6 +112,7 @@ pub fn parse(
         "apart",
         "keep_warm",
         "low_water",
+        "clean",
         "cleanup",
         "cleanup_timeout",
         "install",
@@ -322,17 +323,23 @@ impl Parser<'_> {
         }
     }
 
-    /// A role that installs needs something to install.
+    /// A role that installs, or has its servers installed anew, needs something to install.
     fn check_images(&mut self, roles: &Sections<'_>) {
         for e in &roles.entries {
             let mut nowhere = Diagnostics::new(self.dir, "");
             let os = e.text(&mut nowhere, "os").map(Spanned::into_inner);
-            let installs = e.flag(&mut nowhere, "install", false);
-            if let (true, Some(os)) = (installs, os)
-                && !self.inventory.images.contains_key(&os)
-            {
+            let Some(os) = os.filter(|os| !self.inventory.images.contains_key(os)) else {
+                continue;
+            };
+            if e.flag(&mut nowhere, "install", false) {
                 let message = format!("install = true, and no [[image]] installs {os}: add one");
                 self.roles.push(e.span(), message);
+            }
+            let clean = e.text(&mut nowhere, "clean");
+            if let Some(clean) = clean.filter(|clean| clean.get_ref() == REINSTALL) {
+                let message =
+                    format!("clean = {REINSTALL:?}, and no [[image]] installs {os}: add one");
+                self.roles.push(clean.span(), message);
             }
         }
     }
@@ -659,9 +666,25 @@ impl Parser<'_> {
     }
 }
 
+/// The word of a role whose servers are cleaned by installing their operating system anew.
+const REINSTALL: &str = "reinstall";
+
 /// What a role says of its spares.
 fn spare_policy(d: &mut Diagnostics, attach_file: &mut Attach<'_>, e: &Entry<'_>) -> SparePolicy {
     let apart = e.texts(d, "apart");
+    SparePolicy {
+        requires: e.words(d, "requires"),
+        prefers: e.words(d, "prefers"),
+        apart: apart.into_iter().map(Spanned::into_inner).collect(),
+        keep_warm: e.count(d, "keep_warm", 0),
+        low_water: e.count(d, "low_water", 1),
+        cleanup: cleanup(d, attach_file, e),
+    }
+}
+
+/// How a role has its servers cleaned.
+fn cleanup(d: &mut Diagnostics, attach_file: &mut Attach<'_>, e: &Entry<'_>) -> Option<Cleanup> {
+    let clean = e.text(d, "clean");
     let script = e.text(d, "cleanup");
     let timeout = e.text(d, "cleanup_timeout");
     if let (None, Some(timeout)) = (&script, &timeout) {
@@ -671,25 +694,27 @@ fn spare_policy(d: &mut Diagnostics, attach_file: &mut Attach<'_>, e: &Entry<'_>
         );
     }
     let timeout = timeout.map_or(Some(CLEANUP), |t| limit(d, &t));
-    let cleanup = script.and_then(|s| {
-        let script = attach(d, attach_file, &s)?;
-        if let Some(mistake) = script_mistake(&script) {
-            d.push(s.span(), format!("{}: {mistake}", s.get_ref()));
-            return None;
+    if let Some(clean) = clean {
+        if clean.get_ref() != REINSTALL {
+            let message = format!("`clean` is {REINSTALL:?}; a script is named by `cleanup`");
+            d.push(clean.span(), message);
         }
-        Some(Cleanup {
-            script,
-            timeout: timeout?,
-        })
-    });
-    SparePolicy {
-        requires: e.words(d, "requires"),
-        prefers: e.words(d, "prefers"),
-        apart: apart.into_iter().map(Spanned::into_inner).collect(),
-        keep_warm: e.count(d, "keep_warm", 0),
-        low_water: e.count(d, "low_water", 1),
-        cleanup,
+        if script.is_some() {
+            let message = "a server is cleaned in one way: leave out `clean` or `cleanup`";
+            d.push(clean.span(), message);
+        }
+        return Some(Cleanup::Reinstall);
     }
+    let s = script?;
+    let script = attach(d, attach_file, &s)?;
+    if let Some(mistake) = script_mistake(&script) {
+        d.push(s.span(), format!("{}: {mistake}", s.get_ref()));
+        return None;
+    }
+    Some(Cleanup::Script {
+        script,
+        timeout: timeout?,
+    })
 }
 
 /// Reads a file that the tables name.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::inventory::Cleanup;
 
 const ROLE: &str =
     "[[role]]\ncode = \"web\"\ndomain = \"shop\"\nos = \"debian-12\"\nsoftware = [\"nginx\"]\n";
@@ -82,8 +83,9 @@ fn what_a_role_says_of_its_spares() {
     assert_eq!(spares.prefers["zone"], "a");
     assert_eq!(spares.apart, ["rack"]);
     assert_eq!((spares.keep_warm, spares.low_water), (2, 1));
-    let cleanup = spares.cleanup.as_ref().unwrap();
-    assert_eq!(cleanup.timeout, std::time::Duration::from_secs(300));
+    assert!(
+        matches!(spares.cleanup, Some(Cleanup::Script { timeout, .. }) if timeout.as_secs() == 300)
+    );
     assert_eq!(inventory.servers["s"].labels["rack"], "r1");
     assert_eq!(inventory.servers["s"].reserved_for, ["web"]);
 
@@ -102,6 +104,41 @@ fn what_a_role_says_of_its_spares() {
         "servers.toml:6:17: no role \"db\" in roles.toml; there is web",
     ] {
         assert!(said.contains(words), "{words}\n{said}");
+    }
+}
+
+#[test]
+fn a_role_has_its_servers_cleaned_in_one_way() {
+    const IMAGE: &str = "[[image]]\nos = \"debian-12\"\nboot = \"pxe\"\n";
+    let with =
+        |keys: &str, image: &str| read([&format!("{ROLE}{keys}\n{image}"), SOFTWARE, "", ""]);
+    let inventory = with("clean = \"reinstall\"", IMAGE).unwrap();
+    let cleanup = &inventory.roles["web"].spares.cleanup;
+    assert_eq!(*cleanup, Some(Cleanup::Reinstall));
+    for (keys, image, said) in [
+        (
+            "clean = \"reinstall\"\ncleanup = \"scripts/clean.sh\"",
+            IMAGE,
+            "roles.toml:6:9: a server is cleaned in one way: leave out `clean` or `cleanup`",
+        ),
+        (
+            "clean = \"scripts/clean.sh\"",
+            IMAGE,
+            "roles.toml:6:9: `clean` is \"reinstall\"; a script is named by `cleanup`",
+        ),
+        (
+            "clean = \"reinstall\"\ncleanup_timeout = \"1m\"",
+            IMAGE,
+            "roles.toml:7:19: `cleanup_timeout` is of `cleanup`, which is missing",
+        ),
+        (
+            "clean = \"reinstall\"",
+            "",
+            "roles.toml:6:9: clean = \"reinstall\", and no [[image]] installs debian-12: add one",
+        ),
+    ] {
+        let found = with(keys, image).unwrap_err();
+        assert!(found.contains(said), "{said}\n{found}");
     }
 }
 

@@ -130,7 +130,7 @@ impl Pool {
         let store = home.open().await;
         let role = files.roles.get_mut("web.shop.example").unwrap();
         role.spares.keep_warm = keep_warm;
-        role.spares.cleanup = Some(Cleanup {
+        role.spares.cleanup = Some(Cleanup::Script {
             script: "purge\n".into(),
             timeout: Duration::from_secs(60),
         });

@@ -269,11 +269,14 @@ enum Hold<'a> {
     PassedOn(String),
 }
 
-/// A replacement works on it.
+/// A replacement works on it, or it is being cleaned.
 const fn in_hand(s: &PoolServer) -> bool {
     matches!(
         s.state,
-        ServerState::Claimed | ServerState::Configuring | ServerState::Testing
+        ServerState::Claimed
+            | ServerState::Configuring
+            | ServerState::Testing
+            | ServerState::Cleaning
     )
 }
 
@@ -285,7 +288,11 @@ fn hold<'a>(world: &'a World, s: &PoolServer) -> Hold<'a> {
         .find_map(|a| world.assignments.get(a));
     if in_hand(s) {
         let id = s.claimed_for.as_ref().map_or("?", |id| id.as_str());
-        return Hold::Busy(format!("is being configured by {id}"));
+        let done = match s.state {
+            ServerState::Cleaning => "cleaned",
+            _ => "configured",
+        };
+        return Hold::Busy(format!("is being {done} by {id}"));
     }
     if s.keeping.untidy {
         return Hold::Busy("may keep a boot override or image of an installation".to_owned());

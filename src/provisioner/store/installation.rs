@@ -18,10 +18,10 @@ const ENGINE: &str = "engine";
 const LEFT: &str =
     "; a boot override or image may be left: it stays quarantined until that is put away";
 
-/// The server is in the hands of the replacement that has this fence. A server that serves, is
-/// offered, free or put aside is in nobody's: no driver touches it.
+/// The server is in the hands of the replacement, or of the cleaning, that has this fence. A server that
+/// serves, is offered, free or put aside is in nobody's: no driver touches it.
 const HELD: &str = "SELECT r.cancel FROM server s JOIN replacement r ON r.id = s.replacement \
-     WHERE s.name = $1 AND r.fence = $2 AND s.state IN ('claimed', 'configuring') \
+     WHERE s.name = $1 AND r.fence = $2 AND s.state IN ('claimed', 'configuring', 'cleaning') \
      AND r.state IN ('claiming', 'configuring')";
 
 impl Ledger for Store {

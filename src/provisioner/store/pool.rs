@@ -8,6 +8,7 @@ use super::{
     journal::address_of,
     now_ms,
     rows::{Columns, json},
+    world::world,
 };
 use crate::{
     model::{
@@ -149,7 +150,7 @@ impl Store {
         Ok(ServerOutcome::Done)
     }
 
-    /// Has a server cleaned that is quarantined, failed or kept warm: by the script of the role that it had.
+    /// Has a server cleaned that is quarantined, failed or kept warm: as the role that it had says.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -183,7 +184,7 @@ impl Store {
         if !clean_after(&mut tx, name, role.as_deref()).await? {
             return Ok(ServerOutcome::Refused(match role {
                 Some(role) => format!(
-                    "the role {role}, which {name} had, has no cleanup in roles.toml: clean it by hand, then \
+                    "the role {role}, which {name} had, has neither cleanup nor clean in roles.toml: clean it by hand, then \
                      `understudy inventory release {name}`"
                 ),
                 None => format!(
@@ -191,6 +192,10 @@ impl Store {
                      release {name}`"
                 ),
             }));
+        }
+        let world = world(&mut tx).await?;
+        if let Some(why) = world.servers.get(name).and_then(|s| world.uncleanable(s)) {
+            return Ok(ServerOutcome::Refused(format!("{name}: {why}")));
         }
         sqlx::query(
             "UPDATE server SET warm = NULL, quarantined_until = NULL, reason = 'to be cleaned', \
@@ -263,7 +268,7 @@ impl Store {
             if attached.contains_key(&name) {
                 continue;
             }
-            // Whoever has a cleaning script is clean after it, and not before.
+            // Whose role says how it is cleaned is clean after that, and not before.
             let role = last_role(&mut tx, &name).await?;
             if clean_after(&mut tx, &name, role.as_deref()).await? {
                 sqlx::query("UPDATE server SET quarantined_until = NULL WHERE name = $1")

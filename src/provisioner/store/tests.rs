@@ -1227,6 +1227,7 @@ async fn claimed_to_install(store: &Store) -> (ReplacementId, Lease) {
     let install = Step::OsInstall {
         job: "j".into(),
         image,
+        anew: false,
     };
     let claim = Claim {
         server: "spare1".to_owned(),
@@ -1422,6 +1423,123 @@ async fn a_disk_is_not_wiped_once_that_is_forbidden() {
     assert_eq!(note(true, false).await, Held::Spared);
     // It is wiped by now: what follows is putting away.
     assert_eq!(note(false, false).await, Held::Yes);
+}
+
+/// A role whose servers are installed anew, and spare1 that had it.
+async fn given_back(store: &Store) -> Inventory {
+    let mut files = inventory();
+    with_reinstall(&mut files);
+    store.apply(&files, false, "test").await.unwrap();
+    let id = asked(store, "lb1.1", "lb1", "10.0.0.1").await;
+    offered(store, &id, "spare1").await;
+    sqlx::query("UPDATE server SET placed = '[\"/etc/x\"]' WHERE name = 'spare1'")
+        .execute(&store.pool)
+        .await
+        .unwrap();
+    assert!(store.give_back(&d("lb1"), &id).await.unwrap());
+    let is = Confirmation { is: Want::Withdraw };
+    store.confirm(&d("lb1"), &id, is).await.unwrap();
+    files
+}
+
+/// Takes spare1 in hand to clean it.
+async fn cleaning(store: &Store) -> (ReplacementId, Lease) {
+    use crate::provisioner::upkeep::InHand;
+    let world = store.world().await.unwrap();
+    let of = world.upkeep(&InHand::default()).remove(0);
+    assert_eq!((of.kind.as_str(), of.server.as_str()), ("clean", "spare1"));
+    let id = new_id("clean").unwrap();
+    let steps = world.upkeep_steps(&of, id.as_str()).unwrap();
+    assert!(store.begin_upkeep(&id, &of, &steps).await.unwrap());
+    let lease = leased(store, "test", &id).await;
+    (id, lease)
+}
+
+#[tokio::test]
+async fn who_is_installed_anew_is_a_spare_with_nothing_on_it() {
+    use crate::provisioner::driver::{Held, Ledger, Noting};
+    let (_dir, store) = fresh().await;
+    given_back(&store).await;
+    let (_id, lease) = cleaning(&store).await;
+    tell(&store, &lease, Event::Started { position: 0 }).await;
+    assert_eq!(spare1(&store).await.state, ServerState::Cleaning);
+    // Half an installation by another driver would be none.
+    let answer = store.apply(&inventory(), true, "test").await.unwrap();
+    let held = said(&answer, ChangeAction::Held);
+    assert!(
+        held[0].contains("driver stays http as it was: it is being cleaned by clean"),
+        "{held:?}"
+    );
+    let fence = lease.fence();
+    let at = |forgets| Noting {
+        ahead: true,
+        forgets,
+        ..AT
+    };
+    let noted = store.note_installation("spare1", fence, at(true)).await;
+    assert_eq!(noted.unwrap(), Held::Yes);
+    let keys = ["ssh-ed25519 AAAAown".to_owned()];
+    let learnt = store.learn_host_keys("spare1", fence, &keys).await;
+    assert_eq!(learnt.unwrap(), Held::Yes);
+    let trouble = "media_left: an image";
+    let noted = store.note_trouble("spare1", fence, trouble).await;
+    assert_eq!(noted.unwrap(), Held::Yes);
+    tell(&store, &lease, Event::Done { position: 0 }).await;
+    for position in [1, 2] {
+        tell(&store, &lease, Event::Started { position }).await;
+        let os = (position == 2).then(|| "debian-12".to_owned());
+        let note = Note {
+            os,
+            ..Note::default()
+        };
+        let done = Event::Done { position };
+        let retry = &Retry::STANDARD;
+        store.advance(&lease, &done, note, retry).await.unwrap();
+    }
+    tell(&store, &lease, Event::Finished).await;
+    let spare = spare1(&store).await;
+    assert_eq!((spare.state, spare.reason), (ServerState::Ready, None));
+    assert_eq!(spare.os_seen.as_deref(), Some("debian-12"));
+    assert_eq!(spare.server.learnt_keys, keys);
+    assert_eq!(spare.keeping.trouble.as_deref(), Some(trouble));
+    assert_eq!(
+        (spare.keeping.placed.len(), spare.keeping.untidy),
+        (0, false)
+    );
+    let gone = store.note_installation("spare1", fence, AT).await;
+    assert_eq!(gone.unwrap(), Held::No);
+}
+
+/// Neither the end of its quarantine nor anybody's wish makes it a spare before it is clean.
+#[tokio::test]
+async fn who_cannot_be_installed_anew_is_no_spare() {
+    let (_dir, store) = fresh().await;
+    let mut files = given_back(&store).await;
+    files.servers.get_mut("spare1").unwrap().wipe = false;
+    store.apply(&files, false, "test").await.unwrap();
+    let refused = store.clean("spare1", "test").await.unwrap();
+    let ServerOutcome::Refused(why) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(why.contains("set `wipe` in servers.toml"), "{why}");
+    sqlx::query(
+        "UPDATE server SET state = 'quarantined', quarantined_until = 1, clean_after = NULL \
+         WHERE name = 'spare1'",
+    )
+    .execute(&store.pool)
+    .await
+    .unwrap();
+    assert_eq!(store.end_quarantines().await.unwrap(), ["spare1"]);
+    let spare = spare1(&store).await;
+    assert_eq!(spare.state, ServerState::Quarantined);
+    let listed = store.servers().await.unwrap();
+    let listed = listed.iter().find(|s| s.server.name == "spare1").unwrap();
+    let reason = listed.reason.as_deref().unwrap();
+    assert!(reason.contains("it cannot be cleaned after"), "{reason}");
+    // What was missing is there: it goes on by itself.
+    files.servers.get_mut("spare1").unwrap().wipe = true;
+    store.apply(&files, false, "test").await.unwrap();
+    cleaning(&store).await;
 }
 
 /// What a rehearsal cannot see stays until somebody has looked.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     model::ReplacementId,
     provisioner::{
-        order::Step,
+        order::{OS_INSTALL, Step},
         upkeep::{InHand, Upkeep},
         warm::Warm,
         workflow::{Event, Kind, Retry},
@@ -91,11 +91,16 @@ impl Store {
         .execute(&mut *tx)
         .await
         .map_err(failed("begin upkeep"))?;
-        sqlx::query("UPDATE server SET warm = NULL, clean_after = NULL WHERE name = $1")
-            .bind(of.server.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("begin upkeep"))?;
+        // Whoever is cleaned is told anew what is wrong with it.
+        sqlx::query(
+            "UPDATE server SET warm = NULL, clean_after = NULL, \
+             trouble = CASE WHEN $2 = 'clean' THEN NULL ELSE trouble END WHERE name = $1",
+        )
+        .bind(of.server.as_str())
+        .bind(of.kind.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("begin upkeep"))?;
         let event = Event::Claimed {
             server: of.server.clone(),
             steps: steps.iter().map(Step::name).collect(),
@@ -144,12 +149,24 @@ pub(super) async fn finish(tx: &mut Tx, work: &Work) -> Result<(), StoreError> {
             Ok(())
         }
         Kind::Clean => {
-            pool::free(tx, server).await?;
-            sqlx::query("UPDATE server SET placed = '[]' WHERE name = $1")
+            // What was seen of a fresh installation, and of its image in a drive.
+            let row = sqlx::query("SELECT os_seen, trouble FROM server WHERE name = $1")
                 .bind(server)
-                .execute(&mut **tx)
+                .fetch_one(&mut **tx)
                 .await
-                .map_err(failed("note that a server is clean"))?;
+                .map_err(failed("look what a server is now"))?;
+            let is_fresh = hand.is_some_and(|hand| hand.steps.iter().any(|m| m.name == OS_INSTALL));
+            let (os, trouble) = (row.text_opt("os_seen")?, row.text_opt("trouble")?);
+            pool::free(tx, server).await?;
+            sqlx::query(
+                "UPDATE server SET placed = '[]', os_seen = $2, trouble = $3 WHERE name = $1",
+            )
+            .bind(server)
+            .bind(os.filter(|_| is_fresh))
+            .bind(trouble)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed("note that a server is clean"))?;
             Ok(())
         }
     }

@@ -93,7 +93,7 @@ fn view(world: &World, s: &PoolServer) -> ServerView {
             Source::Replacement(id) => Some(id.to_string()),
         }),
         os_seen: s.os_seen.clone(),
-        reason: s.reason.clone().or_else(|| {
+        reason: world.reason_of(s).or_else(|| {
             s.claimed_for
                 .as_ref()
                 .filter(|_| s.state != ServerState::Serving)

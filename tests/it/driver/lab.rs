@@ -145,6 +145,8 @@ impl Machine {
         if image {
             power.installed = false;
             power.installations += 1;
+            // What a provisioner has left goes with the disk.
+            drop(fs::remove_dir_all(self.path("base")));
         }
         let machine = self.clone();
         power.boots = Some(tokio::spawn(async move { machine.boot(image).await }));
@@ -259,6 +261,7 @@ impl Machine {
             step: Step::OsInstall {
                 job: "lb1.1-1".into(),
                 image,
+                anew: false,
             },
             masks: Masks::default(),
         };

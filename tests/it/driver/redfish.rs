@@ -8,21 +8,26 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use understudy::{
     model::{
         CheckKind, CheckSpec, CheckTiming, ForwardMethod, PinDigest, Scheduler, Via, Weight,
-        inventory::{Inventory, Role, ServerState, Software, SparePolicy},
+        inventory::{Cleanup, Inventory, Role, ServerState, Software, SparePolicy},
         machine::{Boot, BootMode, Driver},
         wire::{
-            RegisteredServer, RegisteredService, Registration, Replacement, ReplacementRequest,
-            ReplacementState,
+            Confirmation, RegisteredServer, RegisteredService, Registration, Replacement,
+            ReplacementRequest, ReplacementState, Want,
         },
     },
     provisioner::{
         driver::{Held, Reach},
         engine::{self, Observer, Settings},
+        keeper,
         order::{Class, Hands, Order, Step},
         sealed::Masks,
         secrets::Secrets,
@@ -51,7 +56,10 @@ fn inventory(machine: &Machine, driver: Driver) -> Inventory {
         install: true,
         gateways: Vec::new(),
         clients: Vec::new(),
-        spares: SparePolicy::default(),
+        spares: SparePolicy {
+            cleanup: Some(Cleanup::Reinstall),
+            ..SparePolicy::default()
+        },
     };
     let thing = Software {
         name: "thing".into(),
@@ -157,7 +165,8 @@ async fn attaching(store: &Store, replacement: &Replacement) -> Replacement {
 
 /// The whole chain: a bare spare with power on and nothing to boot is installed by PXE, by way of
 /// sushy-tools' emulator, and configured. The provisioner is killed when power went off, and again when
-/// the installation runs, and each time finds it where it is.
+/// the installation runs, and each time finds it where it is. Once it has given its role back it is installed anew,
+/// though it runs what is wanted, and is a spare again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bare_spare_is_installed_and_takes_the_role_over_two_kills() {
     let machine = Machine::new();
@@ -210,8 +219,53 @@ async fn a_bare_spare_is_installed_and_takes_the_role_over_two_kills() {
     assert_eq!(spare.os_seen, Some(host_os()));
     // The image's key let us in once; its own counts from then on.
     let own = machine.public("etc/ssh_host_ed25519_key");
-    assert_eq!(spare.server.learnt_keys, [own]);
+    assert_eq!(spare.server.learnt_keys, std::slice::from_ref(&own));
     assert_eq!(spare.state, ServerState::Testing);
+
+    let lb1 = "lb1".parse().unwrap();
+    let confirm = async |is| {
+        let confirmed = store.confirm(&lb1, &done.id, Confirmation { is }).await;
+        confirmed.unwrap();
+    };
+    confirm(Want::Attach).await;
+    store.give_back(&lb1, &done.id).await.unwrap();
+    confirm(Want::Withdraw).await;
+    let settings = keeper::Settings {
+        rehearse: None,
+        turn: Duration::from_millis(50),
+    };
+    let hands = Arc::new(machine.installer(store.clone(), LOGIN));
+    let stop = CancellationToken::new();
+    let keeper = tokio::spawn(keeper::run(
+        store.clone(),
+        hands,
+        settings,
+        Secrets::default(),
+        Observer::nobody(),
+        stop.clone(),
+    ));
+    let fourth = Provisioner::start(&machine, &store);
+    until("the second installation", || machine.installations() > 1).await;
+    fourth.kill().await;
+    let fifth = Provisioner::start(&machine, &store);
+    let clean = async {
+        loop {
+            let mut world = store.world().await.unwrap();
+            let spare = world.servers.remove("spare1").unwrap();
+            match spare.state {
+                ServerState::Failed | ServerState::Cleaning => {}
+                _ => return spare,
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let spare = timeout(Duration::from_secs(180), clean).await.unwrap();
+    assert_eq!((spare.state, spare.reason), (ServerState::Ready, None));
+    assert_eq!(machine.installations(), 2);
+    assert_eq!(spare.server.learnt_keys, [own]);
+    fifth.kill().await;
+    stop.cancel();
+    keeper.await.unwrap();
 }
 
 /// The same from a virtual drive, whose image the emulator fetches.
@@ -429,6 +483,7 @@ async fn a_machine_that_runs_what_is_wanted_is_left_as_it_is() {
             step: Step::OsInstall {
                 job: "lb1.1-1".into(),
                 image: image.clone(),
+                anew: false,
             },
             masks: Masks::default(),
         }
@@ -533,6 +588,7 @@ fn order(machine: &Machine, driver: Driver, image: understudy::model::machine::I
         step: Step::OsInstall {
             job: "lb1.1-1".into(),
             image,
+            anew: false,
         },
         masks: Masks::default(),
     }
@@ -593,7 +649,7 @@ async fn a_server_that_answers_without_power_is_another_machine() {
                 .await
             {
                 assert_ne!(e.code, "auth_refused", "{e}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
             }
         };
         timeout(Duration::from_secs(60), answers).await.unwrap();

@@ -10,10 +10,14 @@ use std::{
 use axum::{Router, extract::State, routing::post};
 use tokio::net::TcpListener;
 use understudy::{
-    model::machine::{Boot, Door, Driver, HttpDriver},
+    model::{
+        inventory::Server,
+        machine::{Boot, Door, Driver, HttpDriver},
+    },
     provisioner::{
         driver::Held,
-        order::{Class, Hands},
+        order::{Class, Hands, Order, Step},
+        sealed::Masks,
     },
 };
 
@@ -33,7 +37,10 @@ impl Example {
         let router = Router::new()
             .route(
                 "/",
-                post(|State(machine): State<Machine>| async move { machine.set_power(true, true) }),
+                post(|State(machine): State<Machine>| async move {
+                    machine.set_power(false, false);
+                    machine.set_power(true, true);
+                }),
             )
             .with_state(machine.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -103,6 +110,45 @@ async fn the_example_installs_and_a_second_order_finds_what_was_begun() {
     let done = install().await.unwrap();
     assert_eq!(done.os, Some(host_os()));
     assert_eq!(machine.installations(), 1);
+}
+
+/// As a server is cleaned that had a role.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_runs_the_system_already_is_installed_anew() {
+    let machine = Machine::new();
+    let example = Example::start(&machine, None).await;
+    let mut server = machine.server(example.driver());
+    let perform = async |server: &Server, notes: &Notes, step| {
+        let order = Order {
+            server: server.clone(),
+            fence: 7,
+            step,
+            masks: Masks::default(),
+        };
+        let installer = machine.installer(notes.clone(), "s3cret\n");
+        installer.perform(&order, &drop).await.unwrap()
+    };
+    let install = |job: &str, anew| Step::OsInstall {
+        job: job.into(),
+        image: machine.image(Boot::Pxe),
+        anew,
+    };
+    let first = Notes::default();
+    perform(&server, &first, install("lb1.1-1", false)).await;
+    server.learnt_keys.clone_from(&first.keys.lock().unwrap());
+    perform(&server, &first, Step::Fence).await;
+    assert!(machine.path("base").exists());
+    let done = perform(&server, &first, install("lb1.2-1", false)).await;
+    assert!(done.detail.contains("already"), "{}", done.detail);
+    assert_eq!(machine.installations(), 1);
+
+    let again = Notes::default();
+    let done = perform(&server, &again, install("clean.1-1", true)).await;
+    assert_eq!(done.os, Some(host_os()));
+    assert_eq!(machine.installations(), 2);
+    assert!(!machine.path("base").exists(), "a mark of what it was");
+    assert!(again.forgot.lock().unwrap().is_some());
+    assert_eq!(*again.keys.lock().unwrap(), server.learnt_keys);
 }
 
 #[tokio::test(flavor = "multi_thread")]
