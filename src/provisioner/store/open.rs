@@ -294,7 +294,8 @@ impl Store {
         for setting in self.engine.migrating() {
             sqlx::query(*setting).execute(&mut *connection).await?;
         }
-        MIGRATIONS.run(&mut *connection).await?;
+        // `run` takes any source of connections, and its future is then `Send` for nobody.
+        MIGRATIONS.run_direct(None, &mut *connection, false).await?;
         if self.engine == Engine::Postgres {
             connection.close().await?;
         }
