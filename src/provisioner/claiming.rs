@@ -9,7 +9,7 @@ use super::{
     store::{Claim, Vacancy},
 };
 use crate::{
-    model::{ReplacementId, wire::PassedOver},
+    model::{ReplacementId, inventory::ServerState, wire::PassedOver},
     telemetry::Chain,
 };
 
@@ -63,10 +63,8 @@ pub(super) fn ready(
     let role = &world.assignments.get(&place.failed)?.role;
     // Others wait for this transaction: where nobody is kept, no file is read for it.
     let kept = |s: &PoolServer| {
-        s.keeping
-            .warm
-            .as_ref()
-            .is_some_and(|warm| warm.role == *role)
+        let warm = s.keeping.warm.as_ref();
+        s.state == ServerState::Standby && warm.is_some_and(|warm| warm.role == *role)
     };
     if !world.servers.values().any(kept) {
         return None;

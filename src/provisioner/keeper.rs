@@ -159,7 +159,7 @@ async fn end_quarantines(store: &Store) -> Result<(), StoreError> {
     for server in store.end_quarantines().await? {
         info!(
             server,
-            "quarantine is over: it is a spare again, once it is clean"
+            "quarantine is over: it is a spare again, after its cleaning where its role has one"
         );
     }
     Ok(())

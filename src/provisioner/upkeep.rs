@@ -13,7 +13,7 @@ use crate::model::{
     machine::{Driver, Image},
 };
 
-/// Made ready or cleaned at the same time: replacements go first, and a role that cannot be made ready shows it by one.
+/// Made ready at the same time, and as many cleaned: replacements go first, and a role that cannot be made ready shows it by one.
 const AT_ONCE: usize = 2;
 
 /// Cleaned at the same time where a replacement waits for a spare: what is clean is one.
@@ -45,27 +45,33 @@ pub struct Upkeep {
     pub role: String,
 }
 
+/// Whether a server is out of service with what it had.
+fn is_dirty(s: &PoolServer) -> bool {
+    matches!(s.state, ServerState::Failed | ServerState::Quarantined)
+}
+
 impl World {
     /// What is to be begun now, the most urgent first.
     #[must_use]
     pub fn upkeep(&self, in_hand: &InHand) -> Vec<Upkeep> {
-        let under_way = in_hand.warming.values().sum::<usize>() + in_hand.cleaning;
-        let warm = self.roles.values().filter(|_| !in_hand.awaited);
-        let warm = warm.filter_map(|role| self.to_warm(role, in_hand));
-        let all = self.to_clean().chain(warm);
         let most = if in_hand.awaited {
             CLEANED_AT_ONCE
         } else {
             AT_ONCE
         };
-        all.take(most.saturating_sub(under_way)).collect()
+        let clean = self.to_clean().take(most.saturating_sub(in_hand.cleaning));
+        let warm = self.roles.values().filter(|_| !in_hand.awaited);
+        let warm = warm.filter_map(|role| self.to_warm(role, in_hand));
+        // A server that is installed anew for an hour holds up no spare that is to be made ready.
+        let warming = in_hand.warming.values().sum::<usize>();
+        let warm = warm.take(AT_ONCE.saturating_sub(warming));
+        clean.chain(warm).collect()
     }
 
     fn to_clean(&self) -> impl Iterator<Item = Upkeep> {
         self.servers.values().filter_map(|s| {
             let role = s.keeping.clean_after.as_ref()?;
-            let dirty = matches!(s.state, ServerState::Failed | ServerState::Quarantined);
-            let due = dirty && s.keeping.maintenance.is_none() && !s.keeping.untidy;
+            let due = is_dirty(s) && s.keeping.maintenance.is_none() && !s.keeping.untidy;
             let can = due && self.uncleanable(s).is_none();
             can.then(|| Upkeep {
                 kind: Kind::Clean,
@@ -128,7 +134,8 @@ impl World {
     /// Why a server that is to be cleaned stays as it is.
     #[must_use]
     pub fn uncleanable(&self, s: &PoolServer) -> Option<String> {
-        let role = s.keeping.clean_after.as_ref()?;
+        let out = is_dirty(s) || s.state == ServerState::Standby;
+        let role = s.keeping.clean_after.as_ref().filter(|_| out)?;
         let why = self.cleaning(s, role, "").err()?;
         Some(format!("it cannot be cleaned after {role}: {why}"))
     }

@@ -546,9 +546,9 @@ impl<H: Reach, L: Ledger> Installer<H, L> {
                 hold.wiped = AtomicBool::new(note.wiped);
             }
             None => {
-                if !job.anew
-                    && let Some(done) = self.already(server, job.image).await?
-                {
+                // Asked in any case: somebody else who answers there keeps the disk.
+                let already = self.already(server, job.image).await?;
+                if let Some(done) = already.filter(|_| !job.anew) {
                     return Ok(done);
                 }
                 if !server.wipe {

@@ -14,7 +14,7 @@ use crate::{model::inventory::Server, provisioner::ssh::Ssh};
 
 /// The next step follows after a word to the journal, or not at all. A link that died in so short a time is what
 /// a step has to expect anyway.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Whose connection it is: a step under another fence, or that expects another host key, has to log in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

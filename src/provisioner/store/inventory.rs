@@ -225,7 +225,10 @@ async fn write_servers(tx: &mut Tx, ops: &[ServerOp]) -> Result<(), StoreError> 
             } => {
                 write_server(tx, server, *assign).await?;
                 if let Some((state, reason)) = state {
-                    sqlx::query("UPDATE server SET state = $2, reason = $3 WHERE name = $1")
+                    // Of what it was before nothing is put away any more.
+                    let moved = "UPDATE server SET state = $2, reason = $3, clean_after = NULL, \
+                                 quarantined_until = NULL WHERE name = $1";
+                    sqlx::query(moved)
                         .bind(server.name.as_str())
                         .bind(state.as_str())
                         .bind(reason.clone())

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use tracing::warn;
+
 use super::{
     Actor, Entry, News, Store, StoreError, Tx, audit, failed,
     journal::{self, Claim, Note, Vacancy},
@@ -20,6 +22,7 @@ use crate::{
         plan::{Source, World},
         workflow::{Event, Retry},
     },
+    telemetry::Chain,
 };
 
 /// What became of a request.
@@ -93,7 +96,17 @@ impl Store {
         if let Some(seen) = seen {
             return Ok(seen);
         }
-        self.ask_first(key, body, from, ready).await
+        match self.ask_first(key, body, from.clone(), ready).await {
+            Err(e) if !e.is_away() => {
+                warn!(
+                    error = %Chain(&e), failed = %body.failed,
+                    "a warm spare cannot be offered with the answer: the request is taken without one"
+                );
+                let nobody: (&str, Ready<'_>) = ("", &|_, _, _| None);
+                self.ask_first(key, body, from, nobody).await
+            }
+            asked => asked,
+        }
     }
 
     async fn ask_first(

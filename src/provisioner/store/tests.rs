@@ -1542,6 +1542,26 @@ async fn who_cannot_be_installed_anew_is_no_spare() {
     cleaning(&store).await;
 }
 
+/// It has a role by its operator's hand: of what it was before nothing is put away, not when it fails either.
+#[tokio::test]
+async fn who_is_given_a_role_by_hand_is_not_cleaned_of_another() {
+    let (_dir, store) = fresh().await;
+    let mut files = inventory();
+    sqlx::query(
+        "UPDATE server SET state = 'quarantined', clean_after = 'web.shop.example' WHERE name = 'spare1'",
+    )
+    .execute(&store.pool)
+    .await
+    .unwrap();
+    files.servers.get_mut("spare1").unwrap().role = Some("web.shop.example".into());
+    store.apply(&files, false, "test").await.unwrap();
+    let spare = spare1(&store).await;
+    assert_eq!(
+        (spare.state, spare.keeping.clean_after),
+        (ServerState::Serving, None)
+    );
+}
+
 /// What a rehearsal cannot see stays until somebody has looked.
 #[tokio::test]
 async fn an_image_left_in_a_drive_is_told_until_the_server_is_released() {

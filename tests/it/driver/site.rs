@@ -1,6 +1,7 @@
 //! The example of a site's own driver, over the documented protocol.
 
 use std::{
+    fs,
     net::{Ipv4Addr, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -49,9 +50,9 @@ impl Example {
              exec /usr/bin/python3 -c \"import urllib.request as u; u.urlopen('http://{told}/', b'')\""
         );
         let token = machine.path("credential");
-        std::fs::write(&token, "s3cret\n").unwrap();
+        fs::write(&token, "s3cret\n").unwrap();
         let port = free_port();
-        let log = std::fs::File::create(machine.path("driver.log")).unwrap();
+        let log = fs::File::create(machine.path("driver.log")).unwrap();
         let process = Command::new("/usr/bin/python3")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/drivers/example.py"))
             .args(["--listen", &format!("127.0.0.1:{port}"), "--token"])
@@ -126,7 +127,7 @@ async fn a_server_that_runs_the_system_already_is_installed_anew() {
             masks: Masks::default(),
         };
         let installer = machine.installer(notes.clone(), "s3cret\n");
-        installer.perform(&order, &drop).await.unwrap()
+        installer.perform(&order, &drop).await
     };
     let install = |job: &str, anew| Step::OsInstall {
         job: job.into(),
@@ -134,16 +135,26 @@ async fn a_server_that_runs_the_system_already_is_installed_anew() {
         anew,
     };
     let first = Notes::default();
-    perform(&server, &first, install("lb1.1-1", false)).await;
+    let done = perform(&server, &first, install("lb1.1-1", false)).await;
+    done.unwrap();
     server.learnt_keys.clone_from(&first.keys.lock().unwrap());
-    perform(&server, &first, Step::Fence).await;
+    perform(&server, &first, Step::Fence).await.unwrap();
     assert!(machine.path("base").exists());
     let done = perform(&server, &first, install("lb1.2-1", false)).await;
+    let done = done.unwrap();
     assert!(done.detail.contains("already"), "{}", done.detail);
+    assert_eq!(machine.installations(), 1);
+
+    // Somebody else answers there: whoever that is keeps the disk.
+    let mut other = server.clone();
+    other.learnt_keys = vec![fs::read_to_string(machine.path("id.pub")).unwrap()];
+    let e = perform(&other, &Notes::default(), install("clean.0-1", true)).await;
+    assert_eq!(e.unwrap_err().code, "host_key_mismatch");
     assert_eq!(machine.installations(), 1);
 
     let again = Notes::default();
     let done = perform(&server, &again, install("clean.1-1", true)).await;
+    let done = done.unwrap();
     assert_eq!(done.os, Some(host_os()));
     assert_eq!(machine.installations(), 2);
     assert!(!machine.path("base").exists(), "a mark of what it was");
