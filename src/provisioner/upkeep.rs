@@ -13,7 +13,8 @@ use crate::model::{
     machine::{Driver, Image},
 };
 
-/// Made ready at the same time, and as many cleaned: replacements go first, and a role that cannot be made ready shows it by one.
+/// Made ready at the same time, and as many cleaned: replacements go first, and a role that cannot be made ready shows it
+/// by one.
 const AT_ONCE: usize = 2;
 
 /// Cleaned at the same time where a replacement waits for a spare: what is clean is one.

@@ -47,6 +47,9 @@ pub enum Asked {
 pub(in crate::provisioner) type Ready<'a> =
     &'a (dyn Fn(World, &ReplacementId, &Vacancy) -> Option<Claim> + Sync);
 
+/// Leaves the choice to the engine.
+const LATER: (&str, Ready<'static>) = ("", &|_, _, _| None);
+
 /// What became of a wish to cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CancelOutcome {
@@ -74,7 +77,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn ask(&self, key: &str, body: &ReplacementRequest) -> Result<Asked, StoreError> {
         let from = body.director.to_string();
-        self.ask_from(key, body, from, ("", &|_, _, _| None)).await
+        self.ask_from(key, body, from, LATER).await
     }
 
     /// The same of somebody who may be known by something else than the address that it says; a spare on which nothing is
@@ -102,8 +105,7 @@ impl Store {
                     error = %Chain(&e), failed = %body.failed,
                     "a warm spare cannot be offered with the answer: the request is taken without one"
                 );
-                let nobody: (&str, Ready<'_>) = ("", &|_, _, _| None);
-                self.ask_first(key, body, from, nobody).await
+                self.ask_first(key, body, from, LATER).await
             }
             asked => asked,
         }
