@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
 };
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::{
     Scale,
     pki::{Authority, Leaf, Side},
+    port::Port,
 };
 
 /// Keeps a server until its standard input ends, in whatever way this program ends.
@@ -201,6 +202,7 @@ pub(crate) struct Spares {
     pub(crate) all: Vec<Spare>,
     pub(crate) port: u16,
     pub(crate) dir: TempDir,
+    _reserved: Port,
 }
 
 impl Spares {
@@ -210,12 +212,14 @@ impl Spares {
         let dir = TempDir::with_prefix("understudy-fleet-").unwrap();
         keygen(&dir.path().join("host"));
         keygen(&dir.path().join("key"));
-        let port = free(Ipv4Addr::new(127, 1, 0, 1));
+        let reserved = Port::at(Ipv4Addr::new(127, 1, 0, 1), 0).unwrap();
+        let port = reserved.number();
         let all = (1..=number).map(|n| Spare::start(n, port, dir.path()));
         Self {
             all: all.collect(),
             port,
             dir,
+            _reserved: reserved,
         }
     }
 
@@ -230,12 +234,6 @@ impl Spares {
     }
 }
 
-/// A port that was free a moment ago.
-fn free(at: Ipv4Addr) -> u16 {
-    let free = TcpListener::bind((at, 0)).unwrap();
-    free.local_addr().unwrap().port()
-}
-
 /// A provisioner: the product's binary.
 pub(crate) struct Provisioner {
     pub(crate) name: String,
@@ -243,6 +241,8 @@ pub(crate) struct Provisioner {
     metrics: SocketAddr,
     dir: TempDir,
     _side: Side,
+    /// It is started again on the same ones.
+    _reserved: [Port; 2],
     process: Option<Process>,
     /// What those that were killed had used.
     spent: f64,
@@ -266,7 +266,8 @@ impl Provisioner {
         let side = Side::new(ca, &leaf, ca);
         let dir = tempfile::tempdir().unwrap();
         let (here, tls) = (dir.path().display(), side.dir.path().display());
-        let (port, metrics) = (free(Ipv4Addr::LOCALHOST), free(Ipv4Addr::LOCALHOST));
+        let reserved = [Port::new(), Port::new()];
+        let [port, metrics] = reserved.each_ref().map(Port::number);
         let name = format!("centre-{number}");
         let key = key.display();
         let text = format!(
@@ -283,6 +284,7 @@ impl Provisioner {
             metrics: (Ipv4Addr::LOCALHOST, metrics).into(),
             dir,
             _side: side,
+            _reserved: reserved,
             process: None,
             spent: 0.0,
         }

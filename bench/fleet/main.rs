@@ -23,6 +23,8 @@ mod machine;
 #[path = "../../tests/it/pki.rs"]
 #[expect(dead_code, reason = "nobody is revoked here")]
 mod pki;
+#[path = "../../tests/it/port.rs"]
+mod port;
 mod raw;
 mod witness;
 

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -28,7 +27,10 @@ use understudy::{
     tls::{self, Identity as _},
 };
 
-use super::pki::{Authority, Leaf, Side};
+use super::{
+    pki::{Authority, Leaf, Side},
+    port::Port,
+};
 
 /// Nothing here takes so long.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,7 +41,7 @@ const DIRECTOR: u64 = 42;
 struct Provisioner {
     dir: tempfile::TempDir,
     side: Side,
-    port: u16,
+    port: Port,
     child: Option<Child>,
 }
 
@@ -61,13 +63,10 @@ impl Provisioner {
             .arg(dir.path().join("ssh_key"))
             .status();
         assert!(made.unwrap().success());
-        // Free a moment ago.
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
         let provisioner = Self {
             dir,
             side: Side::new(ca, &leaf, ca),
-            port,
+            port: Port::new(),
             child: None,
         };
         provisioner.side.write("crl.pem", &ca.revoke(&[]));
@@ -90,7 +89,7 @@ impl Provisioner {
              listen = \"127.0.0.1:{}\"\n\
              [provisioner.tls]\ncertificate = \"{tls}/cert.pem\"\nkey = \"{tls}/key.pem\"\nca = \"{tls}/ca.pem\"\ncrl = \"{tls}/crl.pem\"\n\
              [ssh]\nkey = \"{here}/ssh_key\"\n{}",
-            self.port,
+            self.port.number(),
             listed.collect::<String>()
         );
         fs::write(self.path("provisioner.toml"), text).unwrap();
@@ -233,7 +232,7 @@ impl Telling {
 async fn a_provisioner_that_is_stopped_killed_and_started_again_costs_no_request() {
     let ca = Authority::new("ca");
     let mut provisioner = Provisioner::new(&ca);
-    let mut director = Telling::begin(&ca, &[provisioner.port]);
+    let mut director = Telling::begin(&ca, &[provisioner.port.number()]);
     let why = director.silence().await;
     assert!(why.contains("cannot be reached"), "{why}");
 
@@ -284,7 +283,7 @@ async fn where_a_provisioner_of_several_is_stopped_the_next_one_answers() {
     let ca = Authority::new("ca");
     let [mut one, mut other] = [Provisioner::new(&ca), Provisioner::new(&ca)];
     one.start();
-    let mut director = Telling::begin(&ca, &[one.port, other.port]);
+    let mut director = Telling::begin(&ca, &[one.port.number(), other.port.number()]);
     director.ask(1);
     let first = director.answer().await;
     // The other one has a store of its own here: that it answers shows in the replacement's id.

@@ -15,6 +15,7 @@ mod inventory;
 mod logs;
 mod metrics;
 mod pki;
+mod port;
 mod rooms;
 mod rtnl;
 mod ssh;

@@ -12,8 +12,8 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use understudy::model::machine::{Door, Driver, Login, Redfish};
 
-use super::lab::{Machine, file, free_port, pin};
-use crate::ssh::lab::until;
+use super::lab::{Machine, file, pin};
+use crate::{port::Port, ssh::lab::until};
 
 const UUID: &str = "27946b59-9e44-4fa7-8e91-f3527a1ef094";
 /// What `tests/vm/prepare` installs.
@@ -25,7 +25,7 @@ const HASHED: &str = "root:$2b$04$qLwe2./MtQ.Y03DjqEDO1OCTitzmIkG/6frVh3np.gSHDr
 
 pub(super) struct Emulator {
     process: Child,
-    port: u16,
+    port: Port,
 }
 
 impl Emulator {
@@ -42,18 +42,19 @@ impl Emulator {
             .route("/", put(power))
             .with_state(machine.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        let port = free_port();
+        let port = Port::new();
         let dir = machine.path("emulator");
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("users"), format!("{HASHED}\n")).unwrap();
         let config = format!(
-            "SUSHY_EMULATOR_LISTEN_IP = '127.0.0.1'\nSUSHY_EMULATOR_LISTEN_PORT = {port}\n\
+            "SUSHY_EMULATOR_LISTEN_IP = '127.0.0.1'\nSUSHY_EMULATOR_LISTEN_PORT = {}\n\
              SUSHY_EMULATOR_SSL_CERT = '{}'\nSUSHY_EMULATOR_SSL_KEY = '{}'\n\
              SUSHY_EMULATOR_AUTH_FILE = '{}/users'\nSUSHY_EMULATOR_STATE_DIR = '{}'\n\
              SUSHY_EMULATOR_FAKE_DRIVER = True\n\
              SUSHY_EMULATOR_FAKE_SYSTEMS = [{{'uuid': '{UUID}', 'name': 'spare1', 'power_state': 'On', \
              'external_notifier': True, 'nics': []}}]\n\
              EXTERNAL_NOTIFICATION_URL = 'http://{told}/'\n",
+            port.number(),
             file("server.pem").display(),
             file("server.key").display(),
             dir.display(),
@@ -73,7 +74,7 @@ impl Emulator {
             .unwrap();
         let emulator = Self { process, port };
         until("the emulator to listen", || {
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+            TcpStream::connect((Ipv4Addr::LOCALHOST, emulator.port.number())).is_ok()
         })
         .await;
         emulator
@@ -82,7 +83,9 @@ impl Emulator {
     pub(super) fn driver(&self) -> Driver {
         Driver::Redfish(Box::new(Redfish {
             door: Door {
-                url: format!("https://127.0.0.1:{}", self.port).parse().unwrap(),
+                url: format!("https://127.0.0.1:{}", self.port.number())
+                    .parse()
+                    .unwrap(),
                 pin: Some(pin("server.pem")),
                 credential: "bmc".into(),
             },

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::{
@@ -34,7 +34,10 @@ use understudy::{
     },
 };
 
-use crate::ssh::lab::{Connects, keygen, until};
+use crate::{
+    port::Port,
+    ssh::lab::{Connects, keygen, until},
+};
 
 /// Long enough for a busy machine: an outcome that comes is not this limit's.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -59,11 +62,6 @@ pub(super) fn pin(name: &str) -> PinDigest {
     PinDigest(Sha256::digest(&certificate).into())
 }
 
-pub(super) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 /// This machine's: what an installation "installs".
 pub(super) fn host_os() -> String {
     let text = fs::read_to_string("/etc/os-release").unwrap();
@@ -80,7 +78,7 @@ pub(super) struct Machine(Arc<Inner>);
 
 struct Inner {
     dir: TempDir,
-    port: u16,
+    port: Port,
     power: Mutex<Power>,
 }
 
@@ -91,6 +89,16 @@ struct Power {
     installations: usize,
     boots: Option<JoinHandle<()>>,
     sshd: Option<Child>,
+}
+
+impl Power {
+    fn end_sshd(&mut self) {
+        if let Some(mut sshd) = self.sshd.take() {
+            // It may have ended by itself.
+            drop(sshd.kill());
+            drop(sshd.wait());
+        }
+    }
 }
 
 impl Machine {
@@ -105,7 +113,7 @@ impl Machine {
         }
         fs::copy(at("id.pub"), at("authorized_keys")).unwrap();
         let power = Mutex::default();
-        let port = free_port();
+        let port = Port::new();
         Self(Arc::new(Inner { dir, port, power }))
     }
 
@@ -135,10 +143,7 @@ impl Machine {
         if let Some(task) = power.boots.take() {
             task.abort();
         }
-        if let Some(mut sshd) = power.sshd.take() {
-            sshd.kill().unwrap();
-            sshd.wait().unwrap();
-        }
+        power.end_sshd();
         if !on {
             return;
         }
@@ -175,21 +180,23 @@ impl Machine {
              AuthorizedKeysFile {d}/authorized_keys\nPermitRootLogin prohibit-password\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n\
              StrictModes no\nPidFile none\nSubsystem sftp internal-sftp\n",
-            self.0.port
+            self.0.port.number()
         );
         fs::write(self.path("sshd_config"), config).unwrap();
+        let mut power = self.power();
+        if !power.on {
+            return;
+        }
+        // The next one has the same port.
+        power.end_sshd();
         let sshd = Command::new("/usr/sbin/sshd")
             .arg("-D")
             .arg("-f")
             .arg(self.path("sshd_config"))
             .arg("-E")
             .arg(self.path("sshd.log"))
-            .spawn()
-            .unwrap();
-        if let Some(mut before) = self.power().sshd.replace(sshd) {
-            before.kill().unwrap();
-            before.wait().unwrap();
-        }
+            .spawn();
+        power.sshd = Some(sshd.unwrap());
     }
 
     pub(super) fn public(&self, name: &str) -> String {
@@ -204,7 +211,7 @@ impl Machine {
             name: "spare1".into(),
             addresses: vec![Ipv4Addr::LOCALHOST.into()],
             ssh_address: IpAddr::from(Ipv4Addr::LOCALHOST),
-            ssh_port: self.0.port,
+            ssh_port: self.0.port.number(),
             host_keys: Vec::new(),
             role: None,
             driver,
@@ -275,10 +282,7 @@ impl Drop for Inner {
         if let Some(task) = power.boots.take() {
             task.abort();
         }
-        if let Some(mut sshd) = power.sshd.take() {
-            drop(sshd.kill());
-            drop(sshd.wait());
-        }
+        power.end_sshd();
     }
 }
 

@@ -22,12 +22,12 @@ use understudy::{
     },
 };
 
-use super::lab::{Machine, Notes, free_port, host_os};
-use crate::ssh::lab::until;
+use super::lab::{Machine, Notes, host_os};
+use crate::{port::Port, ssh::lab::until};
 
 struct Example {
     process: Child,
-    port: u16,
+    port: Port,
 }
 
 impl Example {
@@ -51,11 +51,15 @@ impl Example {
         );
         let token = machine.path("credential");
         fs::write(&token, "s3cret\n").unwrap();
-        let port = free_port();
+        let port = Port::new();
         let log = fs::File::create(machine.path("driver.log")).unwrap();
         let process = Command::new("/usr/bin/python3")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/drivers/example.py"))
-            .args(["--listen", &format!("127.0.0.1:{port}"), "--token"])
+            .args([
+                "--listen",
+                &format!("127.0.0.1:{}", port.number()),
+                "--token",
+            ])
             .arg(&token)
             .args(["--state"])
             .arg(machine.path("driver-state"))
@@ -65,7 +69,7 @@ impl Example {
             .spawn()
             .unwrap();
         until("the driver to listen", || {
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port.number())).is_ok()
         })
         .await;
         Self { process, port }
@@ -74,7 +78,9 @@ impl Example {
     fn driver(&self) -> Driver {
         Driver::Http(Box::new(HttpDriver {
             door: Door {
-                url: format!("http://127.0.0.1:{}", self.port).parse().unwrap(),
+                url: format!("http://127.0.0.1:{}", self.port.number())
+                    .parse()
+                    .unwrap(),
                 pin: None,
                 credential: "bmc".into(),
             },

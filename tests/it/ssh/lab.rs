@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -25,6 +25,8 @@ use understudy::{
     },
 };
 
+use crate::port::Port;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Asks by a TCP connection, whatever the kind.
@@ -45,6 +47,7 @@ pub(crate) struct Lab {
     pub(crate) dir: TempDir,
     pub(crate) port: u16,
     sshd: Child,
+    _reserved: Port,
 }
 
 pub(crate) fn keygen(path: &Path, args: &[&str]) {
@@ -99,9 +102,8 @@ impl Lab {
             keygen(&at(name), &["-t", "ed25519", "-N", ""]);
         }
         fs::copy(at("id.pub"), at("authorized_keys")).unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let reserved = Port::new();
+        let port = reserved.number();
         let d = dir.path().display();
         let extra = extra.replace("{d}", &d.to_string());
         let config = format!(
@@ -119,7 +121,12 @@ impl Lab {
             .arg(at("sshd.log"))
             .spawn()
             .unwrap();
-        let lab = Self { dir, port, sshd };
+        let lab = Self {
+            dir,
+            port,
+            sshd,
+            _reserved: reserved,
+        };
         until("sshd to listen", || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
         })
