@@ -367,7 +367,12 @@ impl<H: Hands> Bench<H> {
                 has
             });
             self.waiting.retain(|id, _| held.contains(id));
-            self.stalled.retain(|id, _| held.contains(id));
+            // Each sees for itself whether somebody else has it or it came to its end.
+            let gone = self.stalled.values().filter(|l| !held.contains(&l.id));
+            for lease in gone.cloned().collect::<Vec<_>>() {
+                self.stalled.remove(&lease.id);
+                self.start(lease);
+            }
             // Put down while the store was away, or leased by an answer that never came: nobody here works on these, and
             // nobody else may.
             let known = |id: &ReplacementId| {
@@ -470,10 +475,7 @@ impl<H: Hands> Bench<H> {
         }
         match rest {
             Ok(Rest::Over | Rest::Stopped) => {}
-            Ok(Rest::Lost) | Err(StoreError::LeaseLost { .. }) => {
-                warn!(replacement = %id, "put down: another provisioner works on this replacement now");
-                self.context.observer.tell(Fact::LeaseLost);
-            }
+            Ok(Rest::Lost) | Err(StoreError::LeaseLost { .. }) => self.lost(&id),
             // Of a lease that was lost meanwhile nothing is kept.
             _ if !ours => {}
             Ok(Rest::Waits) => {
@@ -496,12 +498,19 @@ impl<H: Hands> Bench<H> {
         }
     }
 
+    fn lost(&self, id: &ReplacementId) {
+        warn!(replacement = %id, "put down: another provisioner works on this replacement now");
+        self.context.observer.tell(Fact::LeaseLost);
+    }
+
     fn drop_all(&mut self) {
         for task in std::mem::take(&mut self.active).into_values() {
             task.lost.cancel();
         }
+        for id in std::mem::take(&mut self.stalled).into_keys() {
+            self.lost(&id);
+        }
         self.waiting.clear();
-        self.stalled.clear();
         self.passed_on.clear();
     }
 }

@@ -590,6 +590,49 @@ async fn an_engine_that_lost_its_lease_drops_the_step_and_goes_on_with_others() 
     rig.until_state(&id, ReplacementState::Attaching).await;
 }
 
+/// What stalled because the store did not answer is not forgotten in silence when somebody else has it by then.
+#[tokio::test]
+async fn what_was_taken_over_while_it_stalled_is_told() {
+    let rig = Rig::new().await;
+    let facts = Arc::clone(&rig.facts);
+    let context = Context {
+        store: rig.store.clone(),
+        hands: Arc::new(rig.hands.clone()),
+        settings: Settings {
+            // It renews in each turn.
+            lease: Duration::ZERO,
+            ..FAST
+        },
+        secrets: Secrets::default(),
+        observer: Observer::new(move |fact| facts.lock().unwrap().push(fact)),
+        stop: CancellationToken::new(),
+        installs: Semaphore::new(1),
+    };
+    let mut bench = Bench::new(Arc::new(context), "centre");
+    let lasts = Duration::from_secs(15);
+    rig.ask("k1", "10.0.0.1").await;
+    for by_its_clock in [false, true] {
+        let run = rig.store.begin_run("centre").await.unwrap();
+        let lease = rig.store.lease(&run, lasts, 1).await.unwrap().remove(0);
+        bench.run = Some(run);
+        bench.stalled.insert(lease.id.clone(), lease);
+        if by_its_clock {
+            bench.drop_all();
+        } else {
+            let other = rig.store.begin_run("centre").await.unwrap();
+            assert_eq!(rig.store.lease(&other, lasts, 1).await.unwrap().len(), 1);
+            bench.try_turn(false).await.unwrap();
+            let ended = bench.tasks.join_next().await.unwrap().unwrap();
+            bench.ended(ended);
+        }
+        assert!(bench.stalled.is_empty() && bench.active.is_empty());
+        assert_eq!(
+            std::mem::take(&mut *rig.facts.lock().unwrap()),
+            [Fact::LeaseLost]
+        );
+    }
+}
+
 /// Dies at a random moment, again and again, on the same file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_one_spare_is_used_and_no_script_started_twice() {
