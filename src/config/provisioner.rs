@@ -407,13 +407,46 @@ pub fn server_url(url: &str) -> Result<(), String> {
     if database.is_empty() {
         return Err(format!("it names no database: {FORM}"));
     }
-    match names().find(|name| !PARAMETERS.contains(name)) {
-        Some(unknown) => Err(format!(
+    if let Some(unknown) = names().find(|name| !PARAMETERS.contains(name)) {
+        return Err(format!(
             "{unknown:?} is no parameter of a connection: write one of {}",
             PARAMETERS.join(", ")
-        )),
-        None => Ok(()),
+        ));
     }
+    let value = |name: &str| {
+        parameters
+            .split('&')
+            .filter_map(|p| p.split_once('='))
+            .find_map(|(n, value)| (n == name).then_some(value))
+    };
+    let host = authority.rsplit_once('@').map_or(authority, |(_, h)| h);
+    let host = value("host").unwrap_or(host);
+    match value("sslmode") {
+        Some("disable" | "require" | "verify-ca" | "verify-full") => Ok(()),
+        // In the clear, where the server does not offer better.
+        None | Some("allow" | "prefer") if is_here(host) => Ok(()),
+        None | Some("allow" | "prefer") => Err(format!(
+            "{host} is another host, and the connection may be read and bent on its way: add \
+             ?sslmode=verify-full&sslrootcert=FILE, or sslmode=disable where only trusted hosts are on that way"
+        )),
+        Some(other) => Err(format!(
+            "sslmode {other:?} is none: write verify-full, verify-ca, require or disable"
+        )),
+    }
+}
+
+/// Whether this host is meant: loopback, or a socket's folder.
+fn is_here(host: &str) -> bool {
+    let name = match host.strip_prefix('[').and_then(|h| h.split_once(']')) {
+        Some((address, _port)) => address,
+        None => host.split(':').next().unwrap_or(host),
+    };
+    let loopback = name.parse().is_ok_and(|a: IpAddr| a.is_loopback());
+    name.is_empty()
+        || name == "localhost"
+        || loopback
+        || name.starts_with('/')
+        || name.starts_with("%2")
 }
 
 #[cfg(test)]
@@ -423,7 +456,10 @@ mod tests {
     #[test]
     fn a_database_is_named_without_its_password() {
         for good in [
-            "postgres://understudy@db.example/understudy",
+            "postgres://understudy@db.example/understudy?sslmode=disable",
+            "postgres://understudy@[::1]:5433/understudy",
+            "postgres://127.0.0.1:5433/understudy?sslmode=prefer",
+            "postgres:///understudy",
             "postgresql://db:5433/u?sslmode=verify-full&sslrootcert=/etc/ca.pem",
             "postgres://u@localhost/u?host=/run/postgresql",
         ] {
@@ -436,6 +472,16 @@ mod tests {
             ("postgres://u:secret@h/d", "does not belong here"),
             ("postgres://u@h/d?password=secret", "does not belong here"),
             ("postgres://u@h/d?ssl=on", "\"ssl\" is no parameter"),
+            ("postgres://u@h:1/d", "h:1 is another host"),
+            ("postgres://u@localhost/d?host=h", "h is another host"),
+            (
+                "postgres://u@[2001:db8::1]:1/d?sslmode=prefer",
+                "sslmode=verify-full",
+            ),
+            (
+                "postgres://u@localhost/d?sslmode=on",
+                "sslmode \"on\" is none",
+            ),
         ] {
             let e = server_url(bad).unwrap_err();
             assert!(e.contains(why) && !e.contains("secret"), "{bad}: {e}");

@@ -8,10 +8,16 @@ pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
         let mut cause = self.0.source();
         while let Some(c) = cause {
-            write!(f, ": {c}")?;
+            let text = c.to_string();
+            // Some errors of libraries say what their cause is.
+            if !said.ends_with(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
             cause = c.source();
         }
         Ok(())
@@ -26,12 +32,21 @@ mod tests {
     #[error("the kernel refused new-dest")]
     struct Refused(#[source] std::io::Error);
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("the store is away")]
+    struct Away(#[source] sqlx::Error);
+
     #[test]
     fn every_cause_once() {
         let e = Refused(std::io::Error::from_raw_os_error(1));
         assert_eq!(
             Chain(&e).to_string(),
             "the kernel refused new-dest: Operation not permitted (os error 1)"
+        );
+        let repeated = Away(sqlx::Error::Io(std::io::Error::other("no route")));
+        assert_eq!(
+            Chain(&repeated).to_string(),
+            "the store is away: error communicating with database: no route"
         );
     }
 }

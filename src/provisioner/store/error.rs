@@ -29,6 +29,28 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
+    /// The server knows nobody of this name and password.
+    #[error(
+        "the store {at} refuses this user: look at the name in `store`, at store_password, and at the server's pg_hba.conf"
+    )]
+    Refused {
+        /// Where it is, without a password.
+        at: String,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The server shows another certificate than it should.
+    #[error(
+        "the store {at} cannot be trusted: look at sslrootcert and at the host's name in `store`, and at the server's certificate"
+    )]
+    Distrusted {
+        /// Where it is, without a password.
+        at: String,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
     /// The file holds something else.
     #[error("the store {at} is no database of understudy: move it away, or restore a backup")]
     NotADatabase {
@@ -144,6 +166,13 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreErr
             StoreError::Query { what, source }
         }
     }
+}
+
+/// Whether the server's certificate is not good: waiting does not help.
+pub(super) fn is_distrust(e: &sqlx::Error) -> bool {
+    let sqlx::Error::Io(e) = e else { return false };
+    let tls = e.get_ref().and_then(|e| e.downcast_ref());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Whether an error is about the way to the store, or about a state of it that passes.

@@ -15,7 +15,12 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
-use super::{Store, StoreError, error::is_away, failed, now_ms, rows::Columns};
+use super::{
+    Store, StoreError,
+    error::{is_away, is_distrust},
+    failed, now_ms,
+    rows::Columns,
+};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/provisioner/store/migrations");
 
@@ -358,6 +363,7 @@ async fn probe(engine: Engine, options: &AnyConnectOptions) -> Result<(), sqlx::
             Err(e)
                 if engine == Engine::Postgres
                     && is_away(&e)
+                    && !is_distrust(&e)
                     && tokio::time::Instant::now() < until =>
             {
                 tokio::time::sleep(Duration::from_millis(250)).await;
@@ -376,12 +382,14 @@ async fn probe(engine: Engine, options: &AnyConnectOptions) -> Result<(), sqlx::
 
 fn open_error(at: &str, source: sqlx::Error) -> StoreError {
     let at = at.to_owned();
-    // SQLITE_NOTADB
     let code = source.as_database_error().and_then(|e| e.code());
-    if code.as_deref() == Some("26") {
-        StoreError::NotADatabase { at, source }
-    } else {
-        StoreError::Open { at, source }
+    match code.as_deref() {
+        // SQLITE_NOTADB
+        Some("26") => StoreError::NotADatabase { at, source },
+        // invalid_authorization_specification and invalid_password, of PostgreSQL
+        Some("28000" | "28P01") => StoreError::Refused { at, source },
+        _ if is_distrust(&source) => StoreError::Distrusted { at, source },
+        _ => StoreError::Open { at, source },
     }
 }
 
@@ -420,11 +428,17 @@ fn encoded(bytes: impl AsRef<[u8]>, plain: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::Ipv4Addr, time::Instant};
+
     use sqlx::Row as _;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::provisioner::testing::inventory;
+    use crate::{
+        provisioner::testing::{Postgres, inventory},
+        telemetry::Chain,
+        tls::pki::{Authority, Leaf, Side},
+    };
 
     #[tokio::test]
     async fn a_file_that_cannot_be_made_or_is_something_else_is_named() {
@@ -477,5 +491,76 @@ mod tests {
         };
         let e = nowhere.options().unwrap_err().to_string();
         assert!(!e.contains("secret"), "{e}");
+    }
+
+    /// A server on another host, as operators have it: TLS, and a password.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_far_away_shows_its_certificate_and_asks_for_a_password() {
+        let authority = Authority::new("databases");
+        // Nobody else's: the port is PostgreSQL's.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, 99, high, low);
+        let names = [address.to_string()];
+        let leaf = Leaf {
+            names: &[&names[0]],
+            ..Leaf::GOOD
+        };
+        let side = Side::new(&authority, &leaf, &authority);
+        let stranger = Side::new(&authority, &leaf, &Authority::new("others"));
+        let read = |name| std::fs::read_to_string(side.path(name)).unwrap();
+        let password = "a%41/@:é#? 'b";
+        let mut server = tokio::task::spawn_blocking(Postgres::new).await.unwrap();
+        let database = server.database().await.options().unwrap();
+        let database = database.database_url.path();
+        server
+            .listen(address, &read("cert.pem"), &read("key.pem"), password)
+            .await;
+        let place = |settings: String, password: &str| Place::Server {
+            url: format!("postgres://understudy@{address}{database}?{settings}"),
+            password: Some(password.to_owned()),
+        };
+        let verified = |side: &Side| {
+            let ca = side.path("ca.pem").display().to_string();
+            format!("sslmode=verify-full&sslrootcert={ca}")
+        };
+        let store = Store::open_at(&place(verified(&side), password))
+            .await
+            .unwrap();
+        store.apply(&inventory(), false, "test").await.unwrap();
+        let row = sqlx::query(
+            "SELECT count(*) AS n FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl",
+        )
+        .fetch_one(&store.pool)
+        .await
+        .unwrap();
+        assert_eq!(row.count("n").unwrap(), 1);
+        store.close().await;
+        for (place, remedy, why) in [
+            (
+                place(verified(&side), "guessed"),
+                "store_password",
+                "authentication failed",
+            ),
+            (
+                place("sslmode=disable".into(), password),
+                "pg_hba.conf",
+                "no encryption",
+            ),
+            (
+                place(verified(&stranger), password),
+                "sslrootcert",
+                "UnknownIssuer",
+            ),
+        ] {
+            let begun = Instant::now();
+            let e = Store::open_at(&place).await.unwrap_err();
+            let e = Chain(&e).to_string();
+            assert!(
+                [remedy, why, &names[0]].iter().all(|word| e.contains(word)),
+                "{e}"
+            );
+            // It is not waited for as one that starts.
+            assert!(begun.elapsed() < AT_START / 2, "{e}");
+        }
     }
 }

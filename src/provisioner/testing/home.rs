@@ -2,7 +2,10 @@
 //! this process starts from Debian's package.
 
 use std::{
+    fs::Permissions,
     io::{BufRead as _, BufReader, Write as _},
+    net::Ipv4Addr,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
@@ -24,12 +27,13 @@ bin=$1
 dir=$(mktemp -d /tmp/understudy-pg-XXXXXX)
 stop() { "$bin/pg_ctl" -D "$dir/data" -m "$1" -w stop >/dev/null; }
 start() {
-    "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 120 -o "-k $dir -c listen_addresses= -c fsync=off \
+    "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 120 -o "-k $dir -c fsync=off \
         -c max_connections=400 -c shared_buffers=32MB" start >/dev/null
 }
 trap 'stop immediate 2>/dev/null; rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM HUP
 "$bin/initdb" --no-sync -A trust -U understudy -E UTF8 --locale=C -D "$dir/data" >"$dir/log" 2>&1 || cat "$dir/log"
+echo "listen_addresses = ''" >>"$dir/data/postgresql.conf"
 start || cat "$dir/log"
 echo "$dir"
 while read -r verb mode; do
@@ -116,18 +120,55 @@ impl Postgres {
         format!("postgres://understudy@localhost/{database}?host={dir}&sslmode=disable")
     }
 
-    /// A new database.
-    pub(crate) async fn database(&self) -> Place {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
+    /// Listens at `address` from now on, by TLS alone, to those who know the password.
+    pub(crate) async fn listen(
+        &mut self,
+        address: Ipv4Addr,
+        certificate: &str,
+        key: &str,
+        password: &str,
+    ) {
+        let data = self.dir.join("data");
+        let own = std::fs::metadata(&data).unwrap();
+        let write = |name: &str, text: &str| {
+            let file = data.join(name);
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(&file, Some(own.uid()), Some(own.gid())).unwrap();
+        };
+        write("server.crt", certificate);
+        write("server.key", key);
+        let admitted = "local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256\n";
+        write("pg_hba.conf", admitted);
+        let password = password.replace('\'', "''");
+        for statement in [
+            format!("ALTER SYSTEM SET listen_addresses = '{address}'"),
+            "ALTER SYSTEM SET ssl = 'on'".to_owned(),
+            format!("ALTER ROLE understudy PASSWORD '{password}'"),
+        ] {
+            self.execute(statement).await;
+        }
+        tokio::task::block_in_place(|| {
+            self.stop("fast");
+            self.start();
+        });
+    }
+
+    async fn execute(&self, statement: String) {
         install_default_drivers();
-        let name = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let url = self.url("postgres");
         let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
-        let create = format!("CREATE DATABASE {name}");
-        sqlx::query(AssertSqlSafe(create))
+        sqlx::query(AssertSqlSafe(statement))
             .execute(&mut connection)
             .await
             .unwrap();
+    }
+
+    /// A new database.
+    pub(crate) async fn database(&self) -> Place {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.execute(format!("CREATE DATABASE {name}")).await;
         Place::Server {
             url: self.url(&name),
             password: None,
