@@ -1,7 +1,12 @@
 //! The director's side of the provisioner's API: what the core wants told is told until it is
 //! answered, and the list of stand-ins is asked for again and again.
 
-use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::Method;
 use tokio::{
@@ -18,7 +23,7 @@ use crate::{
     model::{
         CheckSpec, IncidentKey, Need, ReplacementId, Via,
         wire::{
-            Confirmation, Members, RegisteredServer, RegisteredService, Registration,
+            Confirmation, Findings, Members, RegisteredServer, RegisteredService, Registration,
             RegistrationAnswer, Replacement, ReplacementRequest, Want,
         },
     },
@@ -179,6 +184,7 @@ pub async fn deliver(
     let mut courier = Courier {
         client,
         later: Duration::ZERO,
+        told: None,
         config,
         link,
         events,
@@ -187,7 +193,8 @@ pub async fn deliver(
         let mut asked = BTreeSet::new();
         loop {
             let now = outbox.borrow_and_update().clone();
-            let empty = now == Outbox::default();
+            let findings = now.findings.clone();
+            let unanswered = now.messages() > 0;
             let newer = || outbox.has_changed().unwrap_or(false);
             if courier.round(now, &mut asked, newer).await.is_err() {
                 return;
@@ -198,8 +205,9 @@ pub async fn deliver(
                 time::sleep(later).await;
                 continue;
             }
+            let idle = !unanswered && courier.told.as_ref() == Some(&findings);
             let pause = async {
-                if empty {
+                if idle {
                     std::future::pending().await
                 } else {
                     time::sleep(PAUSE).await
@@ -226,6 +234,8 @@ struct Courier {
     events: mpsc::Sender<Event>,
     /// The provisioner gives no answer that counts: all that is left of the round waits so long.
     later: Duration,
+    /// The findings that the provisioner has; none where it may have forgotten them.
+    told: Option<BTreeMap<String, String>>,
 }
 
 /// The core is gone.
@@ -266,6 +276,12 @@ impl Courier {
                 return Ok(());
             }
             self.release(id).await?;
+        }
+        if self.waits() {
+            return Ok(());
+        }
+        if self.told.as_ref() != Some(&outbox.findings) {
+            self.find(outbox.findings).await?;
         }
         for (key, id) in outbox.cancels {
             if self.waits() {
@@ -324,6 +340,30 @@ impl Courier {
         }
     }
 
+    /// Tells which warm spares do not pass here.
+    async fn find(&mut self, failing: BTreeMap<String, String>) -> Result<(), Gone> {
+        let path = format!("/v1/directors/{}/findings", self.config.name);
+        let body = Findings { failing };
+        let asked = self
+            .client
+            .ask::<()>(Method::PUT, &path, None, Some(&body), LIMIT);
+        match asked.await {
+            Ok(()) => {
+                self.told = Some(body.failing);
+                Ok(())
+            }
+            // It will know this director as soon as that has registered.
+            Err(e) if e.problem().is_some_and(|p| p.code == "not_registered") => Ok(()),
+            Err(e) if refused(&e) => {
+                // An older one does without.
+                debug!(error = %Chain(&e), "provisioner takes no findings");
+                self.told = Some(body.failing);
+                Ok(())
+            }
+            Err(e) => self.silent(&e).await,
+        }
+    }
+
     /// Gives a stand-in back. That it is wanted no longer comes with the list of stand-ins.
     async fn release(&mut self, id: ReplacementId) -> Result<(), Gone> {
         let path = format!("/v1/directors/{}/members/{id}/release", self.config.name);
@@ -362,6 +402,8 @@ impl Courier {
 
     /// No answer that counts: it is asked again, later where it says so.
     async fn silent(&mut self, e: &Error) -> Result<(), Gone> {
+        // Another one may answer next, or the same one with an older store.
+        self.told = None;
         // What goes wrong there with this one holds up no other.
         if e.problem().is_none_or(|p| [429, 503].contains(&p.status)) {
             self.later = e.retry_after().unwrap_or_default().max(PAUSE);
@@ -382,7 +424,8 @@ mod tests {
         Json, Router,
         extract::State,
         http::{HeaderMap, StatusCode},
-        routing::post,
+        response::IntoResponse as _,
+        routing::{post, put},
     };
     use tokio::{net::UnixListener, time::timeout};
 
@@ -430,6 +473,63 @@ address = "10.77.0.1"
         })
     }
 
+    async fn noted() -> StatusCode {
+        StatusCode::NO_CONTENT
+    }
+
+    /// Of warm spares the provisioner is told at the start, when something is new, and after it was silent.
+    #[tokio::test]
+    async fn findings_are_told_once_unless_they_may_be_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (asked, mut told) = mpsc::channel(64);
+        let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let is_away = Arc::clone(&away);
+        let find = async move |Json(body): Json<Findings>| {
+            asked.send(body.failing.len()).await.unwrap();
+            match is_away.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                true => {
+                    let problem = Problem::new(503, "Service Unavailable", "store_away", "away");
+                    (StatusCode::SERVICE_UNAVAILABLE, Json(problem)).into_response()
+                }
+                false => StatusCode::NO_CONTENT.into_response(),
+            }
+        };
+        let router = Router::new().route("/v1/directors/lb1/findings", put(find));
+        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
+        let to = (config.provisioner.clone().unwrap(), Client::unix(path));
+        let finds = |n: usize| Outbox {
+            findings: (0..n)
+                .map(|n| (format!("spare{n}"), "refused".to_owned()))
+                .collect(),
+            ..Outbox::default()
+        };
+        let (outbox, changes) = watch::channel(finds(0));
+        let (events, mut answers) = mpsc::channel(64);
+        let stop = CancellationToken::new();
+        let play = async {
+            let mut next = async || timeout(LIMIT, told.recv()).await.unwrap().unwrap();
+            // It was away the first time.
+            assert_eq!([next().await, next().await], [0, 0]);
+            for n in [1, 2] {
+                outbox.send(finds(n)).unwrap();
+                assert_eq!(next().await, n);
+            }
+            // Nothing is new: it is not told until something is.
+            outbox.send(finds(2)).unwrap();
+            outbox.send(finds(0)).unwrap();
+            assert_eq!(next().await, 0);
+        };
+        let drained = async { while answers.recv().await.is_some() {} };
+        tokio::select! {
+            () = play => {}
+            () = drained => panic!("nobody delivers"),
+            () = deliver(Arc::new(config), to, changes, events, stop) => panic!("nobody stopped it"),
+            _ = axum::serve(listener, router) => panic!("nobody answers"),
+        }
+    }
+
     #[tokio::test]
     async fn what_is_asked_for_the_first_time_waits_for_no_news_of_what_was_asked_before() {
         let dir = tempfile::tempdir().unwrap();
@@ -440,6 +540,7 @@ address = "10.77.0.1"
         let state = (asked, Arc::clone(&door));
         let router = Router::new()
             .route("/v1/replacements", post(answer))
+            .route("/v1/directors/lb1/findings", put(noted))
             .with_state(state);
         let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let link = config.provisioner.clone().unwrap();
@@ -490,7 +591,9 @@ address = "10.77.0.1"
             let problem = Problem::new(429, "Too Many Requests", "too_many_requests", "later");
             (StatusCode::TOO_MANY_REQUESTS, Json(problem.retry_after(3)))
         };
-        let router = Router::new().route("/v1/replacements", post(refuse));
+        let router = Router::new()
+            .route("/v1/replacements", post(refuse))
+            .route("/v1/directors/lb1/findings", put(noted));
         let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let to = (config.provisioner.clone().unwrap(), Client::unix(path));
         let (outbox, told) = watch::channel(Outbox {

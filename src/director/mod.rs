@@ -211,10 +211,12 @@ pub struct Outbox {
     pub confirms: BTreeSet<(ReplacementId, Want)>,
     /// Take these stand-ins back.
     pub releases: BTreeSet<ReplacementId>,
+    /// The warm spares that do not pass here, by name, and why: told when it has changed.
+    pub findings: BTreeMap<String, String>,
 }
 
 impl Outbox {
-    /// How many messages it holds: at most one for each failed server and each stand-in.
+    /// How many messages it holds that are answered: at most one for each failed server and each stand-in.
     #[must_use]
     pub fn messages(&self) -> usize {
         self.requests.len() + self.cancels.len() + self.confirms.len() + self.releases.len()
@@ -813,6 +815,7 @@ impl Core {
             }
         }
         out.releases = self.releasing.clone();
+        out.findings = self.standby_findings();
         for member in self.members.values() {
             if member.confirmed != Some(member.want) && self.stands(member) {
                 out.confirms

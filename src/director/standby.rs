@@ -370,6 +370,18 @@ impl Core {
         failing.filter_map(|warm| Some(self.failure_of(warm)?.to_string()))
     }
 
+    /// Warm spares that do not pass here, by name, and why: the provisioner keeps others in their stead.
+    pub(super) fn standby_findings(&self) -> BTreeMap<String, String> {
+        let all = self.standbys.warm.values();
+        let failing = all.filter(|warm| warm.state == State::Failing);
+        let why = |warm: &Warm| {
+            let failure = self.failure_of(warm)?;
+            let (service, server, reason) = (failure.service, failure.server, failure.reason);
+            Some((failure.name, format!("{service} at {server}: {reason}")))
+        };
+        failing.filter_map(why).collect()
+    }
+
     /// How many warm spares are in each state: words of [`StandbyStatus::state`].
     pub fn standby_states(&self) -> impl Iterator<Item = &'static str> {
         let all = self.standbys.warm.values();

@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `PUT /v1/directors/{name}` | [`Registration`] | 200 [`RegistrationAnswer`] |
+//! | `PUT /v1/directors/{name}/findings` | [`Findings`] | 204 |
 //! | `GET /v1/directors/{name}/members?after=V&wait=S` | | 200 [`Members`] |
 //! | `POST /v1/directors/{name}/members/{replacement}` | [`Confirmation`] | 204 |
 //! | `POST /v1/directors/{name}/members/{replacement}/release` | | 204 |
@@ -25,7 +26,7 @@
 //!
 //! Errors are problem documents (RFC 9457): [`Problem`].
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -393,6 +394,14 @@ pub struct Standby {
     pub spare: Spare,
     /// The addresses of those configured servers of this director whose place it could take.
     pub in_place_of: Vec<IpAddr>,
+}
+
+/// What a director finds of the warm spares that it watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Findings {
+    /// Those that do not pass its checks, by name, and why.
+    pub failing: BTreeMap<String, String>,
 }
 
 /// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed. And

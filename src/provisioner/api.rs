@@ -49,9 +49,9 @@ use crate::{
         DirectorName, EventPage, EventsAsked, Family, Grant, ReplacementId, WallMillis,
         inventory::{Inventory, InventoryAnswer, ServerView},
         wire::{
-            Confirmation, LogPart, MaintenanceOrder, Members, QuarantineOrder, Registration,
-            RegistrationAnswer, Replacement, ReplacementRequest, ReplacementState, RoleView,
-            ServerWarning, SparesView,
+            Confirmation, Findings, LogPart, MaintenanceOrder, Members, QuarantineOrder,
+            Registration, RegistrationAnswer, Replacement, ReplacementRequest, ReplacementState,
+            RoleView, ServerWarning, SparesView,
         },
     },
 };
@@ -135,6 +135,7 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
             "/v1/directors/{name}",
             put(register).layer(up_to(REGISTRATION)),
         )
+        .route("/v1/directors/{name}/findings", put(find))
         .route("/v1/directors/{name}/members", get(members))
         .route("/v1/directors/{name}/members/{replacement}", post(confirm))
         .route(
@@ -182,9 +183,10 @@ pub fn router(app: App, stop: CancellationToken) -> Router {
 }
 
 /// The label of a request that no route takes, and then every route's.
-const ROUTES: [&str; 21] = [
+const ROUTES: [&str; 22] = [
     "other",
     "/v1/directors/{name}",
+    "/v1/directors/{name}/findings",
     "/v1/directors/{name}/members",
     "/v1/directors/{name}/members/{replacement}",
     "/v1/directors/{name}/members/{replacement}/release",
@@ -593,6 +595,34 @@ fn key(headers: &HeaderMap) -> Result<&str, Refusal> {
         ));
     }
     Ok(text)
+}
+
+async fn find(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Extension(allowed): Extension<Allowed>,
+    Path(name): Path<String>,
+    Body(body): Body<Findings>,
+) -> Result<StatusCode, Refusal> {
+    let name = director(&name)?;
+    may_ask(&shared, &allowed, &name).await?;
+    let actor = Actor {
+        who: name.as_str().to_owned(),
+        from: Some(origin(&caller)),
+    };
+    let found = shared.app.store.find(&name, body, actor).await?;
+    for (spare, why) in found.ok_or_else(|| not_registered(&name))? {
+        match why {
+            Some(why) => warn!(
+                director = %name, server = spare, reason = why,
+                "a warm spare fails a director's checks: others are kept and chosen before it, look at the server"
+            ),
+            None => {
+                info!(director = %name, server = spare, "a warm spare passes again, or is none any more")
+            }
+        }
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn give_back(

@@ -38,6 +38,8 @@ pub struct World {
     pub assignments: BTreeMap<IpAddr, Assignment>,
     /// What each director told.
     pub directors: BTreeMap<DirectorName, Registration>,
+    /// The warm spares that do not pass a director's checks, by name, and why.
+    pub findings: BTreeMap<DirectorName, BTreeMap<String, String>>,
     /// What installs operating systems, by the one it installs.
     pub images: BTreeMap<String, Image>,
     /// What says whether secrets are still the same, of those that the reader knows: they are not in the store.
@@ -254,6 +256,7 @@ impl World {
                 warm_for: self.warm_for(s),
                 kept_for: s.keeping.warm.as_ref().map(|warm| warm.role.clone()),
                 trouble: s.keeping.trouble.clone(),
+                doubt: self.doubt(s),
                 failed_at: s.keeping.failed_at,
                 driver: s.server.driver.clone(),
                 wipe: s.server.wipe,
@@ -428,8 +431,9 @@ impl World {
                     match install_step(pool.iter().find(|c| c.name == name), brief, job) {
                         Some(first) => steps.insert(0, first),
                         None => {
-                            let warm = self.servers.get(&name);
-                            if let Some(warm) = warm.and_then(|s| s.keeping.warm.as_ref()) {
+                            let sound = self.servers.get(&name);
+                            let sound = sound.filter(|s| self.doubt(s).is_none());
+                            if let Some(warm) = sound.and_then(|s| s.keeping.warm.as_ref()) {
                                 steps = warm.left(steps);
                             }
                         }

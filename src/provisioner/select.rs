@@ -1,8 +1,9 @@
 //! Which spare takes a failed server's place, and why not the others. PURE.
 //!
 //! A server is a spare for a role where its state allows it and nothing rules it out (`fits`). Of several goes
-//! first, in this order: one that is kept warm for the role; one whose operating system need not be installed, and of
-//! those that need it one that is not known to have another; one that the last rehearsal found sound; one that was
+//! first, in this order: one that is kept warm for the role, and passes the directors' checks; one whose operating system need not be installed, and of
+//! those that need it one that is not known to have another; one that the last rehearsal found sound, and no director
+//! finds failing; one that was
 //! seen with the role's operating system; one that shares fewest of the labels in which it had better differ from the
 //! failed server; one that has most of the preferred labels; one that is reserved for the role; one that has not
 //! failed, or longest ago; by name, so that the same pool gives the same answer.
@@ -46,6 +47,8 @@ pub struct Candidate {
     pub kept_for: Option<String>,
     /// What the last rehearsal found wrong.
     pub trouble: Option<String>,
+    /// What directors find wrong that watch it as a warm spare.
+    pub doubt: Option<String>,
     /// When it failed last, as a server or as a spare.
     pub failed_at: Option<WallMillis>,
     /// Who installs an operating system on it.
@@ -194,7 +197,7 @@ fn rank<'a>(c: &'a Candidate, need: &Need, fit: Fit) -> Rank<'a> {
     Rank {
         warm: Reverse(is_warm(c, need)),
         fit,
-        trouble: trouble(c, fit).is_some(),
+        trouble: trouble(c, fit).is_some() || c.doubt.is_some(),
         unseen: c.os_seen.as_deref() != Some(need.os.as_str()),
         shared: shared(c, need).count(),
         preferred: Reverse(preferred(c, need).count()),
@@ -211,7 +214,7 @@ fn trouble(c: &Candidate, fit: Fit) -> Option<&str> {
 }
 
 fn is_warm(c: &Candidate, need: &Need) -> bool {
-    c.state == ServerState::Standby && c.warm_for.as_ref() == Some(&need.role)
+    c.state == ServerState::Standby && c.warm_for.as_ref() == Some(&need.role) && c.doubt.is_none()
 }
 
 /// Labels in which it had better differ from the failed server, and does not.
@@ -233,6 +236,9 @@ fn words(c: &Candidate, need: &Need, fit: Fit) -> String {
     let mut all = Vec::new();
     if is_warm(c, need) {
         all.push("kept warm".to_owned());
+    }
+    if let Some(doubt) = &c.doubt {
+        all.push(format!("made ready beforehand, {doubt}"));
     }
     if let Some(trouble) = trouble(c, fit) {
         all.push(format!("the last rehearsal found: {trouble}"));
@@ -385,6 +391,7 @@ mod tests {
             reserved_for: Vec::new(),
             maintenance: None,
             warm_for: None,
+            doubt: None,
             kept_for: None,
             trouble: None,
             failed_at: None,
@@ -523,7 +530,12 @@ mod tests {
             failed_labels: labels(&[("rack", "r1")]),
             ..need(&[Family::V4])
         };
-        let pool = [ill, lately, long_ago, near, own, liked, far, warm];
+        let doubted = Candidate {
+            name: "0".into(),
+            doubt: Some("fails the checks of lb1: refused".into()),
+            ..warm.clone()
+        };
+        let pool = [doubted, ill, lately, long_ago, near, own, liked, far, warm];
         assert_eq!(
             order(&pool, &need),
             [
@@ -535,6 +547,7 @@ mod tests {
                 "c: runs debian-12, in the failed server's rack r1, has failed before",
                 "b: runs debian-12, in the failed server's rack r1, has failed before",
                 "a: the last rehearsal found: unreachable: no route, runs debian-12",
+                "0: made ready beforehand, fails the checks of lb1: refused, runs debian-12, in the failed server's rack r1",
             ]
         );
     }

@@ -170,6 +170,7 @@ pub(crate) fn world() -> World {
                 (name.clone(), pool)
             })
             .collect(),
+        findings: BTreeMap::new(),
         assignments: inventory
             .servers
             .values()

@@ -144,7 +144,8 @@ impl World {
     /// Why a server stands where it stands, and goes no further.
     #[must_use]
     pub fn reason_of(&self, s: &PoolServer) -> Option<String> {
-        let reasons = [s.reason.clone(), self.uncleanable(s)];
+        let doubt = self.doubt(s).filter(|_| s.state == ServerState::Standby);
+        let reasons = [s.reason.clone(), doubt, self.uncleanable(s)];
         let all: Vec<String> = reasons.into_iter().flatten().collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
@@ -175,7 +176,10 @@ impl World {
         if let Some(stale) = stale {
             return Some(of(&stale.server.name, ServerState::Standby));
         }
-        if kept().count() >= wanted {
+        // One that directors would not let in is kept, but not counted. Not one after the other, where none passes: then
+        // it is not the spares' fault.
+        let sound = kept().filter(|s| self.doubt(s).is_none()).count();
+        if sound >= wanted || kept().count() >= wanted.saturating_mul(2) {
             return None;
         }
         let spares = self.spares(role, None).ok()?;
@@ -282,6 +286,57 @@ mod tests {
         );
         let steps = world.upkeep_steps(&again[0], "j").unwrap();
         assert_eq!(steps.len(), 7, "{steps:?}");
+    }
+
+    /// lb1 finds that these do not pass.
+    fn finds(world: &mut World, failing: &[&str]) {
+        let found = failing
+            .iter()
+            .map(|s| ((*s).to_owned(), "refused".to_owned()));
+        let lb1 = "lb1".parse().unwrap();
+        world.findings.insert(lb1, found.collect());
+    }
+
+    #[test]
+    fn another_is_made_ready_for_one_that_fails_a_directors_checks_and_no_third() {
+        let nothing = InHand::default();
+        let mut world = kept(1);
+        warm(&mut world, "spare1");
+        finds(&mut world, &["spare1", "nobody"]);
+        let spare1 = &world.servers["spare1"];
+        let why = "fails the checks of lb1: refused";
+        assert_eq!(world.doubt(spare1).as_deref(), Some(why));
+        assert_eq!(world.reason_of(spare1).as_deref(), Some(why));
+        let role = &world.roles[ROLE];
+        let view = world.readiness(role);
+        assert_eq!((view.usable, view.warm), (2, 0));
+        // It goes on being watched: it may pass again.
+        assert_eq!(world.standbys(&"lb1".parse().unwrap()).len(), 1);
+        assert_eq!(next(&world, &nothing), ["warm spare2"]);
+        warm(&mut world, "spare2");
+        assert_eq!(next(&world, &nothing), [""; 0]);
+        finds(&mut world, &["spare1", "spare2"]);
+        assert_eq!(
+            next(&world, &nothing),
+            [""; 0],
+            "it is not the spares' fault"
+        );
+        // Where it is needed all the same, everything is done to it anew.
+        let brief = world.brief_beforehand(&world.roles[ROLE]).unwrap();
+        let own = |name: &str| {
+            let pool = world.pool().into_iter().filter(|c| c.name == name);
+            world
+                .choose(pool.collect(), &brief, "j")
+                .unwrap()
+                .steps
+                .len()
+        };
+        assert_eq!(own("spare1"), 7);
+        // A director that has no server of the role has no say in it.
+        for registered in world.directors.values_mut() {
+            registered.services.clear();
+        }
+        assert_eq!(world.doubt(&world.servers["spare1"]), None);
     }
 
     #[test]

@@ -122,6 +122,28 @@ impl World {
         let stands = steps.iter().all(|step| warm.has(step));
         stands.then(|| role.code.clone())
     }
+
+    /// Why a warm spare would not be let in: what the directors of its role's servers find.
+    #[must_use]
+    pub fn doubt(&self, server: &PoolServer) -> Option<String> {
+        let role = &server.keeping.warm.as_ref()?.role;
+        let concerned = |director| {
+            let registered = self.directors.get(director).into_iter();
+            let mut servers = registered
+                .flat_map(|r| &r.services)
+                .flat_map(|s| &s.servers);
+            servers.any(|s| {
+                let held = self.assignments.get(&s.address);
+                held.is_some_and(|held| held.role == *role)
+            })
+        };
+        let found = self.findings.iter().filter_map(|(director, found)| {
+            let why = found.get(&server.server.name)?;
+            concerned(director).then(|| format!("fails the checks of {director}: {why}"))
+        });
+        let all: Vec<String> = found.collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
 }
 
 impl World {

@@ -186,6 +186,14 @@ async fn a_director_speaks_for_itself_alone() {
     for path in ["/v1/directors/lb1/members", "/v1/directors/lb%31/members"] {
         problem(lb2.get(path).await, 403, "not_your_name");
     }
+    let findings = json!({"failing": {"spare1": "refused"}});
+    let find = lb2.send(Method::PUT, "/v1/directors/lb1/findings", &findings);
+    problem(find.await, 403, "not_your_name");
+    let find = lb2.send(Method::PUT, "/v1/directors/lb2/findings", &findings);
+    problem(find.await, 409, "not_registered");
+    lb1.send(Method::PUT, "/v1/directors/lb1/findings", &findings)
+        .await
+        .unwrap();
     let ask = |p: &'static str, name: &str| (p, json!(testing::request(name, "10.0.0.1")));
     let (path, body) = ask("/v1/replacements", "lb1");
     problem(
@@ -229,6 +237,7 @@ async fn operators_do_not_come_over_the_network() {
     let lb1 = fleet.peer(&["lb1.example"], 11);
     let open = [
         "/v1/directors/{name}",
+        "/v1/directors/{name}/findings",
         "/v1/directors/{name}/members",
         "/v1/directors/{name}/members/{replacement}",
         "/v1/directors/{name}/members/{replacement}/release",
@@ -420,6 +429,11 @@ async fn a_list_that_became_shorter_closes_all_that_it_opened() {
             Method::GET,
             "/v1/directors/lb1/members".to_owned(),
             Value::Null,
+        ),
+        (
+            Method::PUT,
+            "/v1/directors/lb1/findings".to_owned(),
+            json!({"failing": {}}),
         ),
         (Method::POST, member.clone(), json!({"is": "attach"})),
         (Method::POST, format!("{member}/release"), Value::Null),

@@ -7,7 +7,7 @@ use crate::{
     model::{
         EventKind,
         inventory::{Cleanup, ServerState},
-        wire::{Confirmation, RegisteredServer, Replacement, Want},
+        wire::{Confirmation, Findings, RegisteredServer, Replacement, Want},
     },
     provisioner::{
         store::{Asked, CancelOutcome, ConfirmOutcome, RetryOutcome, ServerOutcome, Which},
@@ -116,6 +116,24 @@ impl Rig {
         let (hands, stop) = (Arc::new(self.hands.clone()), self.stop.clone());
         self.tasks
             .spawn(async move { run(store, hands, host, settings, secrets, observer, stop).await });
+    }
+
+    /// Has the engine make a spare ready beforehand.
+    async fn keep_warm(&self, spare: &str) {
+        let mut world = self.store.world().await.unwrap();
+        let role = world.roles.get_mut("web.shop.example").unwrap();
+        role.spares.keep_warm = 9;
+        for (name, server) in &mut world.servers {
+            if name != spare && server.state == ServerState::Ready {
+                server.state = ServerState::Quarantined;
+            }
+        }
+        let upkeep = world.upkeep(&Default::default()).remove(0);
+        assert_eq!(upkeep.server, spare);
+        let id = crate::provisioner::store::new_id("warm").unwrap();
+        let steps = world.upkeep_steps(&upkeep, id.as_str()).unwrap();
+        assert!(self.store.begin_upkeep(&id, &upkeep, &steps).await.unwrap());
+        soon(async || self.states().await[spare].0 == ServerState::Standby).await;
     }
 
     async fn ask(&self, key: &str, failed: &str) -> ReplacementId {
@@ -961,28 +979,8 @@ async fn a_stopped_role_has_its_warm_spares() {
     let mut rig = Rig::new().await;
     rig.breaks_on(&["spare1", "spare2"]);
     // Made ready while all was well.
-    let mut world = rig.store.world().await.unwrap();
-    world
-        .roles
-        .get_mut("web.shop.example")
-        .unwrap()
-        .spares
-        .keep_warm = 1;
-    for spare in ["spare1", "spare2"] {
-        world.servers.get_mut(spare).unwrap().state = ServerState::Quarantined;
-    }
-    let upkeep = world.upkeep(&Default::default()).remove(0);
-    assert_eq!(upkeep.server, "spare3");
-    let id = crate::provisioner::store::new_id("warm").unwrap();
-    let steps = world.upkeep_steps(&upkeep, id.as_str()).unwrap();
-    assert!(rig.store.begin_upkeep(&id, &upkeep, &steps).await.unwrap());
     rig.start();
-    let warm = async {
-        while rig.states().await["spare3"].0 != ServerState::Standby {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(SOON, warm).await.unwrap();
+    rig.keep_warm("spare3").await;
     rig.store
         .maintain("spare3", Some("later"), "test")
         .await
@@ -1002,6 +1000,62 @@ async fn a_stopped_role_has_its_warm_spares() {
         [""; 0],
         "it came through"
     );
+}
+
+/// Whom the director would not let in is not offered before one that it would, and where nobody else is left,
+/// everything is done to it again.
+#[tokio::test]
+async fn a_warm_spare_that_a_director_finds_failing_is_taken_last_and_made_anew() {
+    let mut rig = Rig::new().await;
+    rig.start();
+    rig.keep_warm("spare1").await;
+    rig.keep_warm("spare2").await;
+    let lb1 = "lb1".parse().unwrap();
+    let find = async |why: Option<&str>| {
+        let failing = why.map(|why| ("spare1".to_owned(), why.to_owned()));
+        let nobody = ("nobody".to_owned(), "no warm spare".to_owned());
+        let failing = failing.into_iter().chain([nobody]).collect();
+        let found = rig.store.find(&lb1, Findings { failing }, "lb1");
+        found.await.unwrap().unwrap()
+    };
+    let why = "tcp/192.0.2.1:80 at 10.0.1.1:80: refused";
+    let news = |why: Option<&str>| [("spare1".to_owned(), why.map(str::to_owned))];
+    assert_eq!(find(Some(why)).await, news(Some(why)));
+    assert_eq!(find(Some(why)).await, [], "it is no news");
+    let shown = rig.states().await.remove("spare1").unwrap();
+    let (state, reason) = (shown.0, shown.1.unwrap());
+    assert_eq!(state, ServerState::Standby);
+    assert_eq!(reason, format!("fails the checks of lb1: {why}"));
+
+    let id = rig.ask("k1", "10.0.0.1").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(
+        (r.spare.unwrap().name.as_str(), r.steps),
+        ("spare2", Vec::new())
+    );
+    rig.store
+        .maintain("spare3", Some("later"), "test")
+        .await
+        .unwrap();
+    let id = rig.ask("k2", "10.0.0.2").await;
+    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    assert_eq!(
+        (r.spare.unwrap().name.as_str(), r.steps.len()),
+        ("spare1", 7)
+    );
+    // What is said of it now concerns nobody.
+    assert_eq!(find(None).await, news(None));
+    let trail = rig
+        .store
+        .events(None, Some(0), &Default::default())
+        .await
+        .unwrap();
+    let said = trail.events.iter().filter_map(|e| e.reason.as_deref());
+    let said: Vec<_> = said.filter(|r| r.starts_with("standby_")).collect();
+    assert_eq!(said, ["standby_fails", "standby_passes"]);
+    let stranger = "lb9".parse().unwrap();
+    let none = rig.store.find(&stranger, Findings::default(), "lb9");
+    assert_eq!(none.await.unwrap(), None);
 }
 
 #[tokio::test]

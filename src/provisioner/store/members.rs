@@ -8,7 +8,7 @@ use super::{
     Actor, Entry, News, Store, StoreError, Tx, audit, failed,
     journal::{self, Note, Work},
     now_ms,
-    pool::clean_after,
+    pool::{clean_after, tell},
     rows::{Columns, json},
     world::world,
 };
@@ -16,7 +16,8 @@ use crate::{
     model::{
         DirectorName, EventKind, Grant, ReplacementId,
         wire::{
-            Confirmation, Member, Members, Registration, ReplacementState, Spare, Standby, Want,
+            Confirmation, Findings, Member, Members, Registration, ReplacementState, Spare,
+            Standby, Want,
         },
     },
     provisioner::{
@@ -52,6 +53,12 @@ fn want_from(word: &str) -> Option<Want> {
     }
 }
 
+/// A warm spare, and what a director finds of it that it did not find before: why it does not pass; `None`: it does.
+pub type Finding = (String, Option<String>);
+
+/// Why a spare does not pass, as long as it is kept and shown.
+const LONGEST_FINDING: usize = 200;
+
 /// What became of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registered {
@@ -62,6 +69,60 @@ pub enum Registered {
 }
 
 impl Store {
+    /// Keeps what a director finds of the warm spares that it watches; of others nothing is kept. What it says again is
+    /// not written again. What is new in it; `None` where it has not registered.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn find(
+        &self,
+        name: &DirectorName,
+        mut findings: Findings,
+        actor: impl Into<Actor>,
+    ) -> Result<Option<Vec<Finding>>, StoreError> {
+        let mut tx = self.read().await?;
+        let before = world(&mut tx).await?;
+        tx.rollback().await.map_err(failed("end a reading"))?;
+        let Some(known) = before.findings.get(name) else {
+            return Ok(None);
+        };
+        let failing = &mut findings.failing;
+        failing.retain(|spare, why| {
+            why.truncate(why.floor_char_boundary(LONGEST_FINDING));
+            *why = why.replace(char::is_control, " ");
+            let server = before.servers.get(spare);
+            server.is_some_and(|s| s.keeping.warm.is_some())
+        });
+        if known == failing {
+            return Ok(Some(Vec::new()));
+        }
+        let worse = failing
+            .iter()
+            .filter(|(spare, why)| known.get(*spare) != Some(*why));
+        let worse = worse.map(|(spare, why)| (spare.clone(), Some(why.clone())));
+        let better = known.keys().filter(|spare| !failing.contains_key(*spare));
+        let news: Vec<Finding> = worse
+            .chain(better.map(|spare| (spare.clone(), None)))
+            .collect();
+        let actor = actor.into();
+        let mut tx = self.begin().await?;
+        sqlx::query("UPDATE director SET findings = $2 WHERE name = $1")
+            .bind(name.as_str())
+            .bind(json("findings", failing)?)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("keep a director's findings"))?;
+        for (spare, why) in &news {
+            let (what, why) = match why {
+                Some(why) => ("standby_fails", why.as_str()),
+                None => ("standby_passes", ""),
+            };
+            tell(&mut tx, &actor, spare, (EventKind::ServerNoted, what), why).await?;
+        }
+        self.commit(tx, News::Work).await?;
+        Ok(Some(news))
+    }
+
     /// Keeps what a director told. Stand-ins that serve in a place which it has in a service become
     /// its members too: a pair's second director may come later. What is kept already is not written again.
     ///
@@ -127,8 +188,8 @@ impl Store {
         }
         let mut tx = self.begin().await?;
         sqlx::query(
-            "INSERT INTO director (name, address, registration, version, registered_ms) \
-             VALUES ($1, $2, $3, 1, $4) ON CONFLICT (name) DO UPDATE SET \
+            "INSERT INTO director (name, address, registration, findings, version, registered_ms) \
+             VALUES ($1, $2, $3, '{}', 1, $4) ON CONFLICT (name) DO UPDATE SET \
              address = excluded.address, registration = excluded.registration, \
              registered_ms = excluded.registered_ms",
         )

@@ -44,7 +44,7 @@ pub use inventory::ApplyError;
 pub(in crate::provisioner) use journal::Vacancy;
 pub use journal::{Claim, Claimed, Note, StepLog, Which, Work};
 pub use lease::{Lease, Look, Run};
-pub use members::{ConfirmOutcome, Registered};
+pub use members::{ConfirmOutcome, Finding, Registered};
 pub use open::{Engine, Place};
 pub use pool::{Rehearsed, ServerOutcome};
 pub use replacements::{Asked, CancelOutcome};

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     model::{
-        ReplacementId, WallMillis,
+        DirectorName, ReplacementId, WallMillis,
         inventory::{Role, Server, ServerState, ServerView, ServiceFile, Software},
         wire::ReplacementState,
     },
@@ -133,14 +133,14 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
             },
         );
     }
-    let rows = sqlx::query("SELECT name, registration FROM director")
+    let rows = sqlx::query("SELECT name, registration, findings FROM director")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the directors"))?;
     for row in rows {
-        world
-            .directors
-            .insert(row.parsed("name")?, row.json("registration")?);
+        let name: DirectorName = row.parsed("name")?;
+        world.findings.insert(name.clone(), row.json("findings")?);
+        world.directors.insert(name, row.json("registration")?);
     }
     Ok(world)
 }
