@@ -132,3 +132,42 @@ fn a_warm_spare_is_in_service_at_once() {
         scene.spare("spare2").state == ServerState::Standby
     });
 }
+
+/// What the directors find of it reaches the provisioner before a failure needs it.
+#[test]
+fn a_warm_spare_that_fails_is_not_the_one_that_is_taken() {
+    let lab = Lab::new(
+        WIRING,
+        &[
+            ("web1", Tree::Web),
+            ("web2", Tree::Web),
+            ("spare1", Tree::Idle),
+            ("spare2", Tree::Idle),
+        ],
+    );
+    let vip = vip4(80);
+    let services = [service(&lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
+    let scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
+    let roles = std::fs::read_to_string(lab.dir().join("inventory/roles.toml")).unwrap();
+    lab.write("inventory/roles.toml", &format!("{roles}keep_warm = 1\n"));
+    scene.apply();
+    let is = |name: &str, state: &str| {
+        let standbys = status(&lab).standbys;
+        standbys.iter().any(|s| s.name == name && s.state == state)
+    };
+    wait_until("a warm spare", REPLACED, || is("spare1", "ready"));
+
+    lab.server("spare1").kill_nginx();
+    wait_until("the provisioner to know", SOON, || {
+        let reason = scene.spare("spare1").reason;
+        reason.is_some_and(|r| r.starts_with("fails the checks of lb1: tcp/"))
+    });
+    wait_until("another in its stead", REPLACED, || is("spare2", "ready"));
+
+    lab.server("web1").kill_nginx();
+    wait_for_page(&lab, vip, "spare2", SOON);
+    scene.wait_for_success(1);
+    let replacement = &scene.replacements()[0];
+    assert_eq!(replacement.steps, [], "nothing was done to it");
+    assert_eq!(scene.spare("spare1").state, ServerState::Standby);
+}

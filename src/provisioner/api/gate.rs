@@ -139,7 +139,7 @@ fn not_yours(presented: &str, wanted: &str) -> Refusal {
 }
 
 /// What a director may ask for over TCP; all else, also what is added one day, is for operators, at the socket.
-const FOR_DIRECTORS: [&str; 7] = [
+const FOR_DIRECTORS: [&str; 8] = [
     "/v1/directors/{name}",
     "/v1/directors/{name}/findings",
     "/v1/directors/{name}/members",
