@@ -732,6 +732,8 @@ mod tests {
     }
 
     proptest! {
+        // One that must be installed beside one that need not is rare.
+        #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn the_chosen_is_fit_and_every_other_has_a_reason(
             pool in prop::collection::vec(candidate(), 0..6),
