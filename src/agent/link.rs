@@ -1,12 +1,7 @@
 //! The director's side of the provisioner's API: what the core wants told is told until it is
 //! answered, and the list of stand-ins is asked for again and again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
 use hyper::Method;
 use tokio::{
@@ -38,6 +33,9 @@ const WAIT: Duration = Duration::from_secs(30);
 
 /// Between two attempts, and between two looks at a running replacement.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// What is found of warm spares that fail is told again so often: it counts for some times as long.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Registers, then follows the list of stand-ins, until `stop`.
 pub async fn follow(
@@ -184,7 +182,8 @@ pub async fn deliver(
     let mut courier = Courier {
         client,
         later: Duration::ZERO,
-        told: None,
+        told: Findings::default(),
+        told_at: time::Instant::now(),
         config,
         link,
         events,
@@ -205,12 +204,13 @@ pub async fn deliver(
                 time::sleep(later).await;
                 continue;
             }
-            let idle = !unanswered && courier.told.as_ref() == Some(&findings);
             let pause = async {
-                if idle {
+                if unanswered || courier.is_to_tell(&findings) {
+                    time::sleep(PAUSE).await
+                } else if findings.failing.is_empty() {
                     std::future::pending().await
                 } else {
-                    time::sleep(PAUSE).await
+                    time::sleep_until(courier.told_at + AGAIN).await
                 }
             };
             tokio::select! {
@@ -227,6 +227,12 @@ pub async fn deliver(
     }
 }
 
+/// Whether the provisioner does not know yet what is found of warm spares, or may have forgotten whom it is to avoid.
+fn is_due(told: &Findings, ago: Duration, now: &Findings) -> bool {
+    let known = told.failing.keys().eq(now.failing.keys()) && told.passing == now.passing;
+    !known || (!now.failing.is_empty() && ago >= AGAIN)
+}
+
 struct Courier {
     client: Client,
     config: Arc<Director>,
@@ -234,8 +240,9 @@ struct Courier {
     events: mpsc::Sender<Event>,
     /// The provisioner gives no answer that counts: all that is left of the round waits so long.
     later: Duration,
-    /// The findings that the provisioner has; none where it may have forgotten them.
-    told: Option<BTreeMap<String, String>>,
+    /// The findings that it was told last.
+    told: Findings,
+    told_at: time::Instant,
 }
 
 /// The core is gone.
@@ -277,12 +284,6 @@ impl Courier {
             }
             self.release(id).await?;
         }
-        if self.waits() {
-            return Ok(());
-        }
-        if self.told.as_ref() != Some(&outbox.findings) {
-            self.find(outbox.findings).await?;
-        }
         for (key, id) in outbox.cancels {
             if self.waits() {
                 return Ok(());
@@ -293,6 +294,9 @@ impl Courier {
                 .ask(Method::POST, &path, None, NOTHING, LIMIT)
                 .await;
             self.tell(key, answer).await?;
+        }
+        if !self.waits() && self.is_to_tell(&outbox.findings) {
+            self.find(outbox.findings).await;
         }
         for key in again {
             if self.waits() || newer() {
@@ -340,28 +344,28 @@ impl Courier {
         }
     }
 
-    /// Tells which warm spares do not pass here.
-    async fn find(&mut self, failing: BTreeMap<String, String>) -> Result<(), Gone> {
+    fn is_to_tell(&self, findings: &Findings) -> bool {
+        is_due(&self.told, self.told_at.elapsed(), findings)
+    }
+
+    /// Tells what is found of warm spares. No failure waits for it: whether the provisioner is there, others see.
+    async fn find(&mut self, findings: Findings) {
         let path = format!("/v1/directors/{}/findings", self.config.name);
-        let body = Findings { failing };
         let asked = self
             .client
-            .ask::<()>(Method::PUT, &path, None, Some(&body), LIMIT);
+            .ask::<()>(Method::PUT, &path, None, Some(&findings), LIMIT);
         match asked.await {
-            Ok(()) => {
-                self.told = Some(body.failing);
-                Ok(())
+            Err(e) if !refused(&e) => {
+                debug!(error = %Chain(&e), "provisioner was not told of warm spares");
+                self.later = e.retry_after().unwrap_or_default().max(PAUSE);
+                return;
             }
-            // It will know this director as soon as that has registered.
-            Err(e) if e.problem().is_some_and(|p| p.code == "not_registered") => Ok(()),
-            Err(e) if refused(&e) => {
-                // An older one does without.
-                debug!(error = %Chain(&e), "provisioner takes no findings");
-                self.told = Some(body.failing);
-                Ok(())
-            }
-            Err(e) => self.silent(&e).await,
+            // An older one does without.
+            Err(e) => debug!(error = %Chain(&e), "provisioner takes no findings"),
+            Ok(()) => {}
         }
+        self.told = findings;
+        self.told_at = time::Instant::now();
     }
 
     /// Gives a stand-in back. That it is wanted no longer comes with the list of stand-ins.
@@ -402,8 +406,6 @@ impl Courier {
 
     /// No answer that counts: it is asked again, later where it says so.
     async fn silent(&mut self, e: &Error) -> Result<(), Gone> {
-        // Another one may answer next, or the same one with an older store.
-        self.told = None;
         // What goes wrong there with this one holds up no other.
         if e.problem().is_none_or(|p| [429, 503].contains(&p.status)) {
             self.later = e.retry_after().unwrap_or_default().max(PAUSE);
@@ -473,22 +475,50 @@ address = "10.77.0.1"
         })
     }
 
-    async fn noted() -> StatusCode {
-        StatusCode::NO_CONTENT
+    fn found(failing: &[&str], passing: &[&str]) -> Findings {
+        let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let failing = named(failing).into_iter();
+        Findings {
+            failing: failing.map(|n| (n, "refused".to_owned())).collect(),
+            passing: named(passing).into_iter().collect(),
+        }
     }
 
-    /// Of warm spares the provisioner is told at the start, when something is new, and after it was silent.
+    #[test]
+    fn findings_are_due_when_somebody_begins_to_fail_or_pass_and_again_while_somebody_fails() {
+        let (soon, later) = (Duration::ZERO, AGAIN);
+        let nothing = Findings::default();
+        let mut fails = found(&["a"], &["b"]);
+        let passes = found(&[], &["a", "b"]);
+        for (told, ago, now, due) in [
+            (&nothing, later, &nothing, false),
+            (&nothing, soon, &fails, true),
+            (&fails, soon, &fails, false),
+            (&fails, later, &fails, true),
+            (&fails, soon, &passes, true),
+            (&passes, later, &passes, false),
+        ] {
+            assert_eq!(is_due(told, ago, now), due, "{told:?} {ago:?} {now:?}");
+        }
+        // Another reason is no news.
+        let told = fails.clone();
+        fails.failing.insert("a".into(), "timed out".into());
+        assert!(!is_due(&told, soon, &fails));
+    }
+
+    /// Those that it knows are not told again, though other things are.
     #[tokio::test]
-    async fn findings_are_told_once_unless_they_may_be_forgotten() {
+    async fn findings_are_told_until_they_are_taken_and_then_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let (asked, mut told) = mpsc::channel(64);
+        let (asked, mut requests) = mpsc::channel(64);
+        let door = Arc::new(tokio::sync::Semaphore::new(64));
         let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let is_away = Arc::clone(&away);
+        let told = asked.clone();
         let find = async move |Json(body): Json<Findings>| {
-            asked.send(body.failing.len()).await.unwrap();
-            match is_away.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            told.send(format!("{body:?}")).await.unwrap();
+            match away.swap(false, std::sync::atomic::Ordering::SeqCst) {
                 true => {
                     let problem = Problem::new(503, "Service Unavailable", "store_away", "away");
                     (StatusCode::SERVICE_UNAVAILABLE, Json(problem)).into_response()
@@ -496,30 +526,34 @@ address = "10.77.0.1"
                 false => StatusCode::NO_CONTENT.into_response(),
             }
         };
-        let router = Router::new().route("/v1/directors/lb1/findings", put(find));
+        let router = Router::new()
+            .route("/v1/replacements", post(answer))
+            .with_state((asked, door))
+            .route("/v1/directors/lb1/findings", put(find));
         let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let to = (config.provisioner.clone().unwrap(), Client::unix(path));
-        let finds = |n: usize| Outbox {
-            findings: (0..n)
-                .map(|n| (format!("spare{n}"), "refused".to_owned()))
-                .collect(),
+        let (first, then) = (found(&["a"], &[]), found(&["a"], &["b"]));
+        let holds = |findings: &Findings, requests: &[u8]| Outbox {
+            findings: findings.clone(),
+            requests: requests.iter().copied().map(key).collect(),
             ..Outbox::default()
         };
-        let (outbox, changes) = watch::channel(finds(0));
+        let (outbox, changes) = watch::channel(holds(&first, &[]));
         let (events, mut answers) = mpsc::channel(64);
         let stop = CancellationToken::new();
         let play = async {
-            let mut next = async || timeout(LIMIT, told.recv()).await.unwrap().unwrap();
+            let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
             // It was away the first time.
-            assert_eq!([next().await, next().await], [0, 0]);
-            for n in [1, 2] {
-                outbox.send(finds(n)).unwrap();
-                assert_eq!(next().await, n);
+            assert_eq!(
+                [next().await, next().await],
+                [(); 2].map(|()| format!("{first:?}"))
+            );
+            outbox.send(holds(&then, &[])).unwrap();
+            assert_eq!(next().await, format!("{then:?}"));
+            outbox.send(holds(&then, &[1])).unwrap();
+            for _ in 0..3 {
+                assert_eq!(next().await, key(1).to_string());
             }
-            // Nothing is new: it is not told until something is.
-            outbox.send(finds(2)).unwrap();
-            outbox.send(finds(0)).unwrap();
-            assert_eq!(next().await, 0);
         };
         let drained = async { while answers.recv().await.is_some() {} };
         tokio::select! {
@@ -540,7 +574,6 @@ address = "10.77.0.1"
         let state = (asked, Arc::clone(&door));
         let router = Router::new()
             .route("/v1/replacements", post(answer))
-            .route("/v1/directors/lb1/findings", put(noted))
             .with_state(state);
         let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let link = config.provisioner.clone().unwrap();
@@ -591,9 +624,7 @@ address = "10.77.0.1"
             let problem = Problem::new(429, "Too Many Requests", "too_many_requests", "later");
             (StatusCode::TOO_MANY_REQUESTS, Json(problem.retry_after(3)))
         };
-        let router = Router::new()
-            .route("/v1/replacements", post(refuse))
-            .route("/v1/directors/lb1/findings", put(noted));
+        let router = Router::new().route("/v1/replacements", post(refuse));
         let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
         let to = (config.provisioner.clone().unwrap(), Client::unix(path));
         let (outbox, told) = watch::channel(Outbox {

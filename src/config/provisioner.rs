@@ -392,6 +392,9 @@ pub fn server_url(url: &str) -> Result<(), String> {
         .strip_prefix("postgres://")
         .or_else(|| url.strip_prefix("postgresql://"))
         .ok_or_else(|| format!("this is no PostgreSQL database: {FORM}"))?;
+    if rest.contains('#') {
+        return Err("a # is no part of a database's place: write %23".to_owned());
+    }
     let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let user = authority.rsplit_once('@').map(|(user, _)| user);
@@ -413,6 +416,10 @@ pub fn server_url(url: &str) -> Result<(), String> {
             PARAMETERS.join(", ")
         ));
     }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = names().find(|name| !seen.insert(*name)) {
+        return Err(format!("{twice} stands there twice: write it once"));
+    }
     let value = |name: &str| {
         parameters
             .split('&')
@@ -422,31 +429,36 @@ pub fn server_url(url: &str) -> Result<(), String> {
     let host = authority.rsplit_once('@').map_or(authority, |(_, h)| h);
     let host = value("host").unwrap_or(host);
     match value("sslmode") {
-        Some("disable" | "require" | "verify-ca" | "verify-full") => Ok(()),
+        Some("disable" | "require" | "verify-full") => Ok(()),
         // In the clear, where the server does not offer better.
         None | Some("allow" | "prefer") if is_here(host) => Ok(()),
         None | Some("allow" | "prefer") => Err(format!(
             "{host} is another host, and the connection may be read and bent on its way: add \
              ?sslmode=verify-full&sslrootcert=FILE, or sslmode=disable where only trusted hosts are on that way"
         )),
+        Some("verify-ca") => Err(
+            "sslmode verify-ca looks at no name, and any public authority's certificate would do: write verify-full"
+                .to_owned(),
+        ),
         Some(other) => Err(format!(
-            "sslmode {other:?} is none: write verify-full, verify-ca, require or disable"
+            "sslmode {other:?} is none: write verify-full, require or disable"
         )),
     }
 }
 
 /// Whether this host is meant: loopback, or a socket's folder.
 fn is_here(host: &str) -> bool {
-    let name = match host.strip_prefix('[').and_then(|h| h.split_once(']')) {
-        Some((address, _port)) => address,
-        None => host.split(':').next().unwrap_or(host),
+    let bare = host.strip_prefix('[').and_then(|h| h.split_once(']'));
+    let name = match (bare, host.parse::<IpAddr>()) {
+        (Some((address, _port)), _) => address,
+        (None, Ok(_)) => host,
+        (None, Err(_)) => host.split(':').next().unwrap_or(host),
     };
     let loopback = name.parse().is_ok_and(|a: IpAddr| a.is_loopback());
-    name.is_empty()
-        || name == "localhost"
-        || loopback
-        || name.starts_with('/')
-        || name.starts_with("%2")
+    let folder = ["/", "%2F", "%2f"]
+        .iter()
+        .any(|slash| name.starts_with(slash));
+    host.is_empty() || name == "localhost" || loopback || folder
 }
 
 #[cfg(test)]
@@ -482,6 +494,13 @@ mod tests {
                 "postgres://u@localhost/d?sslmode=on",
                 "sslmode \"on\" is none",
             ),
+            ("postgres://u@h/d?sslmode=verify-ca", "looks at no name"),
+            ("postgres://u@h/d?sslmode=require&sslmode=prefer", "twice"),
+            (
+                "postgres://u@localhost/d?host=::ffff:10.0.0.5",
+                "another host",
+            ),
+            ("postgres://u@h/d#?host=localhost", "write %23"),
         ] {
             let e = server_url(bad).unwrap_err();
             assert!(e.contains(why) && !e.contains("secret"), "{bad}: {e}");

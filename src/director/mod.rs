@@ -45,7 +45,7 @@ use crate::{
         Advice, DestAttrs, DestKey, FailReason, Found, IncidentKey, MonoTime, Order, OrderedPlace,
         Outcome, Presence, Reloaded, Removal, ReplacementId, Service, ServiceKey, Slot, WallMillis,
         Weight,
-        wire::{Member, Members, Replacement, ReplacementState, Spare, Want},
+        wire::{Findings, Member, Members, Replacement, ReplacementState, Spare, Want},
     },
     reconcile::plan::Applied,
 };
@@ -211,8 +211,8 @@ pub struct Outbox {
     pub confirms: BTreeSet<(ReplacementId, Want)>,
     /// Take these stand-ins back.
     pub releases: BTreeSet<ReplacementId>,
-    /// The warm spares that do not pass here, by name, and why: told when it has changed.
-    pub findings: BTreeMap<String, String>,
+    /// What is found of warm spares: told when it has changed, and of those that fail again and again.
+    pub findings: Findings,
 }
 
 impl Outbox {

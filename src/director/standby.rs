@@ -19,7 +19,7 @@ use crate::{
     health::{Health, Standing},
     model::{
         DestAttrs, DestKey, FailReason, Found, MonoTime, ServiceKey, Slot,
-        wire::{Spare, Standby},
+        wire::{Findings, Spare, Standby},
     },
 };
 
@@ -123,6 +123,8 @@ struct Warm {
     places: BTreeMap<(ServiceKey, DestKey), BTreeSet<DestKey>>,
     /// As last judged.
     state: State,
+    /// Why it failed when it began to.
+    why: Option<String>,
     /// What was told of it last; nothing is told of waiting.
     told: State,
 }
@@ -167,6 +169,7 @@ impl Core {
                 in_place_of: in_place_of.into_iter().collect(),
                 places: BTreeMap::new(),
                 state: State::Waiting,
+                why: None,
                 told,
             };
             (spare.name, warm)
@@ -292,10 +295,18 @@ impl Core {
         // Once more after the doubts have ended.
         self.standbys.stale = doubts;
         let all = self.standbys.warm.values();
-        let states: Vec<State> = all.map(|warm| self.state_of(warm)).collect();
+        let states: Vec<State> = all.clone().map(|warm| self.state_of(warm)).collect();
+        let why = |warm: &Warm| {
+            let failure = self.failure_of(warm)?;
+            let (service, server, reason) = (failure.service, failure.server, failure.reason);
+            Some(format!("{service} at {server}: {reason}"))
+        };
+        let whys: Vec<Option<String>> = all.map(why).collect();
         let mut news = Vec::new();
-        for (warm, state) in self.standbys.warm.values_mut().zip(states) {
+        for ((warm, state), why) in self.standbys.warm.values_mut().zip(states).zip(whys) {
             warm.state = state;
+            // As it was at first: a reason that changes with each probe is no news.
+            warm.why = why.map(|why| warm.why.take().unwrap_or(why));
             if state != warm.told && state != State::Waiting {
                 warm.told = state;
                 news.push(warm.spare.name.clone());
@@ -370,16 +381,18 @@ impl Core {
         failing.filter_map(|warm| Some(self.failure_of(warm)?.to_string()))
     }
 
-    /// Warm spares that do not pass here, by name, and why: the provisioner keeps others in their stead.
-    pub(super) fn standby_findings(&self) -> BTreeMap<String, String> {
-        let all = self.standbys.warm.values();
-        let failing = all.filter(|warm| warm.state == State::Failing);
-        let why = |warm: &Warm| {
-            let failure = self.failure_of(warm)?;
-            let (service, server, reason) = (failure.service, failure.server, failure.reason);
-            Some((failure.name, format!("{service} at {server}: {reason}")))
-        };
-        failing.filter_map(why).collect()
+    /// What the provisioner should know of warm spares: it keeps others in the stead of those that do not pass. Of one
+    /// without a verdict nothing is said.
+    pub(super) fn standby_findings(&self) -> Findings {
+        let mut found = Findings::default();
+        for (name, warm) in &self.standbys.warm {
+            if warm.state == State::Ready {
+                found.passing.insert(name.clone());
+            } else if let Some(why) = &warm.why {
+                found.failing.insert(name.clone(), why.clone());
+            }
+        }
+        found
     }
 
     /// How many warm spares are in each state: words of [`StandbyStatus::state`].

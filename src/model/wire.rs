@@ -26,7 +26,10 @@
 //!
 //! Errors are problem documents (RFC 9457): [`Problem`].
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -396,12 +399,17 @@ pub struct Standby {
     pub in_place_of: Vec<IpAddr>,
 }
 
-/// What a director finds of the warm spares that it watches.
+/// What a director finds of the warm spares that it watches. Of one that is in neither list nothing is known: what was
+/// said of it before stays, for some minutes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Findings {
-    /// Those that do not pass its checks, by name, and why.
+    /// Those that do not pass its checks, by name, and why. Said again every minute as long as it is so.
+    #[serde(default)]
     pub failing: BTreeMap<String, String>,
+    /// Those that do.
+    #[serde(default)]
+    pub passing: BTreeSet<String>,
 }
 
 /// All stand-ins of a director: those to be attached, and those whose withdrawal is not confirmed. And

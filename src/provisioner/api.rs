@@ -618,7 +618,7 @@ async fn find(
                 "a warm spare fails a director's checks: others are kept and chosen before it, look at the server"
             ),
             None => {
-                info!(director = %name, server = spare, "a warm spare passes again, or is none any more")
+                info!(director = %name, server = spare, "a warm spare passes a director's checks again")
             }
         }
     }

@@ -183,7 +183,11 @@ impl World {
             return None;
         }
         let spares = self.spares(role, None).ok()?;
-        let next = spares.ranked.iter().find(|spare| !spare.warm)?;
+        let is_ready = |name: &str| {
+            let server = self.servers.get(name);
+            server.is_some_and(|s| s.state == ServerState::Ready)
+        };
+        let next = spares.ranked.iter().find(|s| is_ready(&s.server))?;
         Some(of(&next.server, ServerState::Ready))
     }
 
@@ -321,6 +325,15 @@ mod tests {
             [""; 0],
             "it is not the spares' fault"
         );
+        // It is nobody's next itself, where nobody else is left.
+        finds(&mut world, &["spare1"]);
+        for (spare, state) in [
+            ("spare2", ServerState::Quarantined),
+            ("spare3", ServerState::Failed),
+        ] {
+            world.servers.get_mut(spare).unwrap().state = state;
+        }
+        assert_eq!(next(&world, &nothing), [""; 0]);
         // Where it is needed all the same, everything is done to it anew.
         let brief = world.brief_beforehand(&world.roles[ROLE]).unwrap();
         let own = |name: &str| {

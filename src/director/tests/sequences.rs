@@ -516,7 +516,7 @@ proptest! {
             prop_assert_eq!((a.mass, &a.panics, &a.places), (b.mass, &b.panics, &b.places));
             prop_assert_eq!((a.held(now), a.kept_in()), (b.held(now), b.kept_in()));
             // That one of them fails is told, and nothing else.
-            let told = Outbox { findings: BTreeMap::new(), ..a.outbox() };
+            let told = Outbox { findings: Findings::default(), ..a.outbox() };
             prop_assert_eq!(told, b.outbox());
             prop_assert_eq!(a.next_deadline(now), b.next_deadline(now));
         }

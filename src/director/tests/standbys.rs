@@ -129,9 +129,16 @@ fn a_warm_spare_that_fails_opens_no_incident_and_is_told_of_once() {
          a failure of 10.0.0.1, 10.0.0.2 or 10.0.0.3 would not be covered at once"
     );
     assert_eq!(w.state(), ["failing"]);
-    let found = |w: &World| w.core.outbox().findings.into_iter().collect::<Vec<_>>();
-    let why = "tcp/192.0.2.1:80 at 10.0.0.9:80: connection refused".to_owned();
-    assert_eq!(found(&w), [("spare9".to_owned(), why)]);
+    let found = |w: &World| {
+        let found = w.core.outbox().findings;
+        let failing: Vec<_> = found.failing.into_iter().collect();
+        (failing, found.passing.into_iter().collect::<Vec<_>>())
+    };
+    let failing = || {
+        let why = "tcp/192.0.2.1:80 at 10.0.0.9:80: connection refused";
+        vec![("spare9".to_owned(), why.to_owned())]
+    };
+    assert_eq!(found(&w), (failing(), vec![]));
     assert_eq!(w.core.outbox().messages(), 0, "nobody waits for it");
     w.passes(3600);
     assert_eq!((w.core.incident_count(), w.requests()), (0, vec![]));
@@ -151,8 +158,15 @@ fn a_warm_spare_that_fails_opens_no_incident_and_is_told_of_once() {
     let status = w.core.status(at(w.now));
     let words = "; other warm spares are ready for the same servers";
     assert!(status.warnings[0].ends_with(words), "{status:?}");
+    assert_eq!(found(&w), (failing(), vec!["spare8".to_owned()]));
+    // Another reason is no other finding.
+    w.probe(9, Outcome::Fail(FailReason::Unreachable));
+    assert_eq!(found(&w).0, failing());
     w.all_pass(&[9]);
-    assert_eq!(found(&w), []);
+    assert_eq!(
+        found(&w),
+        (vec![], ["spare8", "spare9"].map(String::from).into())
+    );
 }
 
 #[test]
@@ -181,7 +195,8 @@ fn a_warm_spare_behind_a_link_without_carrier_is_not_blamed() {
     let notes = w.dies(9);
     assert_eq!(notes, [], "{notes:?}");
     assert_eq!(w.state(), ["waiting"]);
-    assert!(w.core.outbox().findings.is_empty());
+    let found = w.core.outbox().findings;
+    assert_eq!(found, Findings::default(), "nothing is known of it");
     assert!(!w.is_hurried(9));
     w.event(Event::CutOff(BTreeMap::new()));
     assert!(w.is_hurried(9), "it is asked anew");

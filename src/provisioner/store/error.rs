@@ -51,6 +51,17 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
+    /// A certificate or key that the place names cannot be read.
+    #[error("the store {at} cannot be opened: {file}, which it names, cannot be read")]
+    File {
+        /// Where it is, without a password.
+        at: String,
+        /// The file.
+        file: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The file holds something else.
     #[error("the store {at} is no database of understudy: move it away, or restore a backup")]
     NotADatabase {
@@ -168,11 +179,17 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreErr
     }
 }
 
-/// Whether the server's certificate is not good: waiting does not help.
+/// Whether there is no certificate that is good: waiting does not help.
 pub(super) fn is_distrust(e: &sqlx::Error) -> bool {
-    let sqlx::Error::Io(e) = e else { return false };
-    let tls = e.get_ref().and_then(|e| e.downcast_ref());
-    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    match e {
+        // It has none, or ours cannot be read.
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(e) => {
+            let tls = e.get_ref().and_then(|e| e.downcast_ref());
+            matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+        }
+        _ => false,
+    }
 }
 
 /// Whether an error is about the way to the store, or about a state of it that passes.

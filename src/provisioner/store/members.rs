@@ -1,7 +1,12 @@
 //! Directors: what they registered, and which stand-ins they are to have in service.
 
-use std::{convert::Infallible, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    net::IpAddr,
+};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -14,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{
-        DirectorName, EventKind, Grant, ReplacementId,
+        DirectorName, EventKind, Grant, ReplacementId, WallMillis,
         wire::{
             Confirmation, Findings, Member, Members, Registration, ReplacementState, Spare,
             Standby, Want,
@@ -56,8 +61,30 @@ fn want_from(word: &str) -> Option<Want> {
 /// A warm spare, and what a director finds of it that it did not find before: why it does not pass; `None`: it does.
 pub type Finding = (String, Option<String>);
 
-/// Why a spare does not pass, as long as it is kept and shown.
-const LONGEST_FINDING: usize = 200;
+/// A warm spare that does not pass a director's checks, as that director said last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failing {
+    pub(super) why: String,
+    at: WallMillis,
+}
+
+impl Failing {
+    /// What one says of itself is bounded.
+    const LONGEST: usize = 200;
+
+    /// A director says it again every minute. What one says that is gone since holds nobody back.
+    const COUNTS: i64 = 5 * 60 * 1000;
+
+    fn new(mut why: String, at: WallMillis) -> Self {
+        why.truncate(why.floor_char_boundary(Self::LONGEST));
+        let why = why.replace(char::is_control, " ");
+        Self { why, at }
+    }
+
+    pub(super) fn counts(&self, now: WallMillis) -> bool {
+        now.0.saturating_sub(self.at.0) < Self::COUNTS
+    }
+}
 
 /// What became of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,46 +96,58 @@ pub enum Registered {
 }
 
 impl Store {
-    /// Keeps what a director finds of the warm spares that it watches; of others nothing is kept. What it says again is
-    /// not written again. What is new in it; `None` where it has not registered.
+    /// Keeps what a director finds of the warm spares that it watches; of others nothing is kept. What is new in it;
+    /// `None` where it has not registered.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn find(
         &self,
         name: &DirectorName,
-        mut findings: Findings,
+        told: Findings,
         actor: impl Into<Actor>,
     ) -> Result<Option<Vec<Finding>>, StoreError> {
-        let mut tx = self.read().await?;
-        let before = world(&mut tx).await?;
-        tx.rollback().await.map_err(failed("end a reading"))?;
-        let Some(known) = before.findings.get(name) else {
+        let (actor, now) = (actor.into(), now_ms());
+        let mut tx = self.begin().await?;
+        let row = sqlx::query("SELECT findings FROM director WHERE name = $1")
+            .bind(name.as_str())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed("read a director's findings"))?;
+        let Some(row) = row else {
             return Ok(None);
         };
-        let failing = &mut findings.failing;
-        failing.retain(|spare, why| {
-            why.truncate(why.floor_char_boundary(LONGEST_FINDING));
-            *why = why.replace(char::is_control, " ");
-            let server = before.servers.get(spare);
-            server.is_some_and(|s| s.keeping.warm.is_some())
-        });
-        if known == failing {
-            return Ok(Some(Vec::new()));
+        let before: BTreeMap<String, Failing> = row.json("findings")?;
+        let rows = sqlx::query("SELECT name FROM server WHERE warm IS NOT NULL")
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed("look for warm spares"))?;
+        let warm = rows.iter().map(|row| row.text("name"));
+        let warm: BTreeSet<String> = warm.collect::<Result<_, _>>()?;
+        let mut kept = before.clone();
+        kept.retain(|spare, failing| warm.contains(spare) && failing.counts(now));
+        let mut news = Vec::new();
+        for spare in told.passing {
+            if kept.remove(&spare).is_some() {
+                news.push((spare, None));
+            }
         }
-        let worse = failing
-            .iter()
-            .filter(|(spare, why)| known.get(*spare) != Some(*why));
-        let worse = worse.map(|(spare, why)| (spare.clone(), Some(why.clone())));
-        let better = known.keys().filter(|spare| !failing.contains_key(*spare));
-        let news: Vec<Finding> = worse
-            .chain(better.map(|spare| (spare.clone(), None)))
-            .collect();
-        let actor = actor.into();
-        let mut tx = self.begin().await?;
+        for (spare, why) in told.failing {
+            if let Some(known) = kept.get_mut(&spare) {
+                known.at = now;
+            } else if warm.contains(&spare) {
+                let failing = Failing::new(why, now);
+                news.push((spare.clone(), Some(failing.why.clone())));
+                kept.insert(spare, failing);
+            }
+        }
+        if kept == before {
+            tx.rollback().await.map_err(failed("end a reading"))?;
+            return Ok(Some(news));
+        }
         sqlx::query("UPDATE director SET findings = $2 WHERE name = $1")
             .bind(name.as_str())
-            .bind(json("findings", failing)?)
+            .bind(json("findings", &kept)?)
             .execute(&mut *tx)
             .await
             .map_err(failed("keep a director's findings"))?;
@@ -119,7 +158,11 @@ impl Store {
             };
             tell(&mut tx, &actor, spare, (EventKind::ServerNoted, what), why).await?;
         }
-        self.commit(tx, News::Work).await?;
+        let told = match news.is_empty() {
+            true => News::None,
+            false => News::Work,
+        };
+        self.commit(tx, told).await?;
         Ok(Some(news))
     }
 
@@ -188,8 +231,8 @@ impl Store {
         }
         let mut tx = self.begin().await?;
         sqlx::query(
-            "INSERT INTO director (name, address, registration, findings, version, registered_ms) \
-             VALUES ($1, $2, $3, '{}', 1, $4) ON CONFLICT (name) DO UPDATE SET \
+            "INSERT INTO director (name, address, registration, version, registered_ms) \
+             VALUES ($1, $2, $3, 1, $4) ON CONFLICT (name) DO UPDATE SET \
              address = excluded.address, registration = excluded.registration, \
              registered_ms = excluded.registered_ms",
         )

@@ -225,6 +225,9 @@ impl Store {
         }
         // The pool would try a wrong place again and again, and then say "timed out".
         let at = place.to_string();
+        if engine == Engine::Postgres {
+            readable(&at, &options)?;
+        }
         probe(engine, &options)
             .await
             .map_err(|e| open_error(&at, e))?;
@@ -351,6 +354,20 @@ async fn guarded(engine: Engine, tx: &mut super::Tx) -> Result<bool, StoreError>
     };
     let row = sqlx::query(query).fetch_one(&mut **tx).await;
     Ok(row.map_err(failed("look for its triggers"))?.count("n")? > 0)
+}
+
+/// Whether the files that a server's URL names are there: they are no server that may come back.
+fn readable(at: &str, options: &AnyConnectOptions) -> Result<(), StoreError> {
+    for (name, file) in options.database_url.query_pairs() {
+        if ["sslrootcert", "sslcert", "sslkey"].contains(&&*name) {
+            std::fs::File::open(&*file).map_err(|source| StoreError::File {
+                at: at.to_owned(),
+                file: file.into_owned(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Connects once, and reads the file's first page.
@@ -497,9 +514,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_server_far_away_shows_its_certificate_and_asks_for_a_password() {
         let authority = Authority::new("databases");
-        // Nobody else's: the port is PostgreSQL's.
+        // Nobody else's.
         let [.., high, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, 99, high, low);
+        let port = 20_000 + u16::from(low);
         let names = [address.to_string()];
         let leaf = Leaf {
             names: &[&names[0]],
@@ -513,10 +531,15 @@ mod tests {
         let database = server.database().await.options().unwrap();
         let database = database.database_url.path();
         server
-            .listen(address, &read("cert.pem"), &read("key.pem"), password)
+            .listen(
+                (address, port),
+                &read("cert.pem"),
+                &read("key.pem"),
+                password,
+            )
             .await;
         let place = |settings: String, password: &str| Place::Server {
-            url: format!("postgres://understudy@{address}{database}?{settings}"),
+            url: format!("postgres://understudy@{address}:{port}{database}?{settings}"),
             password: Some(password.to_owned()),
         };
         let verified = |side: &Side| {
@@ -550,6 +573,14 @@ mod tests {
                 place(verified(&stranger), password),
                 "sslrootcert",
                 "UnknownIssuer",
+            ),
+            (
+                place(
+                    "sslmode=verify-full&sslrootcert=/nowhere.pem".into(),
+                    password,
+                ),
+                "/nowhere.pem, which it names,",
+                "No such file",
             ),
         ] {
             let begun = Instant::now();

@@ -5,7 +5,7 @@ use crate::{
     model::{
         Event as Told, EventFilter, EventKind, ReplacementId,
         inventory::{ChangeAction, Inventory, InventoryAnswer, ServerState},
-        wire::{Confirmation, ReplacementState, Want},
+        wire::{Confirmation, Findings, ReplacementState, Want},
     },
     provisioner::{
         order::Step,
@@ -106,7 +106,7 @@ async fn a_store_of_a_newer_version_is_refused() {
     let (home, store) = fresh().await;
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         SELECT 99, 'later', success, checksum, 0 FROM _sqlx_migrations",
+         SELECT 99, 'later', success, checksum, 0 FROM _sqlx_migrations WHERE version = 1",
     )
     .execute(&store.pool)
     .await
@@ -1634,4 +1634,44 @@ async fn no_two_servers_name_one_machine() {
     assert!(held[0].contains("driver stays"), "{held:?}");
     let kept = spare1(&store).await.server.driver;
     assert_eq!(kept, redfish("https://bmc7", two));
+}
+
+/// A director that is gone holds no spare back for ever, and nobody is held back who is not warm any more.
+#[tokio::test]
+async fn what_a_director_found_counts_as_long_as_it_says_so() {
+    let (_home, store) = fresh().await;
+    let lb1 = d("lb1");
+    let find = async || {
+        let failing = [("spare1".to_owned(), "refused\u{7}".repeat(100))].into();
+        let findings = Findings {
+            failing,
+            ..Findings::default()
+        };
+        store
+            .find(&lb1, findings, "lb1")
+            .await
+            .unwrap()
+            .unwrap()
+            .len()
+    };
+    let counts = async || store.world().await.unwrap().findings[&lb1].len();
+    assert_eq!((find().await, counts().await), (0, 0), "it is not warm");
+    let warm = |warm: &str| format!("UPDATE server SET warm = {warm} WHERE name = 'spare1'");
+    let run = async |statement: String| {
+        let done = sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(&store.pool)
+            .await;
+        assert_eq!(done.unwrap().rows_affected(), 1);
+    };
+    run(warm(r#"'{"role":"web.shop.example","made":[]}'"#)).await;
+    assert_eq!((find().await, counts().await), (1, 1));
+    let why = store.world().await.unwrap().findings[&lb1]["spare1"].clone();
+    assert!(why.len() <= 200 && !why.contains('\u{7}'), "{why}");
+    assert_eq!((find().await, counts().await), (0, 1));
+    run(r#"UPDATE director SET findings = '{"spare1":{"why":"refused","at":1}}' WHERE name = 'lb1'"#.to_owned()).await;
+    assert_eq!(counts().await, 0, "it was not said again");
+    assert_eq!((find().await, counts().await), (1, 1));
+    run(warm("NULL")).await;
+    assert_eq!(find().await, 0);
+    assert_eq!(counts().await, 0);
 }

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use super::{
     Store, StoreError, Tx, failed,
+    members::Failing,
+    now_ms,
     rows::{Columns, corrupt},
 };
 use crate::{
@@ -133,13 +135,17 @@ pub(super) async fn world(tx: &mut Tx) -> Result<World, StoreError> {
             },
         );
     }
+    let now = now_ms();
     let rows = sqlx::query("SELECT name, registration, findings FROM director")
         .fetch_all(&mut **tx)
         .await
         .map_err(failed("read the directors"))?;
     for row in rows {
         let name: DirectorName = row.parsed("name")?;
-        world.findings.insert(name.clone(), row.json("findings")?);
+        let failing: BTreeMap<String, Failing> = row.json("findings")?;
+        let failing = failing.into_iter().filter(|(_, f)| f.counts(now));
+        let failing = failing.map(|(spare, failing)| (spare, failing.why));
+        world.findings.insert(name.clone(), failing.collect());
         world.directors.insert(name, row.json("registration")?);
     }
     Ok(world)

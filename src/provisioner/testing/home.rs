@@ -123,7 +123,7 @@ impl Postgres {
     /// Listens at `address` from now on, by TLS alone, to those who know the password.
     pub(crate) async fn listen(
         &mut self,
-        address: Ipv4Addr,
+        (address, port): (Ipv4Addr, u16),
         certificate: &str,
         key: &str,
         password: &str,
@@ -143,6 +143,7 @@ impl Postgres {
         let password = password.replace('\'', "''");
         for statement in [
             format!("ALTER SYSTEM SET listen_addresses = '{address}'"),
+            format!("ALTER SYSTEM SET port = {port}"),
             "ALTER SYSTEM SET ssl = 'on'".to_owned(),
             format!("ALTER ROLE understudy PASSWORD '{password}'"),
         ] {

@@ -117,13 +117,11 @@ CREATE TABLE role_assignment (
   passed_on TEXT
 );
 
--- version counts the changes of a director's stand-ins; findings (JSON) are the warm spares that do not pass its checks,
--- by name, and why.
+-- version counts the changes of a director's stand-ins.
 CREATE TABLE director (
   name          TEXT   NOT NULL PRIMARY KEY,
   address       TEXT   NOT NULL,
   registration  TEXT   NOT NULL,
-  findings      TEXT   NOT NULL,
   version       BIGINT NOT NULL,
   registered_ms BIGINT NOT NULL
 );
