@@ -1,12 +1,12 @@
 //! Which spare takes a failed server's place, and why not the others. PURE.
 //!
 //! A server is a spare for a role where its state allows it and nothing rules it out (`fits`). Of several goes
-//! first, in this order: one that is kept warm for the role, and passes the directors' checks; one whose operating system need not be installed, and of
-//! those that need it one that is not known to have another; one that the last rehearsal found sound, and no director
-//! finds failing; one that was
-//! seen with the role's operating system; one that shares fewest of the labels in which it had better differ from the
-//! failed server; one that has most of the preferred labels; one that is reserved for the role; one that has not
-//! failed, or longest ago; by name, so that the same pool gives the same answer.
+//! first, in this order: one that is kept warm for the role, and passes the directors' checks; one whose operating
+//! system need not be installed, and of those that need it one that is not known to have another; one that the last
+//! rehearsal found sound, and no director finds failing; one that was seen with the role's operating system; one that
+//! shares fewest of the labels in which it had better differ from the failed server; one that has most of the preferred
+//! labels; one that is reserved for the role; one that has not failed, or longest ago; by name, so that the same pool
+//! gives the same answer.
 
 use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
 
