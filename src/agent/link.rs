@@ -34,6 +34,9 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Between two attempts, and between two looks at a running replacement.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// An answer that nobody waits for.
+const BRIEF: Duration = Duration::from_secs(2);
+
 /// What is found of warm spares that fail is told again so often: it counts for some times as long.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -184,6 +187,7 @@ pub async fn deliver(
         later: Duration::ZERO,
         told: Findings::default(),
         told_at: time::Instant::now(),
+        not_before: time::Instant::now(),
         config,
         link,
         events,
@@ -204,13 +208,14 @@ pub async fn deliver(
                 time::sleep(later).await;
                 continue;
             }
+            let until = match courier.tells_at(&findings) {
+                _ if unanswered => Some(time::Instant::now() + PAUSE),
+                next => next,
+            };
             let pause = async {
-                if unanswered || courier.is_to_tell(&findings) {
-                    time::sleep(PAUSE).await
-                } else if findings.failing.is_empty() {
-                    std::future::pending().await
-                } else {
-                    time::sleep_until(courier.told_at + AGAIN).await
+                match until {
+                    Some(until) => time::sleep_until(until).await,
+                    None => std::future::pending().await,
                 }
             };
             tokio::select! {
@@ -227,10 +232,14 @@ pub async fn deliver(
     }
 }
 
-/// Whether the provisioner does not know yet what is found of warm spares, or may have forgotten whom it is to avoid.
-fn is_due(told: &Findings, ago: Duration, now: &Findings) -> bool {
+/// How long after `told` was told `now` is: at once where somebody has begun to fail or to pass, and again as long as
+/// somebody fails, for the provisioner may have forgotten whom it is to avoid.
+fn due(told: &Findings, now: &Findings) -> Option<Duration> {
     let known = told.failing.keys().eq(now.failing.keys()) && told.passing == now.passing;
-    !known || (!now.failing.is_empty() && ago >= AGAIN)
+    match known {
+        false => Some(Duration::ZERO),
+        true => (!now.failing.is_empty()).then_some(AGAIN),
+    }
 }
 
 struct Courier {
@@ -243,6 +252,8 @@ struct Courier {
     /// The findings that it was told last.
     told: Findings,
     told_at: time::Instant,
+    /// What is found is not told before this: it was not taken.
+    not_before: time::Instant,
 }
 
 /// The core is gone.
@@ -295,14 +306,15 @@ impl Courier {
                 .await;
             self.tell(key, answer).await?;
         }
-        if !self.waits() && self.is_to_tell(&outbox.findings) {
-            self.find(outbox.findings).await;
-        }
         for key in again {
             if self.waits() || newer() {
-                break;
+                return Ok(());
             }
             self.request(key).await?;
+        }
+        let due = self.tells_at(&outbox.findings);
+        if !self.waits() && due.is_some_and(|due| due <= time::Instant::now()) {
+            self.find(outbox.findings).await;
         }
         Ok(())
     }
@@ -344,20 +356,25 @@ impl Courier {
         }
     }
 
-    fn is_to_tell(&self, findings: &Findings) -> bool {
-        is_due(&self.told, self.told_at.elapsed(), findings)
+    /// When what is found is to be told; never, where nothing is new.
+    fn tells_at(&self, findings: &Findings) -> Option<time::Instant> {
+        let due = self.told_at + due(&self.told, findings)?;
+        Some(due.max(self.not_before))
     }
 
-    /// Tells what is found of warm spares. No failure waits for it: whether the provisioner is there, others see.
+    /// Tells what is found of warm spares. A failure does not wait for it long, and nothing where it is not taken: whether
+    /// the provisioner is there, others see.
     async fn find(&mut self, findings: Findings) {
         let path = format!("/v1/directors/{}/findings", self.config.name);
         let asked = self
             .client
-            .ask::<()>(Method::PUT, &path, None, Some(&findings), LIMIT);
-        match asked.await {
+            .ask::<()>(Method::PUT, &path, None, Some(&findings), BRIEF);
+        let answer = asked.await;
+        let now = time::Instant::now();
+        match answer {
             Err(e) if !refused(&e) => {
                 debug!(error = %Chain(&e), "provisioner was not told of warm spares");
-                self.later = e.retry_after().unwrap_or_default().max(PAUSE);
+                self.not_before = now + e.retry_after().unwrap_or_default().max(PAUSE);
                 return;
             }
             // An older one does without.
@@ -365,7 +382,7 @@ impl Courier {
             Ok(()) => {}
         }
         self.told = findings;
-        self.told_at = time::Instant::now();
+        self.told_at = now;
     }
 
     /// Gives a stand-in back. That it is wanted no longer comes with the list of stand-ins.
@@ -486,24 +503,23 @@ address = "10.77.0.1"
 
     #[test]
     fn findings_are_due_when_somebody_begins_to_fail_or_pass_and_again_while_somebody_fails() {
-        let (soon, later) = (Duration::ZERO, AGAIN);
         let nothing = Findings::default();
         let mut fails = found(&["a"], &["b"]);
         let passes = found(&[], &["a", "b"]);
-        for (told, ago, now, due) in [
-            (&nothing, later, &nothing, false),
-            (&nothing, soon, &fails, true),
-            (&fails, soon, &fails, false),
-            (&fails, later, &fails, true),
-            (&fails, soon, &passes, true),
-            (&passes, later, &passes, false),
+        let at_once = Some(Duration::ZERO);
+        for (told, now, then) in [
+            (&nothing, &nothing, None),
+            (&nothing, &fails, at_once),
+            (&fails, &fails, Some(AGAIN)),
+            (&fails, &passes, at_once),
+            (&passes, &passes, None),
         ] {
-            assert_eq!(is_due(told, ago, now), due, "{told:?} {ago:?} {now:?}");
+            assert_eq!(due(told, now), then, "{told:?} {now:?}");
         }
         // Another reason is no news.
         let told = fails.clone();
         fails.failing.insert("a".into(), "timed out".into());
-        assert!(!is_due(&told, soon, &fails));
+        assert_eq!(due(&told, &fails), Some(AGAIN));
     }
 
     /// Those that it knows are not told again, though other things are.
@@ -514,16 +530,17 @@ address = "10.77.0.1"
         let listener = UnixListener::bind(&path).unwrap();
         let (asked, mut requests) = mpsc::channel(64);
         let door = Arc::new(tokio::sync::Semaphore::new(64));
-        let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        // It takes none before the third.
+        let away = Arc::new(std::sync::atomic::AtomicI32::new(2));
         let told = asked.clone();
         let find = async move |Json(body): Json<Findings>| {
             told.send(format!("{body:?}")).await.unwrap();
-            match away.swap(false, std::sync::atomic::Ordering::SeqCst) {
-                true => {
+            match away.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) {
+                1.. => {
                     let problem = Problem::new(503, "Service Unavailable", "store_away", "away");
                     (StatusCode::SERVICE_UNAVAILABLE, Json(problem)).into_response()
                 }
-                false => StatusCode::NO_CONTENT.into_response(),
+                _ => StatusCode::NO_CONTENT.into_response(),
             }
         };
         let router = Router::new()
@@ -538,16 +555,16 @@ address = "10.77.0.1"
             requests: requests.iter().copied().map(key).collect(),
             ..Outbox::default()
         };
-        let (outbox, changes) = watch::channel(holds(&first, &[]));
+        let (outbox, changes) = watch::channel(holds(&first, &[1]));
         let (events, mut answers) = mpsc::channel(64);
         let stop = CancellationToken::new();
         let play = async {
             let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
-            // It was away the first time.
-            assert_eq!(
-                [next().await, next().await],
-                [(); 2].map(|()| format!("{first:?}"))
-            );
+            // What is asked again does not wait for it.
+            for _ in 0..3 {
+                assert_eq!(next().await, key(1).to_string());
+                assert_eq!(next().await, format!("{first:?}"));
+            }
             outbox.send(holds(&then, &[])).unwrap();
             assert_eq!(next().await, format!("{then:?}"));
             outbox.send(holds(&then, &[1])).unwrap();

@@ -163,13 +163,15 @@ impl Core {
         let before = mem::take(&mut self.standbys.warm);
         let warm = |standby: Standby| {
             let Standby { spare, in_place_of } = standby;
-            let told = before.get(&spare.name).map_or(State::Waiting, |w| w.told);
+            let known = before.get(&spare.name);
+            let told = known.map_or(State::Waiting, |w| w.told);
+            let why = known.and_then(|w| w.why.clone());
             let warm = Warm {
                 spare: spare.clone(),
                 in_place_of: in_place_of.into_iter().collect(),
                 places: BTreeMap::new(),
                 state: State::Waiting,
-                why: None,
+                why,
                 told,
             };
             (spare.name, warm)

@@ -589,7 +589,8 @@ async fn an_engine_that_lost_its_lease_drops_the_step_and_goes_on_with_others() 
         .await;
     rig.hands.gate = None;
     rig.start();
-    let r = rig.until_state(&id, ReplacementState::Attaching).await;
+    let offered = |r: &Replacement| r.state == ReplacementState::Attaching;
+    let r = rig.until_other(&id, offered).await;
     assert_eq!(r.spare.unwrap().name, "spare1");
     // The first one sees so at its next renewal, whatever the step does.
     let lost = || rig.facts.lock().unwrap().contains(&Fact::LeaseLost);
@@ -605,7 +606,8 @@ async fn an_engine_that_lost_its_lease_drops_the_step_and_goes_on_with_others() 
     assert!(rig.tasks.try_join_next().is_none());
     let id = rig.ask("k2", "10.0.0.2").await;
     gate.add_permits(10);
-    rig.until_state(&id, ReplacementState::Attaching).await;
+    // Whichever does it: each has a store handle of its own.
+    rig.until_other(&id, offered).await;
 }
 
 /// What stalled because the store did not answer is not forgotten in silence when somebody else has it by then.

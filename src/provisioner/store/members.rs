@@ -73,7 +73,7 @@ impl Failing {
     const LONGEST: usize = 200;
 
     /// A director says it again every minute. What one says that is gone since holds nobody back.
-    const COUNTS: i64 = 5 * 60 * 1000;
+    const COUNTS: u64 = 5 * 60 * 1000;
 
     fn new(mut why: String, at: WallMillis) -> Self {
         why.truncate(why.floor_char_boundary(Self::LONGEST));
@@ -82,7 +82,7 @@ impl Failing {
     }
 
     pub(super) fn counts(&self, now: WallMillis) -> bool {
-        now.0.saturating_sub(self.at.0) < Self::COUNTS
+        now.0.abs_diff(self.at.0) < Self::COUNTS
     }
 }
 
@@ -125,13 +125,12 @@ impl Store {
         let warm = rows.iter().map(|row| row.text("name"));
         let warm: BTreeSet<String> = warm.collect::<Result<_, _>>()?;
         let mut kept = before.clone();
-        kept.retain(|spare, failing| warm.contains(spare) && failing.counts(now));
-        let mut news = Vec::new();
-        for spare in told.passing {
-            if kept.remove(&spare).is_some() {
-                news.push((spare, None));
-            }
-        }
+        kept.retain(|spare, failing| {
+            warm.contains(spare) && failing.counts(now) && !told.passing.contains(spare)
+        });
+        let passing = told.passing.into_iter();
+        let passing = passing.filter(|spare| before.contains_key(spare) && warm.contains(spare));
+        let mut news: Vec<Finding> = passing.map(|spare| (spare, None)).collect();
         for (spare, why) in told.failing {
             if let Some(known) = kept.get_mut(&spare) {
                 known.at = now;

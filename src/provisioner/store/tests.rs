@@ -1,4 +1,7 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{rows::Columns as _, *};
 use crate::{
@@ -1670,8 +1673,30 @@ async fn what_a_director_found_counts_as_long_as_it_says_so() {
     assert_eq!((find().await, counts().await), (0, 1));
     run(r#"UPDATE director SET findings = '{"spare1":{"why":"refused","at":1}}' WHERE name = 'lb1'"#.to_owned()).await;
     assert_eq!(counts().await, 0, "it was not said again");
+    let ahead = r#"UPDATE director SET findings = '{"spare1":{"why":"refused","at":99999999999999}}' WHERE name = 'lb1'"#;
+    run(ahead.to_owned()).await;
+    assert_eq!(counts().await, 0, "by a clock that was put right since");
     assert_eq!((find().await, counts().await), (1, 1));
     run(warm("NULL")).await;
     assert_eq!(find().await, 0);
     assert_eq!(counts().await, 0);
+}
+
+/// The tables as the first version made them.
+#[tokio::test]
+async fn a_store_of_an_older_version_is_brought_up_to_date_with_what_it_holds() {
+    let (home, store) = fresh().await;
+    for statement in [
+        "ALTER TABLE director DROP COLUMN findings",
+        "DELETE FROM _sqlx_migrations WHERE version = 2",
+    ] {
+        sqlx::query(statement).execute(&store.pool).await.unwrap();
+    }
+    store.close().await;
+    let store = Store::open_at(&home.place).await.unwrap();
+    let world = store.world().await.unwrap();
+    assert_eq!(world.directors[&d("lb1")], registration("lb1"));
+    assert_eq!(world.findings[&d("lb1")], BTreeMap::new());
+    let nothing = store.find(&d("lb1"), Findings::default(), "lb1").await;
+    assert_eq!(nothing.unwrap(), Some(Vec::new()));
 }
