@@ -492,6 +492,28 @@ address = "10.77.0.1"
         })
     }
 
+    /// Delivers what `outbox` holds to a provisioner that answers so, until `play` ends.
+    async fn played(
+        router: Router,
+        outbox: watch::Receiver<Outbox>,
+        play: impl Future<Output = ()>,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
+        let to = (config.provisioner.clone().unwrap(), Client::unix(path));
+        let (events, mut answers) = mpsc::channel(64);
+        let stop = CancellationToken::new();
+        let drained = async { while answers.recv().await.is_some() {} };
+        tokio::select! {
+            () = play => {}
+            () = drained => panic!("nobody delivers"),
+            () = deliver(Arc::new(config), to, outbox, events, stop) => panic!("nobody stopped it"),
+            _ = axum::serve(listener, router) => panic!("nobody answers"),
+        }
+    }
+
     fn found(failing: &[&str], passing: &[&str]) -> Findings {
         let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let failing = named(failing).into_iter();
@@ -525,9 +547,6 @@ address = "10.77.0.1"
     /// Those that it knows are not told again, though other things are.
     #[tokio::test]
     async fn findings_are_told_until_they_are_taken_and_then_no_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p.sock");
-        let listener = UnixListener::bind(&path).unwrap();
         let (asked, mut requests) = mpsc::channel(64);
         let door = Arc::new(tokio::sync::Semaphore::new(64));
         // It takes none before the third.
@@ -547,8 +566,6 @@ address = "10.77.0.1"
             .route("/v1/replacements", post(answer))
             .with_state((asked, door))
             .route("/v1/directors/lb1/findings", put(find));
-        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
-        let to = (config.provisioner.clone().unwrap(), Client::unix(path));
         let (first, then) = (found(&["a"], &[]), found(&["a"], &["b"]));
         let holds = |findings: &Findings, requests: &[u8]| Outbox {
             findings: findings.clone(),
@@ -556,8 +573,6 @@ address = "10.77.0.1"
             ..Outbox::default()
         };
         let (outbox, changes) = watch::channel(holds(&first, &[1]));
-        let (events, mut answers) = mpsc::channel(64);
-        let stop = CancellationToken::new();
         let play = async {
             let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
             // What is asked again does not wait for it.
@@ -572,29 +587,17 @@ address = "10.77.0.1"
                 assert_eq!(next().await, key(1).to_string());
             }
         };
-        let drained = async { while answers.recv().await.is_some() {} };
-        tokio::select! {
-            () = play => {}
-            () = drained => panic!("nobody delivers"),
-            () = deliver(Arc::new(config), to, changes, events, stop) => panic!("nobody stopped it"),
-            _ = axum::serve(listener, router) => panic!("nobody answers"),
-        }
+        played(router, changes, play).await;
     }
 
     #[tokio::test]
     async fn what_is_asked_for_the_first_time_waits_for_no_news_of_what_was_asked_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p.sock");
-        let listener = UnixListener::bind(&path).unwrap();
         let (asked, mut requests) = mpsc::channel(64);
         let door = Arc::new(tokio::sync::Semaphore::new(0));
         let state = (asked, Arc::clone(&door));
         let router = Router::new()
             .route("/v1/replacements", post(answer))
             .with_state(state);
-        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
-        let link = config.provisioner.clone().unwrap();
-        let to = (link, Client::unix(path));
         let old = Outbox {
             requests: [2, 3, 4].map(key).into(),
             ..Outbox::default()
@@ -604,8 +607,6 @@ address = "10.77.0.1"
             ..Outbox::default()
         };
         let (outbox, told) = watch::channel(old);
-        let (events, mut answers) = mpsc::channel(64);
-        let stop = CancellationToken::new();
         let play = async {
             let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
             for n in [2, 3, 4] {
@@ -620,20 +621,11 @@ address = "10.77.0.1"
                 assert_eq!(next().await, key(n).to_string());
             }
         };
-        let drained = async { while answers.recv().await.is_some() {} };
-        tokio::select! {
-            () = play => {}
-            () = drained => panic!("nobody delivers"),
-            () = deliver(Arc::new(config), to, told, events, stop) => panic!("nobody stopped it"),
-            _ = axum::serve(listener, router) => panic!("nobody answers"),
-        }
+        played(router, told, play).await;
     }
 
     #[tokio::test]
     async fn a_provisioner_that_wants_to_be_left_alone_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p.sock");
-        let listener = UnixListener::bind(&path).unwrap();
         let (asked, mut requests) = mpsc::channel(64);
         let refuse = async move |headers: HeaderMap| {
             let key = headers["idempotency-key"].to_str().unwrap().to_owned();
@@ -642,14 +634,10 @@ address = "10.77.0.1"
             (StatusCode::TOO_MANY_REQUESTS, Json(problem.retry_after(3)))
         };
         let router = Router::new().route("/v1/replacements", post(refuse));
-        let config = crate::config::director::parse(Path::new("d.toml"), CONFIG).unwrap();
-        let to = (config.provisioner.clone().unwrap(), Client::unix(path));
         let (outbox, told) = watch::channel(Outbox {
             requests: [1, 2].map(key).into(),
             ..Outbox::default()
         });
-        let (events, mut silence) = mpsc::channel(64);
-        let stop = CancellationToken::new();
         let play = async {
             let mut next = async || timeout(LIMIT, requests.recv()).await.unwrap().unwrap();
             let (first, one) = next().await;
@@ -663,12 +651,6 @@ address = "10.77.0.1"
             );
             assert_eq!(one, again, "nothing else was asked meanwhile");
         };
-        let drained = async { while silence.recv().await.is_some() {} };
-        tokio::select! {
-            () = play => {}
-            () = drained => panic!("nobody delivers"),
-            () = deliver(Arc::new(config), to, told, events, stop) => panic!("nobody stopped it"),
-            _ = axum::serve(listener, router) => panic!("nobody answers"),
-        }
+        played(router, told, play).await;
     }
 }

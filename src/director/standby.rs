@@ -297,15 +297,9 @@ impl Core {
         // Once more after the doubts have ended.
         self.standbys.stale = doubts;
         let all = self.standbys.warm.values();
-        let states: Vec<State> = all.clone().map(|warm| self.state_of(warm)).collect();
-        let why = |warm: &Warm| {
-            let failure = self.failure_of(warm)?;
-            let (service, server, reason) = (failure.service, failure.server, failure.reason);
-            Some(format!("{service} at {server}: {reason}"))
-        };
-        let whys: Vec<Option<String>> = all.map(why).collect();
+        let judged: Vec<_> = all.map(|warm| self.judge(warm)).collect();
         let mut news = Vec::new();
-        for ((warm, state), why) in self.standbys.warm.values_mut().zip(states).zip(whys) {
+        for (warm, (state, why)) in self.standbys.warm.values_mut().zip(judged) {
             warm.state = state;
             // As it was at first: a reason that changes with each probe is no news.
             warm.why = why.map(|why| warm.why.take().unwrap_or(why));
@@ -322,14 +316,25 @@ impl Core {
             }));
     }
 
-    fn state_of(&self, warm: &Warm) -> State {
-        if warm.places.keys().any(|place| self.fails(*place).is_some()) {
-            return State::Failing;
+    /// How it is, and where and why it fails.
+    fn judge(&self, warm: &Warm) -> (State, Option<String>) {
+        if let Some((service, dest, reason)) = self.first_failure(warm) {
+            return (
+                State::Failing,
+                Some(format!("{service} at {dest}: {reason}")),
+            );
         }
         match !warm.places.is_empty() && warm.places.keys().all(|place| self.passes(*place)) {
-            true => State::Ready,
-            false => State::Waiting,
+            true => (State::Ready, None),
+            false => (State::Waiting, None),
         }
+    }
+
+    fn first_failure(&self, warm: &Warm) -> Option<(ServiceKey, DestKey, FailReason)> {
+        warm.places.keys().find_map(|place| {
+            let reason = self.fails(*place)?;
+            Some((place.0, place.1, reason))
+        })
     }
 
     fn passes(&self, (service, dest): (ServiceKey, DestKey)) -> bool {
@@ -348,10 +353,7 @@ impl Core {
     }
 
     fn failure_of(&self, warm: &Warm) -> Option<StandbyFailure> {
-        let (service, dest, reason) = warm.places.keys().find_map(|place| {
-            let reason = self.fails(*place)?;
-            Some((place.0, place.1, reason))
-        })?;
+        let (service, dest, reason) = self.first_failure(warm)?;
         let lacking = warm.places.iter();
         let lacking = lacking.filter(|(place, _)| !self.passes(**place));
         let lacking: BTreeSet<IpAddr> = lacking

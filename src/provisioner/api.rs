@@ -606,10 +606,7 @@ async fn find(
 ) -> Result<StatusCode, Refusal> {
     let name = director(&name)?;
     may_ask(&shared, &allowed, &name).await?;
-    let actor = Actor {
-        who: name.as_str().to_owned(),
-        from: Some(origin(&caller)),
-    };
+    let actor = Actor::director(&name, origin(&caller));
     let found = shared.app.store.find(&name, body, actor).await?;
     for (spare, why) in found.ok_or_else(|| not_registered(&name))? {
         match why {

@@ -2,14 +2,14 @@
 
 use super::{
     order::Step,
-    plan::{Brief, NoChoice, PoolServer, World},
+    plan::{Brief, NoChoice, World},
     sealed::digests,
     secrets::Secrets,
     select::Candidate,
     store::{Claim, Vacancy},
 };
 use crate::{
-    model::{ReplacementId, inventory::ServerState, wire::PassedOver},
+    model::{ReplacementId, wire::PassedOver},
     telemetry::Chain,
 };
 
@@ -62,11 +62,7 @@ pub(super) fn ready(
 ) -> Option<Claim> {
     let role = &world.assignments.get(&place.failed)?.role;
     // Others wait for this transaction: where nobody is kept, no file is read for it.
-    let kept = |s: &PoolServer| {
-        let warm = s.keeping.warm.as_ref();
-        s.state == ServerState::Standby && warm.is_some_and(|warm| warm.role == *role)
-    };
-    if !world.servers.values().any(kept) {
+    if !world.servers.values().any(|s| s.is_kept_for(role)) {
         return None;
     }
     world.secrets = digests(&secrets.known(world.secret_names()));

@@ -428,12 +428,13 @@ impl World {
             match spare.map(|spare| (steps(brief, &spare, job), spare)) {
                 Some((Ok(mut steps), spare)) => {
                     self.seal(&mut steps);
-                    match install_step(pool.iter().find(|c| c.name == name), brief, job) {
+                    let own = pool.iter().find(|c| c.name == name);
+                    match install_step(own, brief, job) {
                         Some(first) => steps.insert(0, first),
+                        None if own.is_some_and(|c| c.doubt.is_some()) => {}
                         None => {
-                            let sound = self.servers.get(&name);
-                            let sound = sound.filter(|s| self.doubt(s).is_none());
-                            if let Some(warm) = sound.and_then(|s| s.keeping.warm.as_ref()) {
+                            let warm = self.servers.get(&name);
+                            if let Some(warm) = warm.and_then(|s| s.keeping.warm.as_ref()) {
                                 steps = warm.left(steps);
                             }
                         }

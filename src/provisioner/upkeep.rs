@@ -158,12 +158,8 @@ impl World {
             return None;
         }
         let kept = || {
-            let standby = self.servers.values();
-            let standby = standby.filter(|s| s.state == ServerState::Standby);
-            standby.filter(|s| {
-                let warm = s.keeping.warm.as_ref();
-                warm.is_some_and(|warm| warm.role == role.code)
-            })
+            let all = self.servers.values();
+            all.filter(|s| s.is_kept_for(&role.code))
         };
         let of = |server: &str, state| Upkeep {
             kind: Kind::Warm,

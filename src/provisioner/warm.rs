@@ -127,22 +127,35 @@ impl World {
     #[must_use]
     pub fn doubt(&self, server: &PoolServer) -> Option<String> {
         let role = &server.keeping.warm.as_ref()?.role;
-        let concerned = |director| {
-            let registered = self.directors.get(director).into_iter();
-            let mut servers = registered
-                .flat_map(|r| &r.services)
-                .flat_map(|s| &s.servers);
-            servers.any(|s| {
-                let held = self.assignments.get(&s.address);
-                held.is_some_and(|held| held.role == *role)
-            })
-        };
         let found = self.findings.iter().filter_map(|(director, found)| {
             let why = found.get(&server.server.name)?;
-            concerned(director).then(|| format!("fails the checks of {director}: {why}"))
+            let concerned = self.servers_of(director).any(|a| self.has_role(a, role));
+            concerned.then(|| format!("fails the checks of {director}: {why}"))
         });
         let all: Vec<String> = found.collect();
         (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// The addresses that a director has in its services, as often as it has them.
+    fn servers_of(&self, director: &DirectorName) -> impl Iterator<Item = IpAddr> {
+        let registered = self.directors.get(director).into_iter();
+        let servers = registered
+            .flat_map(|r| &r.services)
+            .flat_map(|s| &s.servers);
+        servers.map(|s| s.address)
+    }
+
+    fn has_role(&self, address: IpAddr, role: &str) -> bool {
+        let held = self.assignments.get(&address);
+        held.is_some_and(|held| held.role == role)
+    }
+}
+
+impl PoolServer {
+    /// Whether it is kept warm for a role, also for one as it was before.
+    pub(super) fn is_kept_for(&self, role: &str) -> bool {
+        let warm = self.keeping.warm.as_ref();
+        self.state == ServerState::Standby && warm.is_some_and(|warm| warm.role == role)
     }
 }
 
@@ -151,11 +164,7 @@ impl World {
     /// One that has just been claimed is among them until it is offered, so that nobody forgets it in between.
     #[must_use]
     pub fn standbys(&self, director: &DirectorName) -> Vec<Standby> {
-        let Some(registration) = self.directors.get(director) else {
-            return Vec::new();
-        };
-        let servers = registration.services.iter().flat_map(|s| &s.servers);
-        let servers: BTreeSet<IpAddr> = servers.map(|s| s.address).collect();
+        let servers: BTreeSet<IpAddr> = self.servers_of(director).collect();
         let kept = self.servers.values().filter(|s| match s.state {
             ServerState::Standby => s.keeping.maintenance.is_none(),
             ServerState::Claimed | ServerState::Configuring | ServerState::Testing => true,
@@ -163,11 +172,8 @@ impl World {
         });
         let standby = |s: &PoolServer| {
             let role = self.warm_for(s)?;
-            let has = |address: &&IpAddr| {
-                let held = self.assignments.get(*address);
-                held.is_some_and(|held| held.role == role)
-            };
-            let in_place_of: Vec<IpAddr> = servers.iter().filter(has).copied().collect();
+            let own = servers.iter().copied();
+            let in_place_of: Vec<IpAddr> = own.filter(|a| self.has_role(*a, &role)).collect();
             (!in_place_of.is_empty()).then(|| Standby {
                 spare: Spare {
                     name: s.server.name.clone(),

@@ -13,20 +13,13 @@ use crate::lab::server::Tree;
 use crate::lab::{VIP4, vip4, wait_for};
 use crate::scene::{
     Clock, LIGHT_SCRIPT, REPLACED, SOON, Scene, WIRING, Watch, real_server, service,
-    start_director, status, table, wait_for_page, wait_for_table,
+    start_director, status, table, two_webs, wait_for_page, wait_for_table,
 };
 
 #[test]
 fn bad_spares_are_passed_by() {
     let mut clock = Clock::start("bad_spares_are_passed_by");
-    let servers = [
-        ("web1", Tree::Web),
-        ("web2", Tree::Web),
-        ("spare1", Tree::Idle),
-        ("spare2", Tree::Idle),
-        ("spare3", Tree::Idle),
-    ];
-    let lab = Lab::new(WIRING, &servers);
+    let lab = two_webs(&["spare1", "spare2", "spare3"]);
     let services = [service(&lab, vip4(80), "nat", &[("web1", 5), ("web2", 3)])];
     let script = format!(
         "{LIGHT_SCRIPT}[ \"$(hostname)\" != spare1 ] || {{ echo no room on stage >&2; exit 3; }}\n"

@@ -16,7 +16,7 @@ use crate::lab::{Lab, vip4, wait_for, wait_until};
 use crate::policy::{ask, keep};
 use crate::scene::{
     LIGHT_SCRIPT, REPLACED, SOON, Scene, WIRING, Watch, run_director, service, status, table,
-    understudy, wait_for_page, wait_for_table,
+    two_webs, understudy, wait_for_page, wait_for_table,
 };
 
 const SERVERS: [(&str, Tree); 3] = [
@@ -347,14 +347,7 @@ fn a_director_whose_link_is_down_takes_nobody_out() {
 /// The same with a provisioner and a spare: the failures are due to be replaced, and the link holds the requests.
 #[test]
 fn a_director_whose_link_is_down_asks_for_no_spare() {
-    let lab = Lab::new(
-        WIRING,
-        &[
-            ("web1", Tree::Web),
-            ("web2", Tree::Web),
-            ("spare1", Tree::Idle),
-        ],
-    );
+    let lab = two_webs(&["spare1"]);
     let vip = vip4(80);
     let services = [service(&lab, vip, "nat", &[("web1", 1), ("web2", 1)])];
     let mut scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);

@@ -10,7 +10,7 @@ use crate::lab::server::Tree;
 use crate::lab::{show, vip4, vip6};
 use crate::scene::{
     Clock, LIGHT_SCRIPT, REPLACED, SOON, Scene, Table, WIRING, Watch, real_server, service, table,
-    wait_for_page, wait_for_table,
+    two_webs, wait_for_page, wait_for_table,
 };
 
 #[test]
@@ -108,13 +108,7 @@ fn blackholed_dr_v6() {
 #[test]
 fn a_server_of_both_families_has_one_spare() {
     let mut clock = Clock::start("a_server_of_both_families_has_one_spare");
-    let servers = [
-        ("web1", Tree::Web),
-        ("web2", Tree::Web),
-        ("spare1", Tree::Idle),
-        ("spare2", Tree::Idle),
-    ];
-    let lab = Lab::new(WIRING, &servers);
+    let lab = two_webs(&["spare1", "spare2"]);
     let (nat, dr) = (vip4(8080), vip6(80));
     let places = |name| [nat, dr].map(|vip| (vip, real_server(&lab, name, vip)));
     let services = [

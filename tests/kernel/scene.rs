@@ -17,6 +17,7 @@ use understudy::model::wire::Replacement;
 
 use crate::lab::files::Service;
 use crate::lab::process::Process;
+use crate::lab::server::Tree;
 use crate::lab::traffic::get;
 use crate::lab::{Forward, Lab, Wiring, show, wait_for};
 
@@ -44,6 +45,13 @@ pub(crate) const WIRING: Wiring = Wiring {
     v4: Forward::Nat,
     v6: Forward::Direct,
 };
+
+/// Two web servers, and spares that become ones quickly.
+pub(crate) fn two_webs(spares: &[&str]) -> Lab {
+    let webs = ["web1", "web2"].map(|web| (web, Tree::Web));
+    let spares = spares.iter().map(|spare| (*spare, Tree::Idle));
+    Lab::new(WIRING, &Vec::from_iter(webs.into_iter().chain(spares)))
+}
 
 /// A virtual service with these servers and weights, in the family of its address.
 pub(crate) fn service(

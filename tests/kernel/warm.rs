@@ -1,14 +1,13 @@
 //! A spare that was made ready beforehand: a failure costs its admission, and nothing is done to it.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
 use understudy::model::inventory::ServerState;
 
-use crate::lab::server::Tree;
 use crate::lab::{Lab, show, vip4, wait_until};
 use crate::scene::{
-    LIGHT_SCRIPT, REPLACED, SOON, Scene, WIRING, real_server, service, status, wait_for_page,
+    LIGHT_SCRIPT, REPLACED, SOON, Scene, real_server, service, status, two_webs, wait_for_page,
     wait_for_table,
 };
 
@@ -58,20 +57,31 @@ fn show_the_way(scene: &Scene<'_>, what: &str, spare: &str) {
     ));
 }
 
+fn start(lab: &Lab, vip: SocketAddr) -> Scene<'_> {
+    let services = [service(lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
+    Scene::start(lab, &["web1", "web2"], LIGHT_SCRIPT, &services)
+}
+
+fn keep_one_warm(lab: &Lab, scene: &Scene<'_>) {
+    let roles = std::fs::read_to_string(lab.dir().join("inventory/roles.toml")).unwrap();
+    lab.write("inventory/roles.toml", &format!("{roles}keep_warm = 1\n"));
+    scene.apply();
+}
+
+/// Whether a warm spare passes the director's checks.
+fn is_ready(lab: &Lab, spare: &str) -> bool {
+    let standbys = status(lab).standbys;
+    standbys
+        .iter()
+        .any(|s| s.name == spare && s.state == "ready")
+}
+
 /// The script does next to nothing: what is left is what the product adds to it.
 #[test]
 fn a_cold_spare_costs_one_log_in_besides_its_scripts() {
-    let lab = Lab::new(
-        WIRING,
-        &[
-            ("web1", Tree::Web),
-            ("web2", Tree::Web),
-            ("spare1", Tree::Idle),
-        ],
-    );
+    let lab = two_webs(&["spare1"]);
     let vip = vip4(80);
-    let services = [service(&lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
-    let scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
+    let scene = start(&lab, vip);
     let logins = || {
         let log = lab.server("spare1").sshd_log();
         log.matches("Accepted publickey").count()
@@ -86,29 +96,15 @@ fn a_cold_spare_costs_one_log_in_besides_its_scripts() {
 
 #[test]
 fn a_warm_spare_is_in_service_at_once() {
-    let lab = Lab::new(
-        WIRING,
-        &[
-            ("web1", Tree::Web),
-            ("web2", Tree::Web),
-            ("spare1", Tree::Idle),
-            ("spare2", Tree::Idle),
-        ],
-    );
+    let lab = two_webs(&["spare1", "spare2"]);
     let vip = vip4(80);
-    let services = [service(&lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
-    let scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
-    let roles = std::fs::read_to_string(lab.dir().join("inventory/roles.toml")).unwrap();
-    lab.write("inventory/roles.toml", &format!("{roles}keep_warm = 1\n"));
-    scene.apply();
+    let scene = start(&lab, vip);
+    keep_one_warm(&lab, &scene);
     wait_until("a warm spare", REPLACED, || {
         scene.spare("spare1").state == ServerState::Standby
     });
     wait_until("the director's own word on it", SOON, || {
-        let standbys = status(&lab).standbys;
-        standbys
-            .iter()
-            .any(|s| s.name == "spare1" && s.state == "ready")
+        is_ready(&lab, "spare1")
     });
     let own = |service| real_server(&lab, service, vip);
     let jobs = || lab.server("spare1").sh("ls /var/lib/understudy/jobs");
@@ -136,33 +132,20 @@ fn a_warm_spare_is_in_service_at_once() {
 /// What the directors find of it reaches the provisioner before a failure needs it.
 #[test]
 fn a_warm_spare_that_fails_is_not_the_one_that_is_taken() {
-    let lab = Lab::new(
-        WIRING,
-        &[
-            ("web1", Tree::Web),
-            ("web2", Tree::Web),
-            ("spare1", Tree::Idle),
-            ("spare2", Tree::Idle),
-        ],
-    );
+    let lab = two_webs(&["spare1", "spare2"]);
     let vip = vip4(80);
-    let services = [service(&lab, vip, "nat", &[("web1", 5), ("web2", 3)])];
-    let scene = Scene::start(&lab, &["web1", "web2"], LIGHT_SCRIPT, &services);
-    let roles = std::fs::read_to_string(lab.dir().join("inventory/roles.toml")).unwrap();
-    lab.write("inventory/roles.toml", &format!("{roles}keep_warm = 1\n"));
-    scene.apply();
-    let is = |name: &str, state: &str| {
-        let standbys = status(&lab).standbys;
-        standbys.iter().any(|s| s.name == name && s.state == state)
-    };
-    wait_until("a warm spare", REPLACED, || is("spare1", "ready"));
+    let scene = start(&lab, vip);
+    keep_one_warm(&lab, &scene);
+    wait_until("a warm spare", REPLACED, || is_ready(&lab, "spare1"));
 
     lab.server("spare1").kill_nginx();
     wait_until("the provisioner to know", SOON, || {
         let reason = scene.spare("spare1").reason;
         reason.is_some_and(|r| r.starts_with("fails the checks of lb1: tcp/"))
     });
-    wait_until("another in its stead", REPLACED, || is("spare2", "ready"));
+    wait_until("another in its stead", REPLACED, || {
+        is_ready(&lab, "spare2")
+    });
 
     lab.server("web1").kill_nginx();
     wait_for_page(&lab, vip, "spare2", SOON);

@@ -175,7 +175,7 @@ impl Store {
         name: &DirectorName,
         registration: &Registration,
     ) -> Result<World, StoreError> {
-        let actor = Actor::director(name, registration.address);
+        let actor = Actor::director(name, registration.address.to_string());
         let granted = |_: &World| Ok::<(), Infallible>(());
         match self
             .register_as(name, registration, &actor, granted)
@@ -197,10 +197,7 @@ impl Store {
         registration: &Registration,
         from: String,
     ) -> Result<Registered, StoreError> {
-        let actor = Actor {
-            who: grant.name.as_str().to_owned(),
-            from: Some(from),
-        };
+        let actor = Actor::director(&grant.name, from);
         let granted = |world: &World| granted::registering(world, grant, registration);
         let kept = self.register_as(&grant.name, registration, &actor, granted);
         Ok(match kept.await? {

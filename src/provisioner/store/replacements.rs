@@ -147,10 +147,7 @@ impl Store {
             ..Entry::new(EventKind::ReplacementRequested, what, &detail)
         };
         if first {
-            let actor = Actor {
-                who: body.name.as_str().to_owned(),
-                from: Some(from),
-            };
+            let actor = Actor::director(&body.name, from);
             audit(&mut tx, &actor, entry).await?;
         }
         let offered = new && offer_ready(&mut tx, &id, world, host, ready).await?;

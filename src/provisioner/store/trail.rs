@@ -54,11 +54,11 @@ impl Actor {
         }
     }
 
-    /// A director, which speaks from an address.
-    pub(super) fn director(name: &DirectorName, address: IpAddr) -> Self {
+    /// A director, which speaks from an address, or shows a certificate.
+    pub(in crate::provisioner) fn director(name: &DirectorName, from: String) -> Self {
         Self {
             who: name.as_str().to_owned(),
-            from: Some(address.to_string()),
+            from: Some(from),
         }
     }
 }
